@@ -541,18 +541,24 @@ fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'
         (".flatten", rest) => {
             let depth = match rest {
                 [] => 1,
-                [Val::Int(depth @ 0..=64)] => *depth,
+                [Val::Int(depth @ 0..)] => *depth,
                 _ => return Err(Stop::new("level must be non-negative")),
             };
             for _ in 0..depth {
-                let mut flat = Vec::with_capacity(items.len());
+                let (mut flat, mut is_flat) = (Vec::with_capacity(items.len()), true);
                 for item in items {
                     match item.items(run)? {
-                        Some(inner) => flat.extend(inner),
+                        Some(inner) => {
+                            is_flat = false;
+                            flat.extend(inner);
+                        }
                         None => flat.push(item),
                     }
                 }
                 items = flat;
+                if is_flat {
+                    break;
+                }
             }
             Val::list(items)?
         }

@@ -173,6 +173,7 @@ fn expressions_give_what_the_reference_gives() {
         "!has(object.spec) || object.spec.replicas <= 7",
         "semver('1.2.3').isLessThan(semver('1.10.0')) && semver('v1.2', true).minor() == 2 && !isSemver('1.2')",
         "[3, 1].sortBy(x, -x) == [3, 1] && [3, 1].sortBy(x, x) == [1, 3]",
+        "[[[1]], [[2]]].flatten(9223372036854775807) == [1, 2] && [[[1]]].flatten(1) == [[1]] && [[1]].flatten(0) == [[1]]",
         "[1].first().value() == 1 && !object.spec.names.first().hasValue() == false && [1, 2].last().value() == 2",
         "optional.unwrap([optional.of(1), optional.none()]) == [1] && [optional.of(1)].unwrapOpt() == [1]",
         "type('a') == string && type(timestamp('2026-01-01T00:00:00Z')) == google.protobuf.Timestamp",
@@ -191,6 +192,7 @@ fn expressions_give_what_the_reference_gives() {
         ("variables.bad == 1", "composited variable \"bad\" fails to evaluate: no such key: nothing"),
         ("has(variables.bad)", "composited variable \"bad\" fails to evaluate: no such key: nothing"),
         ("object.spec.replicas / 0 == 1", "division by zero"),
+        ("[[1]].flatten(-1) == [1]", "level must be non-negative"),
         ("lists.range(2000000).size() > 0", "operation cancelled: actual cost limit exceeded"),
     ] {
         assert_eq!(value(source), Err(format!("expression '{source}' resulted in error: {words}")), "{source}");

@@ -13,20 +13,24 @@ use serde_json::{Map, Value};
 use crate::schema::{self, Object, Type};
 
 /// Deepest nesting of lists and objects that anything here reads and keeps: JSON, YAML with its aliases unfolded,
-/// protobuf, what a patch makes, `fieldsV1`, stored bytes. One number, checked once on the way in, so that what was
-/// accepted can be read back, patched, compared, written and dropped: each of these uses the stack, and at this depth
-/// even a debug build needs less than a worker's 2 MiB for it (`tests/depth.rs`).
+/// protobuf, what a patch makes, `fieldsV1`, stored bytes. One number, checked on the way in and once more before an object
+/// is stored, so that what was accepted can be read back, patched, compared, written and dropped: each of these uses the
+/// stack, beneath which the API server's own calls take half of a worker's 2 MiB in a debug build (its `tests/api/depth.rs`).
 ///
-/// The reference takes 10,000. No object of its own kinds nests deeper than 30; beyond a few hundred there are only tests.
-pub const DEPTH_MAX: usize = 1_000;
+/// The reference takes 10,000. No object of its own kinds nests deeper than 30, and clients written in Rust read 127 levels
+/// (`serde_json`), of which a list and a watch take some.
+pub const DEPTH_MAX: usize = 120;
 
 /// Deepest nesting of structures within structures, of the readers that know types: only the schemas of custom resources
 /// nest without end, and each level of them costs these readers several frames of the stack.
-pub const STRUCTURES_MAX: usize = 200;
+pub const STRUCTURES_MAX: usize = 64;
 
 /// Most objects that are not empty in one body. Each takes more than half a kilobyte of memory and may take three bytes of a
 /// body, so that three megabytes of nothing would become a gigabyte; what can be stored has far fewer.
 pub const OBJECTS_MAX: usize = 100_000;
+
+/// How an error ends that says so.
+pub const TOO_DEEP: &str = "exceeded max depth";
 
 const TOO_MANY_OBJECTS: &str = "there are more than 100000 objects in it";
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::codec::{DEPTH_MAX, depth};
+use crate::codec::{DEPTH_MAX, TOO_DEEP, depth};
 use crate::status::Status;
 
 /// Most operations of a patch.
@@ -55,7 +55,13 @@ fn run<'p>(value: &mut Value, patch: &'p Value) -> Result<Option<&'p Value>, Sta
     let mut work = Work::default();
     let fails =
         |operation: &&Value| operation.as_object().and_then(|operation| apply(value, operation, &mut work)).is_none();
-    Ok(operations.iter().find(fails))
+    let failed = operations.iter().find(fails);
+    if work.too_deep {
+        return Err(Status::bad_request(format!(
+            "the patched object would nest deeper than {DEPTH_MAX} levels: {TOO_DEEP}"
+        )));
+    }
+    Ok(failed)
 }
 
 /// What strict decoding has to say about a patch that can be applied (`json patch unknown field "[0].valeu"`).
@@ -122,6 +128,8 @@ struct Work {
     copied: usize,
     /// Items of lists that were moved aside, and values that were looked at.
     touched: usize,
+    /// Whether a value could not stand where it was to be, which ends the patch.
+    too_deep: bool,
 }
 
 impl Work {
@@ -138,7 +146,8 @@ impl Work {
             Value::Array(_) | Value::Object(_) => 1,
             _ => 0,
         };
-        (path.matches('/').count() + below <= DEPTH_MAX).then_some(())
+        self.too_deep = path.matches('/').count() + below > DEPTH_MAX;
+        (!self.too_deep).then_some(())
     }
 }
 
@@ -333,15 +342,18 @@ mod tests {
         let deep = |levels: usize| (0..levels).fold(v!(1), |inner, _| v!({ "a": inner }));
         let path = |levels: usize| "/a".repeat(levels);
         let copy = |levels: usize| v!([{"op": "copy", "from": "/a", "path": path(levels)}]);
-        assert!(json(&mut deep(400), &copy(400)).is_ok());
-        assert_eq!(json(&mut deep(600), &copy(600)).unwrap_err().code(), 422);
-        let add = v!([{"op": "add", "path": path(600), "value": deep(500)}]);
-        assert_eq!(json(&mut deep(600), &add).unwrap_err().code(), 422);
-        let replace = v!([{"op": "replace", "path": path(600), "value": deep(500)}]);
-        assert_eq!(json(&mut deep(600), &replace).unwrap_err().code(), 422);
-        let moved =
-            v!([{"op": "add", "path": "/b", "value": deep(500)}, {"op": "move", "from": "/b", "path": path(600)}]);
-        assert_eq!(json(&mut deep(600), &moved).unwrap_err().code(), 422);
+        let (half, most) = (DEPTH_MAX / 2, DEPTH_MAX * 3 / 4);
+        let refused = |patch: &Value| {
+            let status = json(&mut deep(most), patch).unwrap_err();
+            assert!(status.code() == 400 && status.message.ends_with(TOO_DEEP), "{}", status.message);
+        };
+        assert!(json(&mut deep(half), &copy(half)).is_ok());
+        refused(&copy(most));
+        refused(&v!([{"op": "add", "path": path(most), "value": deep(half)}]));
+        refused(&v!([{"op": "replace", "path": path(most), "value": deep(half)}]));
+        refused(
+            &v!([{"op": "add", "path": "/b", "value": deep(half)}, {"op": "move", "from": "/b", "path": path(most)}]),
+        );
     }
 
     #[test]

@@ -15,7 +15,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use coracle_api::codec::{DEPTH_MAX, TOO_DEEP, depth};
 use coracle_api::kinds::{self, Kind, Row};
+use coracle_api::meta;
+use coracle_api::meta::text::quote;
 use coracle_api::schema::{self, Object};
 use coracle_api::status::Status;
 use coracle_keyspace::{GuardFailed, Keyspace, Records};
@@ -45,23 +48,45 @@ pub(crate) struct Resource {
     pub list_kind: String,
     /// Whether it is a second view of objects that are stored in another row's form.
     pub is_view: bool,
+    /// How objects begin as they are stored, whatever they say of themselves: `{"kind":"Pod","apiVersion":"v1",`.
+    pub stored_head: Arc<[u8]>,
     /// What it is of a definition, if it is.
     pub custom: Option<Custom>,
+}
+
+/// As `apps/v1`.
+fn api_version(row: &Row) -> String {
+    match row.group() {
+        "" => row.version().to_owned(),
+        group => format!("{group}/{}", row.version()),
+    }
+}
+
+/// How objects of a row and version begin.
+fn head(row: &Row, api_version: &str) -> Arc<[u8]> {
+    format!("{{\"kind\":\"{}\",\"apiVersion\":\"{api_version}\",", row.kind()).into_bytes().into()
 }
 
 impl Resource {
     /// `None` when the type of its objects is not known, which a test rules out.
     fn of(row: &'static Kind) -> Option<Resource> {
         let stored = kinds::all().iter().copied().find(|first| first.collection == row.collection)?;
-        let api_version = match row.group {
-            "" => row.version.to_owned(),
-            group => format!("{group}/{}", row.version),
-        };
         let is_view = !std::ptr::eq(stored, row);
         let (schema, stored_schema) = (schema::named(row.schema)?, schema::named(stored.schema)?);
         let (row, stored) = (Row::BuiltIn(row), Row::BuiltIn(stored));
-        let list_kind = row.list_kind();
-        Some(Resource { row, stored, schema, stored_schema, api_version, list_kind, is_view, custom: None })
+        let (api_version, list_kind) = (api_version(&row), row.list_kind());
+        let stored_head = head(&stored, &self::api_version(&stored));
+        Some(Resource {
+            row,
+            stored,
+            schema,
+            stored_schema,
+            api_version,
+            list_kind,
+            is_view,
+            stored_head,
+            custom: None,
+        })
     }
 
     /// Name of the record in its collection. The order of names is the order of lists.
@@ -79,9 +104,38 @@ impl Resource {
 
     /// Fills in what the schema and the kind default. An object that a definition makes too large by that is refused.
     pub fn default(&self, object: &mut Value) -> Result<(), Status> {
+        self.name_type(object);
         schema::apply_defaults(object, &self.stored_schema).map_err(Status::request_too_large)?;
         self.row.strategy().default(object);
-        Ok(())
+        self.check_depth(object)
+    }
+
+    /// Says of an object in the form in which it is stored that it is one of this resource. What a custom resource says is
+    /// checked by its definition.
+    pub fn name_type(&self, object: &mut Value) {
+        if let (None, Some(fields)) = (&self.custom, object.as_object_mut()) {
+            fields.insert("kind".to_owned(), self.stored.kind().into());
+            fields.insert("apiVersion".to_owned(), api_version(&self.stored).into());
+        }
+    }
+
+    /// Whether an object says so.
+    pub fn is_named(&self, object: &Value) -> bool {
+        object["kind"] == self.stored.kind() && object["apiVersion"] == *api_version(&self.stored)
+    }
+
+    /// 400 of an object that nests deeper than anything that is read: what was made of it here made it so.
+    pub fn check_depth(&self, object: &Value) -> Result<(), Status> {
+        if depth(object) <= DEPTH_MAX {
+            return Ok(());
+        }
+        let why = format!("it would nest deeper than {DEPTH_MAX} levels: {TOO_DEEP}");
+        Err(self.too_deep(meta::name(object), &why))
+    }
+
+    /// 400 of an object that nests too deeply.
+    pub fn too_deep(&self, name: &str, why: &str) -> Status {
+        Status::bad_request(format!("{} {}: {why}", self.row.kind(), quote(name)))
     }
 
     /// 404 of an object.

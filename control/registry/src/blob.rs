@@ -43,7 +43,7 @@ pub async fn get(
     let size = registry.inner().names.find(|names| names.blob(&name, &digest)).await?.ok_or_else(unknown)?;
     // Also for its head: who pushes takes what it hears of for what is here. What is read is hashed while it is read.
     let is_here = match head_only {
-        true => registry.is_here_whole(&digest, size).await?,
+        true => registry.is_here(&digest, size).await? && registry.is_here_whole(&digest, size).await?,
         false => registry.is_here(&digest, size).await?,
     };
     if !is_here {

@@ -105,6 +105,11 @@ impl Refusal {
         Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", "the operation is unsupported here")
     }
 
+    /// Whoever asks is not let in.
+    pub fn foreign(message: impl Into<String>) -> Refusal {
+        Refusal::new(StatusCode::FORBIDDEN, "DENIED", message)
+    }
+
     /// The requested range of the blob is beyond it.
     pub fn blob_range() -> Refusal {
         Refusal::new(StatusCode::RANGE_NOT_SATISFIABLE, "UNSUPPORTED", "the range lies beyond the blob")

@@ -28,6 +28,7 @@ mod pushes;
 mod replicas;
 mod scrub;
 mod store;
+mod unasked;
 mod upload;
 
 use std::collections::{HashMap, HashSet};
@@ -46,6 +47,7 @@ pub use catalog::{Catalog, CatalogError, Change, Entry, Only, To};
 pub use pushes::{Push, State};
 pub use replicas::{Caller, Electorate, Replica, Replicas, peers_router};
 pub use scrub::Round;
+pub use unasked::local_router;
 
 use crate::catalog::Names;
 use crate::name::Digest;

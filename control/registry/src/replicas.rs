@@ -187,7 +187,7 @@ impl Registry {
     pub(crate) async fn is_here(&self, digest: &Digest, size: u64) -> Result<bool, Refusal> {
         let here = {
             let digest = digest.clone();
-            self.blocking(move |inner| inner.store.size(&digest)).await?
+            self.blocking(move |inner| inner.store.size_of_whole(&digest, size)).await?
         };
         if here.is_some() {
             return Ok(true);

@@ -384,7 +384,8 @@ impl Server {
         let router = api.router().merge(api.authenticated(extra)).merge(joining.open());
         door.open(router.clone());
         tasks.spawn(tidy(registry.clone(), listeners.clone()));
-        tasks.spawn(listener::serve(registry_listener, None, api.bounded(registry_router), listeners.clone()));
+        let registry_local = api.bounded(coracle_registry::local_router(registry.clone(), &config.hosts));
+        tasks.spawn(listener::serve(registry_listener, None, registry_local, listeners.clone()));
         // Now with what the others have told.
         written.write()?;
         tasks.spawn(written.follow(listeners.clone()));

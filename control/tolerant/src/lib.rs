@@ -9,6 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// An object as it comes, whether it decodes or not.
@@ -30,9 +31,31 @@ impl<'de, W: DeserializeOwned> Deserialize<'de> for Tolerant<W> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
         Ok(match serde_json::from_str(raw.get()) {
             Ok(good) => Self::Good(good),
-            Err(error) => Self::Odd { meta: Box::new(meta_of(raw.get())), why: cut(&error.to_string()).into() },
+            Err(error) => match without_nulls(raw.get()) {
+                Some(good) => Self::Good(good),
+                None => Self::Odd { meta: Box::new(meta_of(raw.get())), why: cut(&error.to_string()).into() },
+            },
         })
     }
+}
+
+/// The object without the nulls in it: Go writes the zero time so, also as the value of a key, where its readers here expect a
+/// time.
+fn without_nulls<W: DeserializeOwned>(json: &str) -> Option<W> {
+    fn drop_nulls(value: &mut Value) -> bool {
+        match value {
+            Value::Object(fields) => {
+                let before = fields.len();
+                fields.retain(|_, value| !value.is_null());
+                let dropped = fields.len() < before;
+                fields.values_mut().fold(dropped, |dropped, value| drop_nulls(value) || dropped)
+            }
+            Value::Array(items) => items.iter_mut().fold(false, |dropped, item| drop_nulls(item) || dropped),
+            _ => false,
+        }
+    }
+    let mut value = serde_json::from_str(json).ok()?;
+    if drop_nulls(&mut value) { serde_json::from_value(value).ok() } else { None }
 }
 
 /// So much of a reason is told: it is logged at each change of the object.
@@ -123,5 +146,17 @@ mod tests {
         assert!(why.len() <= WHY_BYTES_MAX && why.contains("invalid type"), "{why}");
         let good = serde_json::from_str::<Tolerant<Service>>(r#"{"metadata": {"name": "a"}}"#).unwrap();
         assert!(matches!(good, Tolerant::Good(_)));
+    }
+
+    #[test]
+    fn the_zero_time_of_a_key_hides_no_object() {
+        use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+        let zero = r#"{"metadata": {"name": "a"}, "status": {"currentHealthy": 1, "desiredHealthy": 1, "disruptionsAllowed": 0,
+            "expectedPods": 1, "disruptedPods": {"p": null, "q": "2020-01-01T00:00:00Z"}}}"#;
+        let Tolerant::Good(budget) = serde_json::from_str::<Tolerant<PodDisruptionBudget>>(zero).unwrap() else {
+            panic!("a budget");
+        };
+        let pods = budget.status.and_then(|status| status.disrupted_pods).unwrap();
+        assert_eq!(pods.into_keys().collect::<Vec<_>>(), ["q"]);
     }
 }

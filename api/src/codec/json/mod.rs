@@ -14,8 +14,8 @@ use serde_json::Value;
 
 pub use pretty::{Indent, pretty};
 
-use self::scan::{Scanner, Silent, Step, Syntax, Twice};
-use super::{DEPTH_MAX, DecodeError, Decoded, Depth, OBJECTS_MAX};
+use self::scan::{Cuts, Scanner, Silent, Step, Syntax, Twice};
+use super::{DEPTH_MAX, DecodeError, Decoded, Depth, OBJECTS_MAX, TOO_DEEP};
 use crate::schema::Object;
 
 const PARSE_ERROR: &str = "couldn't get version/kind; json parse error: ";
@@ -34,6 +34,14 @@ impl From<Syntax> for DecodeError {
 #[error("{0}")]
 pub struct ParseError(String);
 
+impl ParseError {
+    /// Whether that is since they nest too deeply.
+    #[must_use]
+    pub fn is_too_deep(&self) -> bool {
+        self.0.ends_with(TOO_DEEP)
+    }
+}
+
 /// Reads JSON of any shape as every decoder here does: with the same limit of nesting ([`DEPTH_MAX`]) and the same
 /// reading of numbers. For stored objects, patches and whatever else is looked at without a type; another parser would
 /// have another limit, and what one took the other would lose.
@@ -42,6 +50,17 @@ pub struct ParseError(String);
 /// Bytes that are not JSON, or nest too deeply.
 pub fn parse(bytes: &[u8]) -> Result<Value, ParseError> {
     parse_within(bytes, 0, usize::MAX).map(|(value, _)| value)
+}
+
+/// The same of what was stored when more levels were taken: what nests deeper than is taken now is left out, and whether
+/// there is such comes back.
+///
+/// # Errors
+/// Bytes that are not JSON.
+pub fn parse_cut(bytes: &[u8]) -> Result<(Value, bool), ParseError> {
+    let mut scanner = Scanner { cuts: Cuts::None, ..Scanner::new(bytes) };
+    let value = raw(&mut scanner).and_then(|value| scanner.end().map(|()| value));
+    value.map(|value| (value, scanner.cuts == Cuts::Some)).map_err(|Syntax(words)| ParseError(words))
 }
 
 /// The same of what a client sends to be looked at without a type: with a bound on what may come of it ([`OBJECTS_MAX`]).

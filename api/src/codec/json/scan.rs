@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Number, Value};
 
-use crate::codec::{DEPTH_MAX, TOO_MANY_OBJECTS};
+use crate::codec::{DEPTH_MAX, TOO_DEEP, TOO_MANY_OBJECTS};
 
 /// Deepest nesting that is read (Go's limit) where the value is skipped.
 const DEEPEST: usize = 10_000;
@@ -22,6 +22,19 @@ pub(super) struct Scanner<'a> {
     pub(super) depth: usize,
     /// Objects that may still come.
     pub(super) objects_left: usize,
+    /// What is nested too deeply is left out of a value without a type.
+    pub(super) cuts: Cuts,
+}
+
+/// What becomes of lists and objects that nest deeper than [`DEPTH_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cuts {
+    /// They are an error.
+    Refused,
+    /// They are left out; none was seen yet.
+    None,
+    /// They are left out, and there are such.
+    Some,
 }
 
 /// Told of keys that an untyped object has twice; the way to the object is kept by whoever listens.
@@ -48,7 +61,7 @@ impl Twice for Silent {
 
 impl<'a> Scanner<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Scanner<'a> {
-        Scanner { bytes, at: 0, depth: 0, objects_left: usize::MAX }
+        Scanner { bytes, at: 0, depth: 0, objects_left: usize::MAX, cuts: Cuts::Refused }
     }
 
     /// The next byte that is not space; it stays to be read.
@@ -91,7 +104,7 @@ impl<'a> Scanner<'a> {
     /// Goes into an object or list.
     pub(super) fn enter(&mut self, deepest: usize) -> Result<()> {
         if self.depth >= deepest {
-            return self.wrong("exceeded max depth");
+            return self.wrong(TOO_DEEP);
         }
         self.depth += 1;
         self.at += 1;
@@ -345,36 +358,64 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// Any value.
+    /// Any value. Each kind of value has a function of its own, so that a level takes no more of the stack than it needs.
     pub(super) fn any(&mut self, told: &mut impl Twice) -> Result<Value> {
-        Ok(match self.peek()? {
-            b'{' => {
-                self.enter(DEPTH_MAX)?;
-                let mut map = Map::new();
-                let mut first = true;
-                while let Some(key) = self.key(first)? {
-                    first = false;
-                    if map.contains_key(&*key) {
-                        told.twice(&key);
-                    }
-                    told.enter(Step::Key(&key));
-                    let value = self.any(told);
-                    told.leave();
-                    map.insert(key.into_owned(), value?);
-                }
-                Value::Object(map)
+        match self.peek()? {
+            b'{' => self.any_object(told),
+            b'[' => self.any_list(told),
+            byte => self.any_scalar(byte),
+        }
+    }
+
+    /// Whether what starts here is too deep and left out; then it was read over.
+    fn is_cut(&mut self) -> Result<bool> {
+        if self.cuts == Cuts::Refused || self.depth < DEPTH_MAX || !matches!(self.peek()?, b'{' | b'[') {
+            return Ok(false);
+        }
+        self.skip()?;
+        self.cuts = Cuts::Some;
+        Ok(true)
+    }
+
+    fn any_object(&mut self, told: &mut impl Twice) -> Result<Value> {
+        self.enter(DEPTH_MAX)?;
+        let mut map = Map::new();
+        let mut first = true;
+        while let Some(key) = self.key(first)? {
+            first = false;
+            if self.is_cut()? {
+                continue;
             }
-            b'[' => {
-                self.enter(DEPTH_MAX)?;
-                let mut items = Vec::new();
-                while self.item(items.is_empty())? {
-                    told.enter(Step::Index(items.len()));
-                    let item = self.any(told);
-                    told.leave();
-                    items.push(item?);
-                }
-                Value::Array(items)
+            if map.contains_key(&*key) {
+                told.twice(&key);
             }
+            told.enter(Step::Key(&key));
+            let value = self.any(told);
+            told.leave();
+            map.insert(key.into_owned(), value?);
+        }
+        Ok(Value::Object(map))
+    }
+
+    fn any_list(&mut self, told: &mut impl Twice) -> Result<Value> {
+        self.enter(DEPTH_MAX)?;
+        let mut items = Vec::new();
+        let mut first = true;
+        while self.item(first)? {
+            first = false;
+            if self.is_cut()? {
+                continue;
+            }
+            told.enter(Step::Index(items.len()));
+            let item = self.any(told);
+            told.leave();
+            items.push(item?);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn any_scalar(&mut self, byte: u8) -> Result<Value> {
+        Ok(match byte {
             b'"' => Value::String(self.string()?.into_owned()),
             b't' => {
                 self.word("true")?;

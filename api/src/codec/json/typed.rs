@@ -7,7 +7,7 @@ use serde_json::{Map, Number, Value};
 use super::scan::{Scanner, Syntax};
 use super::{DecodeError, Decoded, MOST_PROBLEMS, not_an_object, problem, raw, what};
 use crate::codec::scalar::{self, Precision};
-use crate::codec::{DEPTH_MAX, OBJECTS_MAX, STRUCTURES_MAX, finish, is_zero, zero_item};
+use crate::codec::{DEPTH_MAX, OBJECTS_MAX, STRUCTURES_MAX, TOO_DEEP, finish, is_zero, zero_item};
 use crate::schema::{self, Absent, Field, Object, Type};
 
 const SCHEMA_PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
@@ -68,7 +68,7 @@ impl<'a> Reader<'a> {
     /// The structure that starts here.
     fn object(&mut self, object: &Object, place: &Place<'_>) -> Result<Value, Syntax> {
         if self.structures >= STRUCTURES_MAX {
-            return self.scan.wrong("exceeded max depth");
+            return self.scan.wrong(TOO_DEEP);
         }
         self.scan.enter(DEPTH_MAX)?;
         self.structures += 1;

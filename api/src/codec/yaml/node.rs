@@ -3,11 +3,8 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use crate::codec::DEPTH_MAX;
+use crate::codec::{DEPTH_MAX, TOO_DEEP};
 use libyaml_safer::{Error, ErrorKind, EventData, Parser, ScalarStyle};
-
-/// The words of Go, whose limit is ten times [`DEPTH_MAX`].
-const TOO_DEEP: &str = "exceeded max depth of 10000";
 
 /// A node of a document.
 #[derive(Debug)]

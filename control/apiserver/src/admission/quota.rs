@@ -28,7 +28,7 @@ use tokio::sync::MutexGuard;
 use super::{Attributes, is};
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
-use crate::store::{self, Refused, Seen, Store, object};
+use crate::store::{self, Refused, Seen, Store};
 
 /// What was charged and is not in the status of its quota yet; named as the quota.
 const PENDING: &str = "coracle.quotacharges";
@@ -174,7 +174,7 @@ pub(super) async fn charge<'a>(
         if std::mem::take(&mut is_free) {
             charge.ops.push(Op::Put {
                 key: record.key.clone(),
-                value: folded(object, &[&pending.amounts, &added]),
+                value: folded(quotas, object, &[&pending.amounts, &added]),
                 guard,
             });
             charge.ops.push(pending.end(&record.key.name));
@@ -197,7 +197,7 @@ pub(super) async fn charge<'a>(
 }
 
 /// A quota with more in its status.
-fn folded(quota: &Value, more: &[&Amounts]) -> Content {
+fn folded(quotas: &Resource, quota: &Value, more: &[&Amounts]) -> Content {
     let mut used = quota::amounts(&quota["status"]["used"]);
     for more in more {
         sum(&mut used, more);
@@ -207,7 +207,7 @@ fn folded(quota: &Value, more: &[&Amounts]) -> Content {
         quota["status"] = json!({});
     }
     quota["status"]["used"] = quota::to_list(&used);
-    object::encode(&quota)
+    Store::encode(quotas, &quota)
 }
 
 /// The status of a quota is written anew: whoever counted knows nothing of what is pending, so that is folded first, and the
@@ -231,7 +231,7 @@ async fn fold(cluster: &Cluster, quotas: &Resource, name: &Arc<str>) -> Result<(
         if pending.amounts.is_empty() {
             return Ok(());
         }
-        let (value, guard) = (folded(&object, &[&pending.amounts]), Guard::Revision(record.revision));
+        let (value, guard) = (folded(quotas, &object, &[&pending.amounts]), Guard::Revision(record.revision));
         let put = Op::Put { key: Store::key(quotas, name), value, guard };
         match cluster.store.transact(vec![put, pending.end(name)]).await {
             Ok(_) => return Ok(()),

@@ -121,8 +121,8 @@ fn schema_of(api_version: &str, kind: &str) -> Option<std::sync::Arc<schema::Obj
 pub(crate) fn json_text(form: Form, code: u16, json: impl Into<Bytes>) -> Response {
     let json = json.into();
     match (form.format, form.pretty) {
-        (Format::Yaml, _) => match coracle_api::codec::json::parse(&json) {
-            Ok(value) => bytes(code, negotiate::YAML, yaml::from_json(&value)),
+        (Format::Yaml, _) => match coracle_api::codec::json::parse_cut(&json) {
+            Ok((value, _)) => bytes(code, negotiate::YAML, yaml::from_json(&value)),
             Err(error) => status(Form::JSON, &Status::internal_error(format_args!("a stored object: {error}"))),
         },
         (_, true) => bytes(code, negotiate::JSON, pieces::indented(std::iter::once(json))),

@@ -28,8 +28,6 @@ pub(crate) struct Custom {
     pub conversion: Option<Arc<Conversion>>,
     /// How objects of this version begin: `{"kind":"Gadget","apiVersion":"example.com/v1",`.
     pub head: Arc<[u8]>,
-    /// How they begin as they are stored.
-    pub stored_head: Arc<[u8]>,
 }
 
 impl Custom {

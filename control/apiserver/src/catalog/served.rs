@@ -168,10 +168,7 @@ impl Standing {
             let read = || self.object().and_then(|object| Conversion::read(&object)).map(Arc::new);
             let conversion = self.made.conversion.get_or_init(read).clone();
             let (api_version, row) = (kind.api_version.clone(), Row::Custom(kind.clone()));
-            let head = |version: &str| -> Arc<[u8]> {
-                format!("{{\"kind\":\"{}\",\"apiVersion\":\"{version}\",", row.kind()).into_bytes().into()
-            };
-            let (head, stored_head) = (head(&api_version), head(&kind.stored_version));
+            let (head, stored_head) = (super::head(&row, &api_version), super::head(&row, &kind.stored_version));
             let custom = Custom {
                 kind,
                 number,
@@ -180,7 +177,6 @@ impl Standing {
                 retired: self.made.retired.clone(),
                 conversion,
                 head,
-                stored_head,
             };
             Some(Arc::new(Resource {
                 list_kind: row.list_kind(),
@@ -190,6 +186,7 @@ impl Standing {
                 schema,
                 api_version,
                 is_view: false,
+                stored_head,
                 custom: Some(custom),
             }))
         };

@@ -204,8 +204,20 @@ impl<'a> Seen<'a> {
         Ok(value)
     }
 
+    /// The same for whoever changes it: what nests so deep that it is not read whole would lose its deepest levels.
+    pub fn stored_whole(&self) -> Result<Value, Status> {
+        if object::parse(&self.record.bytes).is_ok_and(|(_, is_cut)| is_cut) {
+            let message = "it nests so deep that it can be read and deleted, but not changed";
+            return Err(self.resource.too_deep(split(&self.record.key.name).1, message));
+        }
+        self.stored()
+    }
+
+    /// What is stored is what was asked for, whatever it says of itself.
     fn parsed(&self) -> Result<Value, Status> {
-        object::parse(&self.record.bytes).map_err(|error| self.unreadable(error))
+        let (mut value, _) = object::parse(&self.record.bytes).map_err(|error| self.unreadable(error))?;
+        self.resource.name_type(&mut value);
+        Ok(value)
     }
 
     fn unreadable(&self, error: impl std::fmt::Display) -> Status {
@@ -229,14 +241,13 @@ impl<'a> Seen<'a> {
 
     /// Whether the stored bytes are what clients of this row see, whole.
     pub fn is_as_stored(&self) -> bool {
-        let head = self.resource.custom.as_ref().map(|custom| &custom.head);
-        head.is_none_or(|head| self.record.bytes.starts_with(head)) && self.is_plain()
+        let head = self.resource.custom.as_ref().map_or(&self.resource.stored_head, |custom| &custom.head);
+        self.record.bytes.starts_with(head) && self.is_plain()
     }
 
-    /// Whether a custom resource is stored as it would be stored now, its version too.
+    /// Whether it is stored as it would be stored now, its version too.
     pub fn is_stored_now(&self) -> bool {
-        let version = self.resource.custom.as_ref().map(|custom| &custom.stored_head);
-        version.is_none_or(|head| self.record.bytes.starts_with(head)) && self.is_plain()
+        self.record.bytes.starts_with(&self.resource.stored_head) && (self.resource.custom.is_none() || self.is_plain())
     }
 
     /// What a webhook made of it for this version, while it is kept.

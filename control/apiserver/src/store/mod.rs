@@ -7,6 +7,7 @@ pub(crate) mod memo;
 pub(crate) mod object;
 mod warm;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
@@ -198,9 +199,16 @@ impl Store {
     }
 
     /// The bytes to store of an object as clients of this resource see it.
+    /// Every object that is stored comes by here, and is of the kind and the version that its resource is stored in.
     pub fn encode(resource: &Resource, object: &Value) -> Content {
         match &resource.custom {
-            None => object::encode(object),
+            None => {
+                let mut object = Cow::Borrowed(object);
+                if !resource.is_named(&object) {
+                    resource.name_type(object.to_mut());
+                }
+                object::encode(&object)
+            }
             Some(custom) => {
                 let mut object = object.clone();
                 custom.kind.store(&mut object);

@@ -131,14 +131,17 @@ pub(crate) fn item_start(bytes: &[u8]) -> usize {
 }
 
 /// Reads an object that was laid out here: with the parser that reads bodies, so that whatever was accepted is read back.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Value, json::ParseError> {
-    json::parse(bytes)
+/// Of what was stored when more levels were taken the deepest are left out, and that comes back.
+pub(crate) fn parse(bytes: &[u8]) -> Result<(Value, bool), json::ParseError> {
+    json::parse_cut(bytes)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use coracle_api::codec::{DEPTH_MAX, depth};
     use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn the_layout_lets_pieces_be_cut_out() {
@@ -151,19 +154,26 @@ mod tests {
         let bytes = [before, b"12", after].concat();
         let mut expected = object.clone();
         expected["metadata"]["resourceVersion"] = json!("12");
-        assert_eq!(parse(&bytes).unwrap(), expected);
+        assert_eq!(parse(&bytes).unwrap().0, expected);
         let range = metadata_range(&bytes);
-        assert_eq!(parse(&bytes[range.clone()]).unwrap(), expected["metadata"]);
+        assert_eq!(parse(&bytes[range.clone()]).unwrap().0, expected["metadata"]);
         assert!(bytes[item_start(&bytes)..].starts_with(b"\"metadata\":{"));
-        assert_eq!(parse(&encode_final(&object)).unwrap(), object);
+        assert_eq!(parse(&encode_final(&object)).unwrap().0, object);
         assert!(bytes.starts_with(br#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"#));
     }
 
-    /// As deep as a body may nest; another parser stops at 128.
+    /// As deep as a body may nest; what is deeper is left out.
     #[test]
     fn what_was_accepted_is_read_back() {
-        let deep = (0..coracle_api::codec::DEPTH_MAX - 2).fold(json!({}), |inner, _| json!({ "f:a": inner }));
-        let object = json!({"metadata": {"name": "x", "resourceVersion": "7"}, "data": deep});
-        assert_eq!(parse(&encode_final(&object)).unwrap(), object);
+        let of = |levels: usize| {
+            let deep = (2..levels).fold(json!({}), |inner, _| json!({ "f:a": inner }));
+            json!({"metadata": {"name": "x", "resourceVersion": "7"}, "data": deep})
+        };
+        let object = of(DEPTH_MAX);
+        assert_eq!(depth(&object), DEPTH_MAX);
+        assert_eq!(parse(&encode_final(&object)).unwrap(), (object.clone(), false));
+        for levels in [DEPTH_MAX + 1, 500] {
+            assert_eq!(parse(&encode_final(&of(levels))).unwrap(), (object.clone(), true), "{levels}");
+        }
     }
 }

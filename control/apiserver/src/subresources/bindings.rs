@@ -24,7 +24,7 @@ use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::request::call::{Call, Request};
 use crate::request::negotiate::JSON;
-use crate::store::{Refused, Seen, Store, object};
+use crate::store::{Refused, Seen, Store};
 
 /// Bindings of one request.
 const BINDINGS_MAX: usize = 512;
@@ -182,7 +182,7 @@ async fn attempt(
         match made {
             Err(status) => results[at] = Some(status),
             Ok(pod) => {
-                let value = object::encode(&pod);
+                let value = Store::encode(&pods, &pod);
                 size += value.bytes.len();
                 let op = Op::Put { key: Store::key(&pods, &name), value, guard: Guard::Revision(record.revision) };
                 let ops: Vec<Op> = std::iter::once(op).chain(guard.cloned()).collect();

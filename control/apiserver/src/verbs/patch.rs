@@ -68,7 +68,10 @@ impl Patch {
                 codec::any_yaml(body).map_err(|why| Status::bad_request(format!("error encoding patch: {why}")))?;
             return Ok(Patch { kind, value, problems });
         }
-        let value = json::parse_body(body).map_err(|_| Status::bad_request("invalid JSON patch"))?;
+        let value = json::parse_body(body).map_err(|error| match error.is_too_deep() {
+            true => Status::bad_request(format!("invalid JSON patch: {error}")),
+            false => Status::bad_request("invalid JSON patch"),
+        })?;
         let problems = if kind == Kind::Json { patch::json_problems(&value) } else { Vec::new() };
         Ok(Patch { kind, value, problems })
     }

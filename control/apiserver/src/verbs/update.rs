@@ -149,7 +149,7 @@ async fn attempt(
     let admitted = write.attributes().guard().or_else(|| before.cloned());
     let converted = conversion::one(write.cluster, resource, record).await?;
     let seen = Seen::new(resource, &converted);
-    let old = seen.stored()?;
+    let old = seen.stored_whole()?;
     let shown = if resource.is_view { seen.value()? } else { old.clone() };
     let Changed { mut object, owned, names_version } = step(&shown)?;
     drop(shown);
@@ -173,8 +173,7 @@ async fn attempt(
         admission::validate(&attributes, &object, Some(&old), write.options.dry_run).await?;
     }
     // What another version or another schema left is written anew.
-    let is_current = resource.custom.is_none() || Seen::new(resource, record).is_stored_now();
-    if is_current && ownership::is_unchanged(&object, &old) {
+    if Seen::new(resource, record).is_stored_now() && ownership::is_unchanged(&object, &old) {
         return Ok(Written::Record(record.clone()));
     }
     let gone = is_finished(resource, &object, &old);

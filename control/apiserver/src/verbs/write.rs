@@ -304,7 +304,9 @@ impl Write<'_> {
     /// The bytes to store; an object that is too large is refused.
     pub async fn encode(&self, object: &Value) -> Result<coracle_keyspace::Value, Status> {
         let stored = conversion::to_stored(self.cluster, self.resource, object).await?;
-        let content = Store::encode(self.resource, stored.as_ref().unwrap_or(object));
+        let object = stored.as_ref().unwrap_or(object);
+        self.resource.check_depth(object)?;
+        let content = Store::encode(self.resource, object);
         if content.bytes.len() > object::OBJECT_BYTES_MAX {
             return Err(Status::request_too_large(format!("limit is {}", object::OBJECT_BYTES_MAX)));
         }

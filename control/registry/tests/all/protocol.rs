@@ -190,6 +190,23 @@ async fn a_blob_is_what_its_digest_says_or_nothing() {
 }
 
 #[tokio::test]
+async fn what_was_cut_off_on_the_disk_is_not_given_as_if_that_were_all() {
+    let server = Server::start();
+    let blob = push_blob(&server, "a", b"a content that is cut off").await;
+    let path = format!("/v2/a/blobs/{blob}");
+    let hex = blob.strip_prefix("sha256:").unwrap();
+    let place = server.dir.path().join("blobs/sha256").join(&hex[..2]).join(hex);
+    for (method, bytes) in [(Method::GET, 10), (Method::HEAD, 10), (Method::GET, 0), (Method::GET, 100)] {
+        // It was found to be sound a moment ago.
+        assert_eq!(send(&server, Method::HEAD, &path, &[], "").await.status, StatusCode::OK);
+        std::fs::File::options().write(true).open(&place).unwrap().set_len(bytes).unwrap();
+        assert_eq!(send(&server, method, &path, &[], "").await.status, StatusCode::NOT_FOUND);
+        assert!(!place.exists(), "it is set aside");
+        push_blob(&server, "a", b"a content that is cut off").await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_damaged_on_the_disk_is_not_given_and_comes_with_the_next_push() {
     let server = Server::start();
     let content: &[u8] = b"a content that a disk spoils";

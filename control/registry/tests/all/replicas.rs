@@ -431,6 +431,11 @@ async fn what_is_damaged_at_one_comes_from_another() {
     let path = format!("/v2/app/blobs/{blob}");
     assert_eq!(group.server(1).send(Method::HEAD, &path, Vec::new()).await.0, StatusCode::OK);
     assert!(is_whole(1));
+    for method in [Method::HEAD, Method::GET] {
+        std::fs::File::options().write(true).open(group.server(1).path(&blob)).unwrap().set_len(10).unwrap();
+        assert_eq!(group.server(1).send(method, &path, Vec::new()).await.0, StatusCode::OK);
+        assert!(is_whole(1));
+    }
     damage(2);
     damage(3);
     let (status, why) = group.push(1, content(21)).await;

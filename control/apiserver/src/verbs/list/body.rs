@@ -291,7 +291,7 @@ impl List for Yaml {
         let mut item = Vec::with_capacity(record.bytes.len() + 64);
         self.json.row(0, record, &mut item);
         // One that is damaged is nothing there, as in other forms.
-        let item = json::parse(&item).unwrap_or_else(|error| {
+        let item = json::parse_cut(&item).map(|(item, _)| item).unwrap_or_else(|error| {
             let (collection, name) = (&record.key.collection, &record.key.name);
             tracing::error!("the stored bytes of {collection} {name} cannot be read: {error}");
             Value::Null

@@ -67,7 +67,7 @@ impl Encoder {
     /// The slot in which frames of this form are shared; rarer forms are encoded for each watcher.
     fn slot(&self, event: &Event) -> Option<usize> {
         // Whoever watches another version, or by another definition, may see something else.
-        let differs = || self.resource.custom.is_some() && !Seen::new(&self.resource, &event.record).is_as_stored();
+        let differs = || !Seen::new(&self.resource, &event.record).is_as_stored();
         if self.resource.is_view || differs() {
             return None;
         }
