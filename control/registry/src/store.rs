@@ -189,7 +189,7 @@ impl Store {
         if is == size {
             return Ok(Some(size));
         }
-        self.set_aside(digest, &file, &format!("it has {is} of {size} bytes"))?;
+        self.set_aside(digest, &file)?;
         Ok(None)
     }
 
