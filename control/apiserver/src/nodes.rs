@@ -259,7 +259,7 @@ mod tests {
     async fn a_node_that_answers_badly_is_not_one_that_cannot_be_reached() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let nodes = Nodes::new(None, CancellationToken::new());
+        let nodes = Nodes::new(Arc::new(outward::Nodes::new(None)), CancellationToken::new());
         let to = Endpoint { host: "127.0.0.1".to_owned(), port, tls: false, name: None, node: "n".to_owned() };
         let send = async || {
             let request = Request::get("/").header("host", "x").body(empty()).unwrap();
