@@ -53,6 +53,11 @@ fn as_called(called: &OsStr, search: Option<&OsStr>) -> Option<PathBuf> {
     std::path::absolute(found).ok()
 }
 
+/// Whether this process has had an earlier life: what is done once, at its beginning, was done.
+pub fn is_another_life() -> bool {
+    left(&std::env::var(LEFT).unwrap_or_default(), std::process::id()).is_some()
+}
+
 /// What an earlier life of this process has left. Called once.
 pub fn listeners() -> Listeners {
     let said = std::env::var(LEFT).unwrap_or_default();

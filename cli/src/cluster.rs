@@ -9,6 +9,7 @@ use clap::Args;
 use coracle_sdk::{
     Audit, Cluster, Compiler, IngressPort, IngressPorts, Join, Log, Options, Otlp, OtlpEndpoint, Program, Remote,
 };
+use futures::FutureExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::anew;
@@ -345,15 +346,39 @@ pub async fn run(cluster: Cluster, program: &Program, signals: &mut Signals) -> 
         () = signals.received() => drain(cluster, signals).await,
         () = program.asked() => {
             eprintln!("beginning anew with {}: pods end in grace", program.path().display());
-            tokio::select! {
-                listeners = cluster.shutdown_to_begin_anew() => Err(anew::begin(program, &listeners)),
-                () = signals.received() => bail!("stopped before everything was drained; nothing acknowledged is lost"),
+            let ended = to_begin_anew(cluster.shutdown_to_begin_anew(), async || signals.received().await).await;
+            match ended.context("nothing acknowledged is lost")? {
+                Some(listeners) => Err(anew::begin(program, &listeners)),
+                None => Ok(()),
             }
         }
         why = cluster.ended() => {
             cluster.shutdown().await;
             bail!(why)
         }
+    }
+}
+
+/// Waits for `shutdown` of a process that is to begin anew; what that leaves for its next life. A signal meanwhile asks for the end
+/// of it, as it does at any time: it is drained all the same, and there is no next life. A second one ends it at once.
+pub async fn to_begin_anew<T>(
+    shutdown: impl Future<Output = T>,
+    mut signal: impl AsyncFnMut(),
+) -> anyhow::Result<Option<T>> {
+    let mut shutdown = std::pin::pin!(shutdown);
+    let left = tokio::select! {
+        biased;
+        () = signal() => None,
+        left = &mut shutdown => Some(left),
+    };
+    if let Some(left) = left {
+        // What comes after this is for the next life.
+        return Ok(signal().now_or_never().is_none().then_some(left));
+    }
+    eprintln!("stopping instead (once more to stop at once)");
+    tokio::select! {
+        _ = shutdown => Ok(None),
+        () = signal() => bail!("stopped before everything was drained"),
     }
 }
 
@@ -369,6 +394,31 @@ pub async fn drain(cluster: Cluster, signals: &mut Signals) -> anyhow::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_signal_to_a_process_that_begins_anew_ends_it_in_order() {
+        let channel = || tokio::sync::mpsc::unbounded_channel::<()>();
+        let run = async |signals: usize, at_its_end: usize| {
+            let (send, mut signal) = channel();
+            (0..signals).for_each(|_| send.send(()).unwrap());
+            let (drained, mut is_drained) = tokio::sync::oneshot::channel();
+            let shutdown = async {
+                // Long enough for what has come already.
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                (0..at_its_end).for_each(|_| send.send(()).unwrap());
+                drained.send(()).unwrap();
+                "listeners"
+            };
+            let next = to_begin_anew(shutdown, async || signal.recv().await.unwrap()).await;
+            (next.map_err(|error| error.to_string()), is_drained.try_recv().is_ok())
+        };
+        assert_eq!(run(0, 0).await, (Ok(Some("listeners")), true));
+        assert_eq!(run(1, 0).await, (Ok(None), true), "it ends, and first in order");
+        assert_eq!(run(0, 1).await, (Ok(None), true), "it ends, however late it hears so");
+        assert_eq!(run(2, 0).await, (Err("stopped before everything was drained".to_owned()), false));
+    }
 
     #[test]
     fn a_directory_is_a_cluster_by_the_marks_of_its_founding_only() {

@@ -8,7 +8,7 @@ use anyhow::bail;
 use coracle_sdk::{Compiler, Join, Listeners, Worker, WorkerOptions};
 
 use crate::anew;
-use crate::cluster::{Ingress, Signals, Traces, default_dir};
+use crate::cluster::{Ingress, Signals, Traces, default_dir, to_begin_anew};
 use crate::output::{self, Step};
 
 /// Join a cluster as a node, and run its pods here until Ctrl-C
@@ -89,9 +89,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         () = signals.received() => drain(worker, &mut signals).await,
         () = program.asked() => {
             eprintln!("beginning anew with {}: pods end in grace", program.path().display());
-            tokio::select! {
-                () = worker.shutdown() => Err(anew::begin(&program, &Listeners::default())),
-                () = signals.received() => bail!("stopped before every pod had ended"),
+            match to_begin_anew(worker.shutdown(), async || signals.received().await).await? {
+                Some(()) => Err(anew::begin(&program, &Listeners::default())),
+                None => Ok(()),
             }
         }
         why = worker.ended() => {

@@ -34,7 +34,7 @@ pub struct Arguments {
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Read first: a mistake in a file is told before anything starts.
-    let objects = manifests::read(&arguments.files)?;
+    let objects = to_apply(&arguments.files, anew::is_another_life())?;
     // The process in the background is started with the same words.
     if arguments.detach && std::env::var_os(IN_BACKGROUND).is_none() {
         return detach(&arguments.here.data_dir("coracle")?).await;
@@ -62,6 +62,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     cluster::run(cluster, &program, &mut signals).await
 }
 
+/// What is applied. A process that begins anew has applied it: others may have changed it since, and the files may be gone.
+fn to_apply(files: &[PathBuf], is_another_life: bool) -> anyhow::Result<Vec<manifests::Manifest>> {
+    match is_another_life {
+        true => Ok(Vec::new()),
+        false => Ok(manifests::read(files)?),
+    }
+}
+
 /// Set for the process that `--detach` starts.
 const IN_BACKGROUND: &str = "CORACLE_IN_BACKGROUND";
 
@@ -77,7 +85,8 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
     let log = dir.join(own_log::NAME);
     let file = std::fs::File::options().create(true).append(true).mode(0o600).open(&log);
     let file = file.with_context(|| format!("open {}", log.display()))?;
-    let mut command = Command::new(std::env::current_exe().context("find this program's own file")?);
+    // By the path at which this one was called, which may be a link: that is what it begins anew with.
+    let mut command = Command::new(anew::program()?.path());
     command.args(std::env::args_os().skip(1)).env(IN_BACKGROUND, "1");
     // A group of its own: Ctrl-C in this terminal is not for it.
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
@@ -154,4 +163,21 @@ fn announced(cluster: &Cluster) -> std::io::Result<()> {
     output::ingress(&mut out, &cluster.ingress_urls())?;
     writeln!(out, "ready")?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_begins_anew_neither_reads_nor_applies_what_it_has_applied() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("map.yaml");
+        let files = [file.clone()];
+        assert!(to_apply(&files, false).is_err(), "there is no such file");
+        assert!(to_apply(&files, true).unwrap().is_empty());
+        std::fs::write(&file, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n").unwrap();
+        assert_eq!(to_apply(&files, false).unwrap().len(), 1);
+        assert!(to_apply(&files, true).unwrap().is_empty());
+    }
 }

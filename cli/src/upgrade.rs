@@ -50,6 +50,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     for part in &chosen {
+        if how == How::ByHand {
+            let step = Step::begin(format!("wait for the other servers before {}", part.title()));
+            remote.others_answer(part).await?;
+            step.done();
+        }
         let step = Step::begin(match how {
             How::Asked => part.title(),
             How::ByHand => format!("start {} again with the new version; waiting", part.title()),

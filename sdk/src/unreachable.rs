@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use crate::manifests::ApplyError;
-use crate::{AskError, BackupError, PushError, StartError, UpgradeError, WorkerError};
+use crate::{AskError, BackupError, PushError, StartError, WorkerError};
 
 /// Whether this error, or one of its causes, is that no server of a cluster could be reached: it may work later, with nothing
 /// changed. What a server refuses is something else.
@@ -35,8 +35,6 @@ fn says_so(error: &(dyn Error + 'static)) -> bool {
     } else if let Some(StartError::Join(error)) = error.downcast_ref::<StartError>() {
         of_worker(error)
     } else if let Some(BackupError::Ask(error)) = error.downcast_ref::<BackupError>() {
-        asked(error)
-    } else if let Some(UpgradeError::Ask(error)) = error.downcast_ref::<UpgradeError>() {
         asked(error)
     } else if let Some(ApplyError::Ask { source, .. } | ApplyError::Apply { source, .. }) = error.downcast_ref() {
         asked(source)

@@ -5,7 +5,8 @@
 //! each: asked to begin anew ─► another process answers, which has what the others have ─► its node is Ready ─► its pods are ready again
 //! ```
 //! The next one is asked only when all of that is true, so at most one is away at any time. A server answers for its program only
-//! once a majority has confirmed that it misses nothing.
+//! once a majority has confirmed that it misses nothing, and begins anew only while all others are there: until then it says why not,
+//! and is asked again. What fails in passing is tried again until the time is over.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,6 +29,8 @@ const SAY_MAX: Duration = Duration::from_secs(40);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// After this a process that is there still is asked once more: nobody knows whether it has heard.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// After this one is asked again that said that it does not begin anew now.
+const NOT_NOW: Duration = Duration::from_secs(2);
 /// How long a process may take from being asked until all is well: pods end in grace, and gigabytes are read.
 const ANEW_MAX: Duration = Duration::from_secs(600);
 
@@ -87,9 +90,6 @@ pub enum UpgradeError {
         /// How long.
         within: Duration,
     },
-    /// What is to be known before is not.
-    #[error(transparent)]
-    Ask(#[from] AskError),
 }
 
 /// Pods that were ready, by uid: what each is called, and which lives its containers had.
@@ -127,6 +127,30 @@ impl Remote {
         Ok(parts)
     }
 
+    /// Waits until all servers but this part answer, if it is one: nobody else is to end while one is away.
+    pub async fn others_answer(&self, part: &Part) -> Result<(), UpgradeError> {
+        let Some(own) = part.member else { return Ok(()) };
+        let mut waits = Waits { title: part.title(), within: None, begun: Instant::now() };
+        loop {
+            let why = match self.silent_but(own).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(why)) => why,
+                Err(error) => error.to_string(),
+            };
+            waits.a_while(why).await?;
+        }
+    }
+
+    /// A server but `own` that does not answer, and why.
+    async fn silent_but(&self, own: u64) -> Result<Option<String>, AskError> {
+        for member in self.members().await?.into_iter().filter(|member| member.member != own) {
+            if let Err(error) = self.program(&member_path(member.member)).await {
+                return Ok(Some(format!("server {}: {error}", member.title())));
+            }
+        }
+        Ok(None)
+    }
+
     /// Has the process begin anew, and waits until it is there again, and well; what it runs then.
     pub async fn begin_anew(&self, part: &Part, how: How) -> Result<Running, UpgradeError> {
         let title = part.title();
@@ -134,32 +158,41 @@ impl Remote {
             Ok(running) => running.process.clone(),
             Err(why) => return Err(UpgradeError::Refused { title, why: why.clone() }),
         };
-        let serving = match &part.node {
-            Some(node) => self.serving(node).await?,
-            None => Serving::new(),
+        let mut waits = Waits { title, within: (how == How::Asked).then_some(ANEW_MAX), begun: Instant::now() };
+        let serving = loop {
+            let serving = match &part.node {
+                Some(node) => self.serving(node).await,
+                None => Ok(Serving::new()),
+            };
+            match serving {
+                Ok(serving) => break serving,
+                Err(error) => waits.a_while(error.to_string()).await?,
+            }
         };
         let path = part.member.map_or_else(|| node_path(&part.name), member_path);
-        let mut waits = Waits { title, within: (how == How::Asked).then_some(ANEW_MAX), begun: Instant::now() };
-        let mut asked: Option<Instant> = None;
+        let mut ask_at = (how == How::Asked).then(Instant::now);
+        let mut said = "it is ending".to_owned();
         let running = loop {
             let why = match self.program(&path).await {
                 Ok(running) if running.process != old => break running,
-                Ok(_) if how == How::Asked && asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) => {
-                    asked = Some(Instant::now());
-                    match self.ask_anew(&path, &old).await {
-                        Err(AskError::Refused { code: 409, message }) => {
-                            // Or it has begun anew since it was looked at.
-                            match self.program(&path).await {
-                                Ok(running) if running.process != old => break running,
-                                _ => return Err(UpgradeError::Refused { title: waits.title, why: message }),
-                            }
-                        }
-                        Ok(()) => "it is ending".to_owned(),
+                Ok(_) if ask_at.is_some_and(|at| at <= Instant::now()) => {
+                    let (again, why) = match self.ask_anew(&path, &old).await {
+                        Ok(()) => (ASK_AGAIN, "it is ending".to_owned()),
+                        Err(AskError::Refused { code: 423, message }) => (NOT_NOW, message),
+                        // Or it has begun anew since it was looked at.
+                        Err(AskError::Refused { code: 409, message }) => match self.program(&path).await {
+                            Ok(running) if running.process != old => break running,
+                            Ok(_) => return Err(UpgradeError::Refused { title: waits.title, why: message }),
+                            Err(error) => (NOT_NOW, error.to_string()),
+                        },
                         // Whether it has heard is seen by what it does.
-                        Err(error) => error.to_string(),
-                    }
+                        Err(error) => (ASK_AGAIN, error.to_string()),
+                    };
+                    ask_at = Some(Instant::now() + again);
+                    said = why.clone();
+                    why
                 }
-                Ok(_) => "it is ending".to_owned(),
+                Ok(_) => said.clone(),
                 Err(error) => error.to_string(),
             };
             waits.a_while(why).await?;
@@ -287,4 +320,119 @@ fn lives(pod: &Pod) -> Vec<String> {
 fn is_true(node: &Node, condition: &str) -> bool {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|found| found.type_ == condition && found.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http::Response;
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn refusal(code: u16, message: &str) -> (u16, Value) {
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "x", "code": code,
+            "message": message,
+        });
+        (code, status)
+    }
+
+    fn running(process: &str) -> Value {
+        json!({"version": "1", "process": process, "path": "/bin/coracle"})
+    }
+
+    /// A cluster that answers so; the answers are told how often something was asked before.
+    fn cluster(
+        answer: impl Fn(&str, usize) -> (u16, Value) + Send + Sync + 'static,
+    ) -> (Remote, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let (told, answer) = (asked.clone(), Arc::new(answer));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let what = format!("{} {}", request.method(), request.uri().path());
+            let (code, body) = {
+                let mut told = told.lock().unwrap();
+                let before = told.iter().filter(|before| **before == what).count();
+                told.push(what.clone());
+                answer(&what, before)
+            };
+            let response = Response::builder().status(code).body(Body::from(body.to_string().into_bytes()));
+            async move { response }
+        });
+        (Remote::new(kube::Client::new(service, "default")), asked)
+    }
+
+    fn part(node: Option<&str>) -> Part {
+        let program = serde_json::from_value(running("old")).unwrap();
+        Part { name: "one".into(), member: Some(1), node: node.map(str::to_owned), leads: false, program: Ok(program) }
+    }
+
+    const PROGRAM: &str = "GET /coracle/v1/members/1/program";
+    const ASKED: &str = "POST /coracle/v1/members/1/program";
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_in_passing_is_tried_again() {
+        let begun = Arc::new(Mutex::new(false));
+        let (remote, asked) = cluster(move |what, before| match (what, before) {
+            // Whatever is asked fails at first.
+            ("GET /api/v1/pods" | "GET /api/v1/nodes/one" | PROGRAM, 0) => refusal(500, "for a moment"),
+            ("GET /api/v1/pods", _) => {
+                (200, json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": []}))
+            }
+            (ASKED, 0) => refusal(423, "not now: member 3 cannot be reached"),
+            (ASKED, 1) => {
+                *begun.lock().unwrap() = true;
+                refusal(409, "it is another process by now")
+            }
+            (PROGRAM, _) if !*begun.lock().unwrap() => (200, running("old")),
+            (PROGRAM, before) if before % 2 == 1 => refusal(504, "no answer yet"),
+            (PROGRAM, _) | ("GET /api/v1/nodes/one/proxy/coracle/v1/program", _) => (200, running("new")),
+            ("GET /api/v1/nodes/one", _) => (
+                200,
+                json!({
+                    "apiVersion": "v1", "kind": "Node", "metadata": {"name": "one"},
+                    "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+                }),
+            ),
+            other => panic!("{other:?}"),
+        });
+        let running = remote.begin_anew(&part(Some("one")), How::Asked).await.unwrap();
+        assert_eq!(running.process, "new");
+        let asked = asked.lock().unwrap().iter().filter(|what| *what == ASKED).count();
+        assert_eq!(asked, 2, "once more, and no more when it is done");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_for_good_ends_it_and_what_lasts_too_long_too() {
+        let (remote, _) = cluster(|what, _| match what {
+            ASKED => refusal(409, "the log is in format 3"),
+            _ => (200, running("old")),
+        });
+        let refused = remote.begin_anew(&part(None), How::Asked).await.unwrap_err().to_string();
+        assert_eq!(refused, "server one (1) does not begin anew: the log is in format 3");
+        let (remote, _) = cluster(|what, _| match what {
+            ASKED => refusal(423, "not now: member 3 cannot be reached"),
+            _ => (200, running("old")),
+        });
+        let late = remote.begin_anew(&part(None), How::Asked).await.unwrap_err().to_string();
+        assert!(late.contains("after 600 s: not now: member 3 cannot be reached"), "{late}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_next_while_another_server_does_not_answer() {
+        let member = |number: u64| {
+            json!({"member": number, "name": "x", "address": "", "api": "", "role": "voter", "leads": false,
+                "matched": null, "heardMilliseconds": null})
+        };
+        let (remote, asked) = cluster(move |what, before| match (what, before) {
+            ("GET /coracle/v1/members", _) => (200, json!({"members": [member(1), member(2)]})),
+            ("GET /coracle/v1/members/2/program", 0..3) => refusal(502, "it is away"),
+            ("GET /coracle/v1/members/2/program", _) => (200, running("x")),
+            other => panic!("{other:?}"),
+        });
+        remote.others_answer(&part(None)).await.unwrap();
+        assert_eq!(asked.lock().unwrap().len(), 8);
+    }
 }

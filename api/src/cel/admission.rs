@@ -13,8 +13,8 @@ use serde_json::Value;
 pub use super::authority::{Asked, Authorizer, Decision};
 use super::authority::{Authority, Stage};
 use super::signatures::{AUTHORIZER, RESOURCE_CHECK};
-use super::types::{Decl, Fixed, Part};
-use super::{EXPRESSION_BUDGET, Env, Expr, Run, Shape, Stop, Ty, Val};
+use super::types::{Decl, Declared, Fixed, Part, Variables};
+use super::{EXPRESSION_BUDGET, Env, Expr, Made, Run, Shape, Stop, Ty, Val};
 use crate::custom::Structural;
 use crate::custom::pattern::STATES_ALL_MAX;
 use crate::schema;
@@ -187,6 +187,7 @@ pub struct Expression {
     source: String,
     program: Expr,
     uses: u64,
+    weight: usize,
 }
 
 impl Expression {
@@ -194,6 +195,12 @@ impl Expression {
     #[must_use]
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Bytes that it holds, about.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.weight
     }
 }
 
@@ -204,11 +211,26 @@ pub struct Variable {
     expression: Expression,
 }
 
+/// An expression, and what those after it are told of it.
+struct Compiled<'s> {
+    expression: Expression,
+    ty: Ty<'s>,
+    depth: usize,
+}
+
+impl Variable {
+    /// What it stands for.
+    #[must_use]
+    pub fn expression(&self) -> &Expression {
+        &self.expression
+    }
+}
+
 /// Compiles the expressions of one policy or webhook.
 pub struct Compiler<'s> {
     object: Ty<'s>,
     params: Option<Ty<'s>>,
-    variables: Option<Vec<(String, Ty<'s>)>>,
+    variables: Option<Arc<Variables<'s>>>,
     source: usize,
     states: usize,
 }
@@ -235,7 +257,7 @@ impl<'s> Compiler<'s> {
 
     /// Expressions from here on may name `variables`, of which there are none yet.
     pub fn declare(&mut self) {
-        self.variables = Some(Vec::new());
+        self.variables = Some(Arc::default());
     }
 
     /// Compiles an expression that those after it may name. When it is none they may do so all the same.
@@ -243,16 +265,17 @@ impl<'s> Compiler<'s> {
     /// # Errors
     /// Why it is none, in Kubernetes' words.
     pub fn variable(&mut self, name: &str, source: &str) -> Result<Variable, String> {
-        let made = self.make(source, Gives::Any, true);
-        let all = self.variables.get_or_insert_default();
-        if all.len() >= VARIABLES_MAX {
+        if self.variables.as_ref().is_some_and(|all| all.len() >= VARIABLES_MAX) {
             return Err(format!("a policy has {VARIABLES_MAX} variables at most"));
         }
-        let (made, ty) = match made {
-            Ok((expression, ty)) => (Ok(Variable { name: name.to_owned(), expression }), ty.plain()),
-            Err(why) => (Err(why), Ty::Dyn),
+        let (made, declared) = match self.make(source, Gives::Any, true) {
+            Ok(Compiled { expression, ty, depth }) => {
+                (Ok(Variable { name: name.to_owned(), expression }), Declared { ty: ty.plain(), depth })
+            }
+            Err(why) => (Err(why), Declared { ty: Ty::Dyn, depth: 0 }),
         };
-        all.push((name.to_owned(), ty));
+        // Nobody else holds them between two expressions.
+        Arc::make_mut(self.variables.get_or_insert_default()).push(name, declared);
         made
     }
 
@@ -261,7 +284,7 @@ impl<'s> Compiler<'s> {
     /// # Errors
     /// Why it is none, in Kubernetes' words.
     pub fn expression(&mut self, source: &str, gives: Gives, authorizer: bool) -> Result<Expression, String> {
-        self.make(source, gives, authorizer).map(|(expression, _)| expression)
+        self.make(source, gives, authorizer).map(|made| made.expression)
     }
 
     /// What is wrong with an expression.
@@ -287,13 +310,11 @@ impl<'s> Compiler<'s> {
             names.extend([hidden(), hidden()]);
         }
         let variables = self.variables.as_ref();
-        names.push(
-            variables.map_or_else(hidden, |all| named("variables", Ty::Object(Decl::Variables(Arc::new(all.clone()))))),
-        );
+        names.push(variables.map_or_else(hidden, |all| named("variables", Ty::Object(Decl::Variables(all.clone())))));
         Env { names, patches: matches!(gives, Gives::Apply | Gives::Patch) }
     }
 
-    fn make(&mut self, source: &str, gives: Gives, authorizer: bool) -> Result<(Expression, Ty<'s>), String> {
+    fn make(&mut self, source: &str, gives: Gives, authorizer: bool) -> Result<Compiled<'s>, String> {
         let too_long = || format!("compilation failed: the expressions have more than {SOURCE_MAX} bytes together");
         self.source = self.source.checked_sub(source.len()).ok_or_else(too_long)?;
         let env = self.env(gives, authorizer);
@@ -302,7 +323,9 @@ impl<'s> Compiler<'s> {
         if !gives.takes(&made.ty) {
             return Err(format!("{} but got {}", gives.asked(), made.ty.output()));
         }
-        Ok((Expression { source: source.to_owned(), program: made.expr, uses: made.uses }, made.ty))
+        let Made { expr, ty, uses, depth, weight } = made;
+        let weight = weight + source.len();
+        Ok(Compiled { expression: Expression { source: source.to_owned(), program: expr, uses, weight }, ty, depth })
     }
 }
 
@@ -395,7 +418,6 @@ impl<'a> Evaluation<'a> {
     /// That it has no value, or none that can be applied.
     pub fn configuration(&mut self, expression: &'a Expression) -> Result<Value, Failure> {
         let value = self.ask(expression)?;
-        check_names(&value).map_err(Failure::Fault)?;
         self.json(&value, expression)
     }
 
@@ -414,29 +436,47 @@ impl<'a> Evaluation<'a> {
                 let words = "type mismatch: JSONPatchType.expression should evaluate to array of JSONPatch";
                 return Err(Failure::Fault(words.to_owned()));
             };
-            let mut operation = serde_json::Map::new();
-            for name in ["op", "path", "from"] {
-                let text = fields.iter().rev().find_map(|(known, value)| match value {
-                    Val::Text(text) if *known == name => Some(text.to_string()),
-                    _ => None,
-                });
-                match text {
-                    Some(text) => drop(operation.insert(name.to_owned(), text.into())),
-                    None if name != "from" => drop(operation.insert(name.to_owned(), "".into())),
-                    None => {}
+            // What is said of a field last is what it is.
+            let mut said: [Option<&Val<'a>>; 4] = [None; 4];
+            self.spend(fields.len(), expression)?;
+            for (name, value) in fields.iter() {
+                if let Some(place) = STEP_FIELDS.iter().position(|known| known == name).and_then(|at| said.get_mut(at))
+                {
+                    *place = Some(value);
                 }
             }
-            if let Some((_, value)) = fields.iter().rev().find(|(name, _)| *name == "value") {
-                check_names(value).map_err(Failure::Fault)?;
-                operation.insert("value".to_owned(), self.json(value, expression)?);
+            let mut operation = serde_json::Map::new();
+            for (name, value) in STEP_FIELDS.into_iter().zip(said) {
+                let made = match (name, value) {
+                    ("value", Some(value)) => self.json(value, expression)?,
+                    (_, Some(Val::Text(text))) => {
+                        self.spend(text.len() / 10, expression)?;
+                        text.to_string().into()
+                    }
+                    ("op" | "path", _) => "".into(),
+                    _ => continue,
+                };
+                operation.insert(name.to_owned(), made);
             }
             made.push(Value::Object(operation));
         }
         Ok(Value::Array(made))
     }
 
+    /// A value as JSON, whose structures are named as the fields that lead to them.
     fn json(&mut self, value: &Val<'a>, expression: &Expression) -> Result<Value, Failure> {
+        if let Val::Struct(name, _) = value {
+            let mut names = Names { path: (*name).to_owned(), wrong: String::new() };
+            names.check(value, &mut self.run).map_err(|stop| self.failure(stop, expression))?;
+            if !names.wrong.is_empty() {
+                return Err(Failure::Fault(format!("type mismatch: {}", names.wrong)));
+            }
+        }
         value.to_json(&mut self.run).map_err(|stop| self.failure(stop, expression))
+    }
+
+    fn spend(&mut self, cost: usize, expression: &Expression) -> Result<(), Failure> {
+        self.run.spend(cost).map_err(|stop| self.failure(stop, expression))
     }
 
     fn ask(&mut self, expression: &'a Expression) -> Result<Val<'a>, Failure> {
@@ -485,29 +525,55 @@ fn slots<'a>(inputs: &Inputs<'a>) -> Vec<Val<'a>> {
     slots
 }
 
+/// The fields of a step of a JSON patch.
+const STEP_FIELDS: [&str; 4] = ["op", "path", "from", "value"];
+/// Most bytes that are told of structures that are not named as they should be.
+const WRONG_BYTES_MAX: usize = 16 << 10;
+
 /// Whether each structure is named as the fields that lead to it.
-fn check_names(value: &Val<'_>) -> Result<(), String> {
-    fn walk(value: &Val<'_>, path: &str, wrong: &mut Vec<String>) {
+struct Names {
+    /// Of the fields that lead to where it is.
+    path: String,
+    wrong: String,
+}
+
+impl Names {
+    /// Walks through a value; a part that is there twice is walked through twice, and paid for.
+    fn check<'a>(&mut self, value: &Val<'a>, run: &mut Run<'a>) -> Result<(), Stop> {
+        run.spend(1)?;
         match value {
             Val::Struct(name, fields) => {
-                if *name != path {
-                    wrong.push(format!(
-                        "unexpected type name {name:?}, expected {path:?}, which matches field name path from root Object type"
-                    ));
+                run.spend(name.len() / 100)?;
+                if *name != self.path {
+                    self.tell(name);
                 }
                 for (field, value) in fields.iter() {
-                    walk(value, &format!("{path}.{field}"), wrong);
+                    let length = self.path.len();
+                    run.spend(field.len() / 10)?;
+                    self.path.push('.');
+                    self.path.push_str(field);
+                    let checked = self.check(value, run);
+                    self.path.truncate(length);
+                    checked?;
                 }
+                Ok(())
             }
-            Val::List(items) => items.iter().for_each(|item| walk(item, path, wrong)),
-            Val::Map(fields) => fields.iter().for_each(|(_, value)| walk(value, path, wrong)),
-            _ => {}
+            Val::List(items) => items.iter().try_for_each(|item| self.check(item, run)),
+            Val::Map(fields) => fields.iter().try_for_each(|(_, value)| self.check(value, run)),
+            _ => Ok(()),
         }
     }
-    let Val::Struct(name, _) = value else { return Ok(()) };
-    let mut wrong = Vec::new();
-    walk(value, name, &mut wrong);
-    if wrong.is_empty() { Ok(()) } else { Err(format!("type mismatch: {}", wrong.join("\n"))) }
+
+    fn tell(&mut self, name: &str) {
+        let Names { path, wrong } = self;
+        if wrong.len() < WRONG_BYTES_MAX {
+            let line = if wrong.is_empty() { "" } else { "\n" };
+            let words = format!(
+                "{line}unexpected type name {name:?}, expected {path:?}, which matches field name path from root Object type"
+            );
+            wrong.push_str(words.get(..words.floor_char_boundary(WRONG_BYTES_MAX)).unwrap_or_default());
+        }
+    }
 }
 
 /// A condition, compiled.
@@ -540,10 +606,20 @@ impl Condition {
 /// # Errors
 /// What failed, in words.
 pub fn matches(conditions: &[Condition], inputs: &Inputs<'_>) -> Result<bool, String> {
+    matches_at_cost(conditions, inputs).0
+}
+
+/// The same, and what that has cost.
+pub fn matches_at_cost(conditions: &[Condition], inputs: &Inputs<'_>) -> (Result<bool, String>, usize) {
     if conditions.is_empty() {
-        return Ok(true);
+        return (Ok(true), 0);
     }
     let mut evaluation = Evaluation::new(inputs, &[], CONDITIONS_BUDGET);
+    let holds = hold(conditions, &mut evaluation);
+    (holds, evaluation.spent())
+}
+
+fn hold<'a>(conditions: &'a [Condition], evaluation: &mut Evaluation<'a>) -> Result<bool, String> {
     let mut failed = Vec::new();
     for condition in conditions {
         match evaluation.value(&condition.expression) {

@@ -1,6 +1,6 @@
 //! `authorizer`: from a group or a path to a decision (Kubernetes' library `authz`).
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::eval::{Run, Stop};
 use super::value::Val;
@@ -31,6 +31,14 @@ pub struct Asked {
     pub namespace: String,
     /// Empty for all.
     pub name: String,
+}
+
+impl Asked {
+    fn bytes(&self) -> usize {
+        let Asked { path, group, resource, subresource, namespace, name } = self;
+        let path = path.as_ref().map_or(0, String::len);
+        path + [group, resource, subresource, namespace, name].iter().map(|text| text.len()).sum::<usize>()
+    }
 }
 
 /// An authorizer's answer.
@@ -69,13 +77,25 @@ impl Authority {
         }
     }
 
+    /// Bytes of its texts, which each step of a chain copies.
+    pub fn bytes(&self) -> usize {
+        let account = self.account.as_ref().map_or(0, |(namespace, name)| namespace.len() + name.len());
+        account
+            + match &self.at {
+                Stage::Authorizer => 0,
+                Stage::Group(group) => group.len(),
+                Stage::Check(asked) => asked.bytes(),
+                Stage::Decided(decision) => decision.reason.len(),
+            }
+    }
+
     /// Where a chain begins: `authorizer`, or what the request itself is about.
     pub fn begin<'a>(at: Stage) -> Val<'a> {
-        Val::Authority(Rc::new(Authority { account: None, at }))
+        Val::Authority(Arc::new(Authority { account: None, at }))
     }
 
     fn at<'a>(&self, at: Stage) -> Val<'a> {
-        Val::Authority(Rc::new(Authority { account: self.account.clone(), at }))
+        Val::Authority(Arc::new(Authority { account: self.account.clone(), at }))
     }
 
     /// Calls one of its functions.
@@ -107,7 +127,7 @@ impl Authority {
                     return Err(Stop::new("Invalid service account namespace"));
                 }
                 let account = Some(((*namespace).to_owned(), (*name).to_owned()));
-                Ok(Val::Authority(Rc::new(Authority { account, at: Stage::Authorizer })))
+                Ok(Val::Authority(Arc::new(Authority { account, at: Stage::Authorizer })))
             }
             (".resource", Stage::Group(_), [resource]) if resource.trim().is_empty() => {
                 Err(Stop::new("resource must not be empty"))

@@ -1,13 +1,14 @@
 //! Evaluates programs. Every step has a cost, about what Kubernetes counts, so that the time and the memory that a rule can
 //! take are bounded whatever it says and whatever it is asked about.
 
-use std::rc::Rc;
+use std::fmt::{self, Write as _};
 
 use super::authority::Authorizer;
 use super::library;
 use super::parse::Operator;
 use super::program::{Expr, Loop, What};
-use super::value::{Text, Val, contains};
+use super::value::{Held, Text, Val, contains};
+use crate::custom::pattern::Pattern;
 
 /// Why an evaluation has no value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,9 +18,31 @@ pub(crate) enum Stop {
     Fault(String),
 }
 
+/// Longest words of a fault: they may show what was computed, and others may go on where one fails.
+const WORDS_BYTES_MAX: usize = 1 << 10;
+
+/// Words, as many as fit.
+struct Words(String);
+
+impl fmt::Write for Words {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let left = WORDS_BYTES_MAX.saturating_sub(self.0.len());
+        if text.len() <= left {
+            self.0.push_str(text);
+            return Ok(());
+        }
+        self.0.push_str(text.get(..text.floor_char_boundary(left)).unwrap_or_default());
+        self.0.push('…');
+        // Nothing further is worded.
+        Err(fmt::Error)
+    }
+}
+
 impl Stop {
-    pub fn new(message: &str) -> Stop {
-        Stop::Fault(message.to_owned())
+    pub fn new(message: impl fmt::Display) -> Stop {
+        let mut words = Words(String::new());
+        let _ = write!(words, "{message}");
+        Stop::Fault(words.0)
     }
 
     /// What a function is called with is nothing that it takes.
@@ -35,18 +58,28 @@ pub(crate) struct Run<'a> {
     base: usize,
     /// What one program may cost.
     limit: usize,
-    /// What this one still may.
+    /// What this one was given, and still may.
+    given: usize,
     left: usize,
     /// What all of them still may.
     pool: usize,
     asked: usize,
+    /// Steps for which no unit was paid yet.
+    steps: usize,
+    /// How many levels it is in.
+    level: usize,
     /// What the kept values of variables have cost.
     kept: usize,
+    /// What the programs have cost that wait for the value of a variable.
+    waiting: usize,
     /// Who answers what is asked of `authorizer`.
     pub authorizer: Option<&'a dyn Authorizer>,
     /// What is declared, and what it gave once somebody asked.
     variables: Vec<Variable<'a>>,
 }
+
+/// What a loop goes over.
+type Entries<'a> = Box<dyn Iterator<Item = (Val<'a>, Val<'a>)> + 'a>;
 
 /// A declared expression.
 struct Variable<'a> {
@@ -55,8 +88,15 @@ struct Variable<'a> {
     value: Option<Result<Val<'a>, Stop>>,
 }
 
-/// Units that the values of declared expressions may have cost that are kept: each stands for some fifty bytes at most.
+/// Units that the values of declared expressions may have cost that are kept: each stands for some hundred bytes at most.
 const KEPT_MAX: usize = 1_500_000;
+/// Units that the programs may have cost together that wait for a variable, and hold what they have made.
+const WAITING_MAX: usize = 1_000_000;
+/// Steps for one unit beside what the steps themselves say.
+const UNIT_STEPS: usize = 10;
+/// How deep an evaluation may nest, through the variables that it asks and the values that it compares: a level takes 2.6 KiB
+/// of a worker's stack of 2 MiB at most, in a debug build.
+pub(super) const LEVELS_MAX: usize = 400;
 
 impl<'a> Run<'a> {
     /// One that may cost so much.
@@ -70,12 +110,16 @@ impl<'a> Run<'a> {
             slots: Vec::new(),
             base: 0,
             limit,
+            given: limit.min(pool),
             left: limit.min(pool),
             pool,
             asked: pool,
             authorizer: None,
             variables: Vec::new(),
+            steps: 0,
+            level: 0,
             kept: 0,
+            waiting: 0,
         }
     }
 
@@ -87,7 +131,8 @@ impl<'a> Run<'a> {
 
     /// The value of a further program for the same variables, which may cost as much as one may.
     pub fn further(&mut self, program: &'a Expr) -> Result<Val<'a>, Stop> {
-        self.left = self.limit.min(self.pool);
+        self.given = self.limit.min(self.pool);
+        self.left = self.given;
         self.eval(program)
     }
 
@@ -110,21 +155,28 @@ impl<'a> Run<'a> {
             return value.clone();
         }
         let (name, program) = (*name, *program);
+        let (given, left, pool, kept) = (self.given, self.left, self.pool, self.kept);
+        if self.waiting + (given - left) > WAITING_MAX {
+            return Err(Stop::new("the variables that wait for one another have cost too much"));
+        }
         // It sees the places of the beginning, not those of loops around, and costs as a program of its own.
         let around = self.slots.split_off(self.base.min(self.slots.len()));
-        let (left, pool) = (self.left, self.pool);
-        self.left = self.limit.min(self.pool);
+        self.waiting += given - left;
+        self.given = self.limit.min(pool);
+        self.left = self.given;
         let value = match self.eval(program) {
             Err(Stop::Fault(words)) => {
-                Err(Stop::Fault(format!("composited variable \"{name}\" fails to evaluate: {words}")))
+                Err(Stop::new(format_args!("composited variable \"{name}\" fails to evaluate: {words}")))
             }
             value => value,
         };
+        self.waiting -= given - left;
         self.left = left.min(self.pool);
+        self.given = given - (left - self.left);
         self.slots.truncate(self.base);
         self.slots.extend(around);
         // One that was cut short may have a value where more is left; one that is large is made again.
-        let cost = pool - self.pool;
+        let cost = (pool - self.pool).saturating_sub(self.kept - kept);
         if !matches!(value, Err(Stop::Cost))
             && self.kept + cost <= KEPT_MAX
             && let Some(variable) = self.variables.get_mut(at)
@@ -161,137 +213,175 @@ impl<'a> Run<'a> {
         }
     }
 
+    fn enter(&mut self) -> Result<(), Stop> {
+        if self.level >= LEVELS_MAX {
+            return Err(Stop::new("the expression nests too deeply"));
+        }
+        self.level += 1;
+        Ok(())
+    }
+
+    /// Does something a level below.
+    pub fn below<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, Stop>) -> Result<T, Stop> {
+        self.enter()?;
+        let outcome = work(self);
+        self.level -= 1;
+        outcome
+    }
+
+    /// The value of an expression. What it does for each kind stands in a function of its own: this one's room is taken for every
+    /// level.
     pub fn eval(&mut self, expr: &'a Expr) -> Result<Val<'a>, Stop> {
-        Ok(match expr {
-            Expr::Null => Val::Null,
-            Expr::Bool(value) => Val::Bool(*value),
-            Expr::Int(value) => Val::Int(*value),
-            Expr::Uint(value) => Val::Uint(*value),
-            Expr::Double(value) => Val::Double(*value),
-            Expr::Text(value) => Val::Text(Text::Of(value)),
-            Expr::Bytes(value) => Val::Bytes(value.as_slice().into()),
-            Expr::Type(name) => Val::Type(name),
-            Expr::Slot(at) => {
-                self.spend(1)?;
-                self.slots.get(*at).cloned().ok_or_else(|| Stop::new("no such attribute"))?
+        self.steps += 1;
+        if self.steps == UNIT_STEPS {
+            self.steps = 0;
+            self.spend(1)?;
+        }
+        self.enter()?;
+        let value = match expr {
+            Expr::Slot(at) => self.slot(*at),
+            Expr::Variable(at) => self.spend(1).and_then(|()| self.variable(*at)),
+            Expr::Declared(at) => self.variable(*at).map(|_| Val::Bool(true)),
+            Expr::Struct(name, fields) => self.structure(name, fields),
+            Expr::Select(of, field, optional) => self.selected(of, field, *optional),
+            Expr::Has(of, field) => self.has(of, field),
+            Expr::Index(of, at, optional) => self.indexed(of, at, *optional),
+            Expr::Call(name, arguments) => self.call(name, arguments),
+            Expr::Matches(of, pattern) => self.matches(of, pattern),
+            Expr::List(items) => self.list(items),
+            Expr::Map(fields) => self.map(fields),
+            Expr::All(parts) => self.decided(parts, false),
+            Expr::Any(parts) => self.decided(parts, true),
+            Expr::Not(of) => self.not(of),
+            Expr::Negative(of) => self.negative(of),
+            Expr::Either(condition, yes, no) => self.either(condition, yes, no),
+            Expr::Binary(operator, left, right) => self.operated(*operator, left, right),
+            Expr::Loop(of) => self.repeat(of),
+            Expr::Chain { of, then, flat } => self.chain(of, then, *flat),
+            literal => Ok(literal_value(literal)),
+        };
+        self.level -= 1;
+        value
+    }
+
+    fn slot(&mut self, at: usize) -> Result<Val<'a>, Stop> {
+        self.spend(1)?;
+        self.slots.get(at).cloned().ok_or_else(|| Stop::new("no such attribute"))
+    }
+
+    fn structure(&mut self, name: &'a str, fields: &'a [(String, Expr, bool)]) -> Result<Val<'a>, Stop> {
+        self.spend(fields.len().max(40))?;
+        let mut made = Vec::with_capacity(fields.len());
+        for (field, value, optional) in fields {
+            let value = self.eval(value)?;
+            made.extend(part(value, *optional)?.map(|value| (field.as_str(), value)));
+        }
+        Val::structure(name, made)
+    }
+
+    fn selected(&mut self, of: &'a Expr, field: &'a str, optional: bool) -> Result<Val<'a>, Stop> {
+        let of = self.eval(of)?;
+        self.select(&of, field, optional)
+    }
+
+    fn has(&mut self, of: &'a Expr, field: &'a str) -> Result<Val<'a>, Stop> {
+        let of = match self.eval(of)? {
+            Val::Optional(None) => return Ok(Val::Bool(false)),
+            Val::Optional(Some(of)) => (*of).clone(),
+            of => of,
+        };
+        self.spend(1)?;
+        let found = match of {
+            Val::Fields(..) | Val::Struct(..) => of.field(field, self)?,
+            Val::Map(_) => of.at(&Val::Text(Text::Of(field)), self)?,
+            _ => return Err(Stop::overload()),
+        };
+        Ok(Val::Bool(found.is_some()))
+    }
+
+    fn indexed(&mut self, of: &'a Expr, at: &'a Expr, optional: bool) -> Result<Val<'a>, Stop> {
+        let (of, at) = (self.eval(of)?, self.eval(at)?);
+        self.index(&of, &at, optional)
+    }
+
+    fn call(&mut self, name: &str, arguments: &'a [Expr]) -> Result<Val<'a>, Stop> {
+        let mut given = Vec::with_capacity(arguments.len());
+        for argument in arguments {
+            given.push(self.eval(argument)?);
+        }
+        self.spend(1)?;
+        library::call(self, name, &given)
+    }
+
+    fn matches(&mut self, of: &'a Expr, pattern: &'a Pattern) -> Result<Val<'a>, Stop> {
+        let Val::Text(text) = self.eval(of)? else { return Err(Stop::overload()) };
+        self.spend(pattern.cost(text.len()) + text.len() / 10)?;
+        Ok(Val::Bool(pattern.matches(&text)))
+    }
+
+    fn list(&mut self, items: &'a [(Expr, bool)]) -> Result<Val<'a>, Stop> {
+        self.spend(items.len().max(10))?;
+        let mut made = Vec::with_capacity(items.len());
+        for (item, optional) in items {
+            let item = self.eval(item)?;
+            made.extend(part(item, *optional)?);
+        }
+        Val::list(made)
+    }
+
+    fn map(&mut self, fields: &'a [(Expr, Expr, bool)]) -> Result<Val<'a>, Stop> {
+        self.spend(fields.len().max(30))?;
+        let mut made = Vec::with_capacity(fields.len());
+        for (key, value, optional) in fields {
+            let (key, value) = (self.eval(key)?, self.eval(value)?);
+            if let Some(value) = part(value, *optional)? {
+                self.insert(&mut made, key, value)?;
             }
-            Expr::Variable(at) => {
-                self.spend(1)?;
-                self.variable(*at)?
-            }
-            Expr::Declared(at) => {
-                self.variable(*at)?;
-                Val::Bool(true)
-            }
-            Expr::Struct(name, fields) => {
-                self.spend(40)?;
-                let mut made = Vec::with_capacity(fields.len());
-                for (field, value, optional) in fields {
-                    match (self.eval(value)?, optional) {
-                        (value, false) => made.push((field.as_str(), value)),
-                        (Val::Optional(value), true) => {
-                            made.extend(value.map(|value| (field.as_str(), (*value).clone())));
-                        }
-                        _ => return Err(Stop::overload()),
-                    }
-                }
-                Val::Struct(name, Rc::new(made))
-            }
-            Expr::Select(of, field, optional) => {
-                let of = self.eval(of)?;
-                self.select(&of, field, *optional)?
-            }
-            Expr::Has(of, field) => {
-                let of = self.eval(of)?;
-                self.spend(1)?;
-                let of = match of {
-                    Val::Optional(None) => return Ok(Val::Bool(false)),
-                    Val::Optional(Some(of)) => (*of).clone(),
-                    of => of,
-                };
-                match of {
-                    Val::Fields(..) | Val::Struct(..) => Val::Bool(of.field(field, self)?.is_some()),
-                    Val::Map(_) => Val::Bool(of.at(&Val::own(field.as_str()), self)?.is_some()),
-                    _ => return Err(Stop::overload()),
-                }
-            }
-            Expr::Index(of, at, optional) => {
-                let (of, at) = (self.eval(of)?, self.eval(at)?);
-                self.index(&of, &at, *optional)?
-            }
-            Expr::Call(name, arguments) => {
-                let mut given = Vec::with_capacity(arguments.len());
-                for argument in arguments {
-                    given.push(self.eval(argument)?);
-                }
-                self.spend(1)?;
-                library::call(self, name, &given)?
-            }
-            Expr::Matches(of, pattern) => {
-                let Val::Text(text) = self.eval(of)? else { return Err(Stop::overload()) };
-                self.spend(pattern.cost(text.len()) + text.len() / 10)?;
-                Val::Bool(pattern.matches(&text))
-            }
-            Expr::List(items) => {
-                self.spend(10)?;
-                let mut made = Vec::with_capacity(items.len());
-                for (item, optional) in items {
-                    match (self.eval(item)?, optional) {
-                        (value, false) => made.push(value),
-                        (Val::Optional(value), true) => made.extend(value.map(|value| (*value).clone())),
-                        _ => return Err(Stop::overload()),
-                    }
-                }
-                Val::list(made)
-            }
-            Expr::Map(fields) => {
-                self.spend(30)?;
-                let mut made = Vec::with_capacity(fields.len());
-                for (key, value, optional) in fields {
-                    let key = self.eval(key)?;
-                    match (self.eval(value)?, optional) {
-                        (value, false) => self.insert(&mut made, key, value)?,
-                        (Val::Optional(None), true) => {}
-                        (Val::Optional(Some(value)), true) => self.insert(&mut made, key, (*value).clone())?,
-                        _ => return Err(Stop::overload()),
-                    }
-                }
-                Val::Map(Rc::new(made))
-            }
-            Expr::All(parts) => return self.decided(parts, false),
-            Expr::Any(parts) => return self.decided(parts, true),
-            Expr::Not(of) => match self.eval(of)? {
-                Val::Bool(value) => Val::Bool(!value),
-                _ => return Err(Stop::overload()),
-            },
-            Expr::Negative(of) => {
-                self.spend(1)?;
-                match self.eval(of)? {
-                    Val::Int(value) => Val::Int(value.checked_neg().ok_or_else(|| Stop::new("integer overflow"))?),
-                    Val::Double(value) => Val::Double(-value),
-                    _ => return Err(Stop::overload()),
-                }
-            }
-            Expr::Either(condition, yes, no) => match self.eval(condition)? {
-                Val::Bool(true) => return self.eval(yes),
-                Val::Bool(false) => return self.eval(no),
-                _ => return Err(Stop::overload()),
-            },
-            Expr::Binary(operator, left, right) => {
-                let (left, right) = (self.eval(left)?, self.eval(right)?);
-                self.spend(1)?;
-                self.binary(*operator, &left, &right)?
-            }
-            Expr::Loop(of) => return self.repeat(of),
-            Expr::Chain { of, then, flat } => match self.eval(of)? {
-                Val::Optional(None) => Val::Optional(None),
-                Val::Optional(Some(value)) => {
-                    let value = self.with([(*value).clone()], |run| run.eval(then))?;
-                    if *flat { value } else { Val::some(value) }
-                }
-                _ => return Err(Stop::overload()),
-            },
-        })
+        }
+        Val::map(made)
+    }
+
+    fn not(&mut self, of: &'a Expr) -> Result<Val<'a>, Stop> {
+        match self.eval(of)? {
+            Val::Bool(value) => Ok(Val::Bool(!value)),
+            _ => Err(Stop::overload()),
+        }
+    }
+
+    fn negative(&mut self, of: &'a Expr) -> Result<Val<'a>, Stop> {
+        self.spend(1)?;
+        match self.eval(of)? {
+            Val::Int(value) => value.checked_neg().map(Val::Int).ok_or_else(|| Stop::new("integer overflow")),
+            Val::Double(value) => Ok(Val::Double(-value)),
+            _ => Err(Stop::overload()),
+        }
+    }
+
+    fn either(&mut self, condition: &'a Expr, yes: &'a Expr, no: &'a Expr) -> Result<Val<'a>, Stop> {
+        match self.eval(condition)? {
+            Val::Bool(true) => self.eval(yes),
+            Val::Bool(false) => self.eval(no),
+            _ => Err(Stop::overload()),
+        }
+    }
+
+    fn operated(&mut self, operator: Operator, left: &'a Expr, right: &'a Expr) -> Result<Val<'a>, Stop> {
+        let (left, right) = (self.eval(left)?, self.eval(right)?);
+        self.spend(1)?;
+        self.binary(operator, &left, &right)
+    }
+
+    fn chain(&mut self, of: &'a Expr, then: &'a Expr, flat: bool) -> Result<Val<'a>, Stop> {
+        let value = match self.eval(of)? {
+            Val::Optional(None) => return Ok(Val::Optional(None)),
+            Val::Optional(Some(value)) => (*value).clone(),
+            _ => return Err(Stop::overload()),
+        };
+        let before = self.slots.len();
+        self.slots.push(value);
+        let value = self.eval(then);
+        self.slots.truncate(before);
+        if flat { value } else { Val::some(value?) }
     }
 
     /// A map with one more entry, whose key is new.
@@ -308,20 +398,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Evaluates with further variables.
-    fn with<const N: usize>(
-        &mut self,
-        values: [Val<'a>; N],
-        work: impl FnOnce(&mut Self) -> Result<Val<'a>, Stop>,
-    ) -> Result<Val<'a>, Stop> {
-        let before = self.slots.len();
-        self.slots.extend(values);
-        let value = work(self);
-        self.slots.truncate(before);
-        value
-    }
-
-    fn select(&mut self, of: &Val<'a>, field: &str, optional: bool) -> Result<Val<'a>, Stop> {
+    fn select(&mut self, of: &Val<'a>, field: &'a str, optional: bool) -> Result<Val<'a>, Stop> {
         self.spend(1)?;
         if let Val::Optional(of) = of {
             return match of {
@@ -331,14 +408,14 @@ impl<'a> Run<'a> {
         }
         let found = match of {
             Val::Fields(..) | Val::Struct(..) => of.field(field, self)?,
-            Val::Map(_) => of.at(&Val::own(field), self)?,
+            Val::Map(_) => of.at(&Val::Text(Text::Of(field)), self)?,
             // As cel-go says it of what has no fields.
             _ => None,
         };
         match (found, optional) {
-            (found, true) => Ok(Val::Optional(found.map(Rc::new))),
+            (found, true) => Val::optional(found),
             (Some(found), false) => Ok(found),
-            (None, false) => Err(Stop::new(&format!("no such key: {field}"))),
+            (None, false) => Err(Stop::new(format_args!("no such key: {field}"))),
         }
     }
 
@@ -363,9 +440,9 @@ impl<'a> Run<'a> {
             _ => return Err(Stop::overload()),
         };
         match (found, optional) {
-            (found, true) => Ok(Val::Optional(found.map(Rc::new))),
+            (found, true) => Val::optional(found),
             (Some(found), false) => Ok(found),
-            (None, false) => Err(Stop::new(&format!("{missing}: {}", library::shown(at)))),
+            (None, false) => Err(Stop::new(format_args!("{missing}: {}", library::Shown(at)))),
         }
     }
 
@@ -413,7 +490,7 @@ impl<'a> Run<'a> {
                 }
                 (Val::Bytes(a), Val::Bytes(b)) => {
                     self.spend((a.len() + b.len()) / 10)?;
-                    Ok(Val::Bytes([&**a, &**b].concat().into()))
+                    Ok(Val::bytes([&**a, &**b].concat()))
                 }
                 (Val::List(_) | Val::Items(..), Val::List(_) | Val::Items(..)) => {
                     left.joined(right, self)?.ok_or_else(Stop::overload)
@@ -430,22 +507,20 @@ impl<'a> Run<'a> {
         self.binary(Operator::Add, a, b)
     }
 
-    /// The items of a list or the keys of a map, with their places or values.
-    fn entries(&mut self, over: &Val<'a>) -> Result<(Vec<(Val<'a>, Val<'a>)>, bool), Stop> {
+    /// The items of a list or the keys of a map, with their places or values; and whether it is a list.
+    fn entries(&mut self, over: &Val<'a>) -> Result<(Entries<'a>, bool), Stop> {
         if let Some(items) = over.items(self)? {
             let number = |(at, item)| (Val::Int(i64::try_from(at).unwrap_or(i64::MAX)), item);
-            return Ok((items.into_iter().enumerate().map(number).collect(), true));
+            return Ok((Box::new(items.into_iter().enumerate().map(number)), true));
         }
-        Ok((over.fields(self)?.ok_or_else(Stop::overload)?, false))
+        Ok((Box::new(over.fields(self)?.ok_or_else(Stop::overload)?.into_iter()), false))
     }
 
     fn repeat(&mut self, of: &'a Loop) -> Result<Val<'a>, Stop> {
         let over = self.eval(&of.over)?;
         let (entries, is_list) = self.entries(&over)?;
-        let (mut list, mut map, mut count, mut failed) = (Vec::new(), Vec::new(), 0_usize, None);
-        let mut keyed: Vec<(Val<'a>, Val<'a>)> = Vec::new();
+        let mut gathered = Box::new(Gathered::default());
         for (key, value) in entries {
-            self.spend(1)?;
             let item = if is_list { value.clone() } else { key.clone() };
             let before = self.slots.len();
             if of.two {
@@ -455,48 +530,16 @@ impl<'a> Run<'a> {
             }
             let outcome = self.turn(of);
             self.slots.truncate(before);
-            let made = match outcome {
-                Ok(None) => continue,
-                Ok(Some(made)) => made,
-                Err(stop @ Stop::Fault(_)) if matches!(of.what, What::All | What::Exists) => {
-                    failed = failed.or(Some(stop));
-                    continue;
-                }
-                Err(stop) => return Err(stop),
-            };
-            match (of.what, made) {
-                (What::All, Val::Bool(false)) => return Ok(Val::Bool(false)),
-                (What::Exists, Val::Bool(true)) => return Ok(Val::Bool(true)),
-                (What::ExistsOne, Val::Bool(true)) => count += 1,
-                (What::Filter, Val::Bool(true)) => list.push(item),
-                (What::All | What::Exists | What::ExistsOne | What::Filter, Val::Bool(_)) => {}
-                (What::All | What::Exists, _) => failed = failed.or(Some(Stop::overload())),
-                (What::Map, made) => list.push(made),
-                (What::Sort, made) => keyed.push((made, item)),
-                (What::Fields, made) => map.push((key, made)),
-                (What::Entries, made) => {
-                    for (key, value) in made.fields(self)?.ok_or_else(Stop::overload)? {
-                        self.insert(&mut map, key, value)?;
-                    }
-                }
-                (What::ExistsOne | What::Filter, _) => return Err(Stop::overload()),
+            if let Some(decided) = gathered.take(self, of.what, (key, item), outcome)? {
+                return Ok(decided);
             }
         }
-        if let Some(stop) = failed {
-            return Err(stop);
-        }
-        Ok(match of.what {
-            What::All => Val::Bool(true),
-            What::Exists => Val::Bool(false),
-            What::ExistsOne => Val::Bool(count == 1),
-            What::Map | What::Filter => Val::list(list),
-            What::Sort => Val::list(library::sorted_by(self, keyed)?),
-            What::Fields | What::Entries => Val::Map(Rc::new(map)),
-        })
+        gathered.value(self, of.what)
     }
 
     /// One turn of a loop: what it gives, or `None` when the filter leaves the item out.
     fn turn(&mut self, of: &'a Loop) -> Result<Option<Val<'a>>, Stop> {
+        self.spend(1)?;
         if let Some(filter) = &of.filter {
             match self.eval(filter)? {
                 Val::Bool(true) => {}
@@ -505,6 +548,94 @@ impl<'a> Run<'a> {
             }
         }
         self.eval(&of.then).map(Some)
+    }
+}
+
+/// What the turns of a loop gave.
+#[derive(Default)]
+struct Gathered<'a> {
+    list: Vec<Val<'a>>,
+    map: Vec<(Val<'a>, Val<'a>)>,
+    /// By what they are to be sorted.
+    keyed: Vec<(Val<'a>, Val<'a>)>,
+    count: usize,
+    failed: Option<Stop>,
+}
+
+impl<'a> Gathered<'a> {
+    /// Takes what a turn gave; `Some` where that decides.
+    fn take(
+        &mut self,
+        run: &mut Run<'a>,
+        what: What,
+        (key, item): (Val<'a>, Val<'a>),
+        outcome: Result<Option<Val<'a>>, Stop>,
+    ) -> Result<Option<Val<'a>>, Stop> {
+        let made = match outcome {
+            Ok(None) => return Ok(None),
+            Ok(Some(made)) => made,
+            Err(stop @ Stop::Fault(_)) if matches!(what, What::All | What::Exists) => {
+                self.failed.get_or_insert(stop);
+                return Ok(None);
+            }
+            Err(stop) => return Err(stop),
+        };
+        match (what, made) {
+            (What::All, Val::Bool(false)) => return Ok(Some(Val::Bool(false))),
+            (What::Exists, Val::Bool(true)) => return Ok(Some(Val::Bool(true))),
+            (What::ExistsOne, Val::Bool(true)) => self.count += 1,
+            (What::Filter, Val::Bool(true)) => self.list.push(item),
+            (What::All | What::Exists | What::ExistsOne | What::Filter, Val::Bool(_)) => {}
+            (What::All | What::Exists, _) => drop(self.failed.get_or_insert_with(Stop::overload)),
+            (What::Map, made) => self.list.push(made),
+            (What::Sort, made) => self.keyed.push((made, item)),
+            (What::Fields, made) => self.map.push((key, made)),
+            (What::Entries, made) => {
+                for (key, value) in made.fields(run)?.ok_or_else(Stop::overload)? {
+                    run.insert(&mut self.map, key, value)?;
+                }
+            }
+            (What::ExistsOne | What::Filter, _) => return Err(Stop::overload()),
+        }
+        Ok(None)
+    }
+
+    /// What the loop gives.
+    fn value(self, run: &mut Run<'a>, what: What) -> Result<Val<'a>, Stop> {
+        if let Some(stop) = self.failed {
+            return Err(stop);
+        }
+        match what {
+            What::All => Ok(Val::Bool(true)),
+            What::Exists => Ok(Val::Bool(false)),
+            What::ExistsOne => Ok(Val::Bool(self.count == 1)),
+            What::Map | What::Filter => Val::list(self.list),
+            What::Sort => Val::list(library::sorted_by(run, self.keyed)?),
+            What::Fields | What::Entries => Val::map(self.map),
+        }
+    }
+}
+
+/// The value of a literal.
+fn literal_value(expr: &Expr) -> Val<'_> {
+    match expr {
+        Expr::Bool(value) => Val::Bool(*value),
+        Expr::Int(value) => Val::Int(*value),
+        Expr::Uint(value) => Val::Uint(*value),
+        Expr::Double(value) => Val::Double(*value),
+        Expr::Text(value) => Val::Text(Text::Of(value)),
+        Expr::Bytes(value) => Val::Bytes(Held::Of(value)),
+        Expr::Type(name) => Val::Type(name),
+        _ => Val::Null,
+    }
+}
+
+/// A part of a list, a map or a structure; an optional one may be none.
+fn part<'a>(value: Val<'a>, optional: bool) -> Result<Option<Val<'a>>, Stop> {
+    match (value, optional) {
+        (value, false) => Ok(Some(value)),
+        (Val::Optional(value), true) => Ok(value.map(|value| (*value).clone())),
+        _ => Err(Stop::overload()),
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::fmt;
 use std::net::IpAddr;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,25 +19,36 @@ use crate::meta::Quantity;
 use crate::meta::{names, time};
 
 /// A value as `string()` shows it.
-pub(crate) fn shown(value: &Val<'_>) -> String {
-    match value {
-        Val::Null => "null".to_owned(),
-        Val::Bool(value) => value.to_string(),
-        Val::Int(value) => value.to_string(),
-        Val::Uint(value) => value.to_string(),
-        Val::Double(value) => value.to_string(),
-        Val::Text(text) => text.to_string(),
-        Val::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        Val::Type(name) => (*name).to_owned(),
-        Val::Duration(nanos) => format!("{}s", *nanos as f64 / 1e9),
-        Val::Timestamp(time) => time.to_string(),
-        Val::Quantity(quantity) => quantity.to_string(),
-        Val::Url(url) => url.text.clone(),
-        Val::Ip(ip) => ip.to_string(),
-        Val::Cidr(ip, bits) => format!("{ip}/{bits}"),
-        Val::Semver(version) => version.to_string(),
-        other => other.type_name().to_owned(),
+pub(crate) struct Shown<'v, 'a>(pub &'v Val<'a>);
+
+impl fmt::Display for Shown<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Val::Null => f.write_str("null"),
+            Val::Bool(value) => value.fmt(f),
+            Val::Int(value) => value.fmt(f),
+            Val::Uint(value) => value.fmt(f),
+            Val::Double(value) => value.fmt(f),
+            Val::Text(text) => f.write_str(text),
+            Val::Bytes(bytes) => bytes.utf8_chunks().try_for_each(|chunk| {
+                f.write_str(chunk.valid())?;
+                f.write_str(if chunk.invalid().is_empty() { "" } else { "\u{fffd}" })
+            }),
+            Val::Type(name) => f.write_str(name),
+            Val::Duration(nanos) => write!(f, "{}s", *nanos as f64 / 1e9),
+            Val::Timestamp(time) => time.fmt(f),
+            Val::Quantity(quantity) => quantity.fmt(f),
+            Val::Url(url) => f.write_str(&url.text),
+            Val::Ip(ip) => ip.fmt(f),
+            Val::Cidr(ip, bits) => write!(f, "{ip}/{bits}"),
+            Val::Semver(version) => version.fmt(f),
+            other => f.write_str(other.type_name()),
+        }
     }
+}
+
+fn shown(value: &Val<'_>) -> String {
+    Shown(value).to_string()
 }
 
 fn place(at: i64) -> Option<usize> {
@@ -45,19 +57,19 @@ fn place(at: i64) -> Option<usize> {
 
 /// The part of a text between two places, counted in characters.
 fn part(text: &str, from: i64, to: i64) -> Result<String, Stop> {
-    let wrong = |at: i64| Stop::new(&format!("index out of range: {at}"));
+    let wrong = |at: i64| Stop::new(format_args!("index out of range: {at}"));
     let count = text.chars().count();
     let from_at = place(from).filter(|at| *at <= count).ok_or_else(|| wrong(from))?;
     let to_at = place(to).filter(|at| *at <= count).ok_or_else(|| wrong(to))?;
     if from_at > to_at {
-        return Err(Stop::new(&format!("invalid substring range. start: {from}, end: {to}")));
+        return Err(Stop::new(format_args!("invalid substring range. start: {from}, end: {to}")));
     }
     Ok(text.chars().skip(from_at).take(to_at - from_at).collect())
 }
 
 /// The place of a text in another from a place on, in characters.
 fn index_of(text: &str, wanted: &str, from: i64) -> Result<i64, Stop> {
-    let wrong = || Stop::new(&format!("index out of range: {from}"));
+    let wrong = || Stop::new(format_args!("index out of range: {from}"));
     let start = place(from).ok_or_else(wrong)?;
     let Some((bytes, _)) = text.char_indices().chain([(text.len(), ' ')]).nth(start) else {
         return if wanted.is_empty() { Err(wrong()) } else { Ok(-1) };
@@ -71,7 +83,7 @@ fn last_index_of(text: &str, wanted: &str, from: Option<i64>) -> Result<i64, Sto
     let end = match from {
         None => text.len(),
         Some(from) => {
-            let wrong = || Stop::new(&format!("index out of range: {from}"));
+            let wrong = || Stop::new(format_args!("index out of range: {from}"));
             let start = place(from).ok_or_else(wrong)?;
             let at = text.char_indices().nth(start).map_or(text.len(), |(at, _)| at);
             (at + wanted.len()).min(text.len())
@@ -92,7 +104,7 @@ fn whole<'a>(count: usize) -> Val<'a> {
 
 /// An expression that only becomes known now.
 fn expression(run: &mut Run<'_>, text: &str, over: usize) -> Result<Pattern, Stop> {
-    let states = pattern::check(text).map_err(|words| Stop::new(&format!("error parsing regexp: {words}")))?;
+    let states = pattern::check(text).map_err(|words| Stop::new(format_args!("error parsing regexp: {words}")))?;
     // Compiling takes a few hundred steps a state.
     run.spend(100 + states.saturating_mul(20))?;
     let pattern = Pattern::new(text);
@@ -103,12 +115,7 @@ fn expression(run: &mut Run<'_>, text: &str, over: usize) -> Result<Pattern, Sto
 /// Calls a function; what a text costs to be looked at is paid here.
 pub(crate) fn call<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a>, Stop> {
     for value in given {
-        match value {
-            Val::Text(text) => run.spend(text.len() / 10)?,
-            Val::Bytes(bytes) => run.spend(bytes.len() / 10)?,
-            Val::Url(url) => run.spend(url.text.len() / 10)?,
-            _ => {}
-        }
+        run.spend(value.bytes_held() / 10)?;
     }
     match given {
         [Val::Text(text), ..] if name.starts_with('.') => of_text(run, name, text, given),
@@ -127,7 +134,7 @@ pub(crate) fn call<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Resu
         [Val::Ip(_) | Val::Cidr(..), ..] if name.starts_with('.') => of_address(name, given),
         [Val::Authority(of), rest @ ..] if name.starts_with('.') => of.call(run, name, rest),
         [Val::Semver(of), rest @ ..] if name.starts_with('.') => of_semver(name, of, rest),
-        [Val::Format(format), Val::Text(text)] if name == ".validate" => Ok(validate(format, text)),
+        [Val::Format(format), Val::Text(text)] if name == ".validate" => validate(format, text),
         [size] if name == ".size" => size.size(run)?.map(whole).ok_or_else(Stop::overload),
         _ if name.starts_with('.') => Err(Stop::overload()),
         _ => global(run, name, given),
@@ -140,7 +147,7 @@ fn global<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a
             [] => NAMED.iter().find(|(known, _)| *known == format).map_or(Val::Null, |(known, _)| Val::Format(known)),
             [Val::Text(text)] => {
                 let known = NAMED.iter().find(|(known, _)| *known == &**text);
-                Val::Optional(known.map(|(known, _)| Rc::new(Val::Format(known))))
+                Val::optional(known.map(|(known, _)| Val::Format(known)))?
             }
             _ => return Err(Stop::overload()),
         });
@@ -153,23 +160,31 @@ fn global<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a
             let pattern = expression(run, of, text.len())?;
             Ok(Val::Bool(pattern.matches(text)))
         }
-        ("optional.of", [of]) => Ok(Val::some(of.clone())),
+        ("optional.of", [of]) => Val::some(of.clone()),
         ("optional.none", []) => Ok(Val::Optional(None)),
         ("optional.ofNonZeroValue", [of]) => {
-            Ok(if is_zero(of, run)? { Val::Optional(None) } else { Val::some(of.clone()) })
+            if is_zero(of, run)? {
+                Ok(Val::Optional(None))
+            } else {
+                Val::some(of.clone())
+            }
         }
         ("optional.unwrap", [of]) => unwrapped(&of.items(run)?.ok_or_else(Stop::overload)?),
         (ESCAPE_KEY, [Val::Text(text)]) => Ok(Val::own(text.replace('~', "~0").replace('/', "~1"))),
-        ("semver", [Val::Text(text)]) => version(text, false).map(|version| Val::Semver(Rc::new(version))),
+        ("semver", [Val::Text(text)]) => version(text, false).map(|version| Val::Semver(Arc::new(version))),
         ("semver", [Val::Text(text), Val::Bool(loose)]) => {
-            version(text, *loose).map(|version| Val::Semver(Rc::new(version)))
+            version(text, *loose).map(|version| Val::Semver(Arc::new(version)))
         }
         ("isSemver", [Val::Text(text)]) => Ok(Val::Bool(version(text, false).is_ok())),
         ("isSemver", [Val::Text(text), Val::Bool(loose)]) => Ok(Val::Bool(version(text, *loose).is_ok())),
-        ("strings.quote", [Val::Text(text)]) => Ok(Val::own(crate::meta::text::quote(text))),
+        ("strings.quote", [Val::Text(text)]) => {
+            let quoted = crate::meta::text::quote(text);
+            run.spend(quoted.len() / 10)?;
+            Ok(Val::own(quoted))
+        }
         ("lists.range", [Val::Int(count)]) => {
             run.spend(usize::try_from(*count).unwrap_or(0))?;
-            Ok(Val::list((0..*count).map(Val::Int).collect()))
+            Val::list((0..*count).map(Val::Int).collect())
         }
         ("sets.contains" | "sets.equivalent" | "sets.intersects", [a, b]) => {
             let a = a.items(run)?.ok_or_else(Stop::overload)?;
@@ -195,13 +210,13 @@ fn global<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a
             }))
         }
         ("quantity", [Val::Text(text)]) => match Quantity::parse(text) {
-            Ok(quantity) => Ok(Val::Quantity(Rc::new(quantity))),
-            Err(error) => Err(Stop::new(&error.to_string())),
+            Ok(quantity) => Ok(Val::Quantity(Arc::new(quantity))),
+            Err(error) => Err(Stop::new(error)),
         },
         ("isQuantity", [Val::Text(text)]) => Ok(Val::Bool(Quantity::parse(text).is_ok())),
         ("url", [Val::Text(text)]) => match url(text) {
-            Some(url) => Ok(Val::Url(Rc::new(url))),
-            None => Err(Stop::new(&format!("URL parse error during conversion from string: {:?}", &**text))),
+            Some(url) => Ok(Val::Url(Arc::new(url))),
+            None => Err(Stop::new(format_args!("URL parse error during conversion from string: {:?}", &**text))),
         },
         ("isURL", [Val::Text(text)]) => Ok(Val::Bool(url(text).is_some())),
         ("ip", [Val::Text(text)]) => ip(text).map(Val::Ip),
@@ -216,7 +231,7 @@ fn global<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a
 
 fn converted<'a>(name: &str, of: &Val<'a>) -> Result<Val<'a>, Stop> {
     let range = || Stop::new("integer overflow");
-    let wrong = |ty: &str| Stop::new(&format!("type conversion error from 'string' to '{ty}'"));
+    let wrong = |ty: &str| Stop::new(format_args!("type conversion error from 'string' to '{ty}'"));
     Ok(match (name, of) {
         ("int", Val::Int(_)) | ("uint", Val::Uint(_)) | ("double", Val::Double(_)) | ("string", Val::Text(_)) => {
             of.clone()
@@ -244,7 +259,7 @@ fn converted<'a>(name: &str, of: &Val<'a>) -> Result<Val<'a>, Stop> {
             return Err(Stop::overload());
         }
         ("string", other) => Val::own(shown(other)),
-        ("bytes", Val::Text(text)) => Val::Bytes(text.as_bytes().into()),
+        ("bytes", Val::Text(text)) => Val::bytes(text.as_bytes()),
         ("bool", Val::Text(text)) => match &**text {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Val::Bool(true),
             "0" | "f" | "F" | "false" | "FALSE" | "False" => Val::Bool(false),
@@ -294,7 +309,7 @@ fn of_text<'a>(run: &mut Run<'a>, name: &str, text: &Text<'a>, given: &[Val<'a>]
                 // To find the next one, all that is left may be looked at: what this one needed is not known.
                 run.spend(1 + pattern.cost(text.len() - next.end()))?;
             }
-            Val::list(found)
+            Val::list(found)?
         }
         (".charAt", [Val::Int(at)]) => {
             let count = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
@@ -340,7 +355,7 @@ fn of_text<'a>(run: &mut Run<'a>, name: &str, text: &Text<'a>, given: &[Val<'a>]
             } else {
                 text.splitn(most, &**of).map(Val::own).collect()
             };
-            Val::list(parts)
+            Val::list(parts)?
         }
         (".substring", [Val::Int(from)]) => {
             let count = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
@@ -376,7 +391,7 @@ fn formatted<'a>(run: &mut Run<'a>, text: &str, values: &[Val<'a>]) -> Result<St
                 digits.parse().ok().filter(|digits| *digits <= 100).ok_or_else(|| Stop::new("invalid precision"))?
             }
         };
-        let value = values.get(next).ok_or_else(|| Stop::new(&format!("index {next} out of range")))?;
+        let value = values.get(next).ok_or_else(|| Stop::new(format_args!("index {next} out of range")))?;
         next += 1;
         let mut chars = clause.chars();
         let piece = match (chars.next(), value) {
@@ -428,7 +443,9 @@ fn written<'a>(run: &mut Run<'a>, value: &Val<'a>, depth: usize) -> Result<Strin
     }
     if let Some(items) = value.items(run)? {
         let parts: Vec<String> = items.iter().map(|item| written(run, item, depth + 1)).collect::<Result<_, _>>()?;
-        return Ok(format!("[{}]", parts.join(", ")));
+        let shown = format!("[{}]", parts.join(", "));
+        run.spend(shown.len() / 10)?;
+        return Ok(shown);
     }
     if let Some(fields) = value.fields(run)? {
         let mut parts: Vec<String> = Vec::with_capacity(fields.len());
@@ -436,7 +453,9 @@ fn written<'a>(run: &mut Run<'a>, value: &Val<'a>, depth: usize) -> Result<Strin
             parts.push(format!("{}: {}", written(run, key, depth + 1)?, written(run, value, depth + 1)?));
         }
         parts.sort_unstable();
-        return Ok(format!("{{{}}}", parts.join(", ")));
+        let shown = format!("{{{}}}", parts.join(", "));
+        run.spend(shown.len() / 10)?;
+        return Ok(shown);
     }
     let shown = shown(value);
     run.spend(shown.len() / 10)?;
@@ -449,7 +468,7 @@ fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'
         return list.size(run)?.map(whole).ok_or_else(Stop::overload);
     }
     let mut items = list.items(run)?.ok_or_else(Stop::overload)?;
-    let empty = || Stop::new(&format!("{} called on empty list", name.trim_start_matches('.')));
+    let empty = || Stop::new(format_args!("{} called on empty list", name.trim_start_matches('.')));
     Ok(match (name, rest) {
         (".join", rest) => {
             let between = match rest {
@@ -515,9 +534,9 @@ fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'
         }
         (".slice", [Val::Int(from), Val::Int(to)]) => {
             let range = place(*from).zip(place(*to)).filter(|(from, to)| from <= to && *to <= items.len());
-            let wrong = || Stop::new(&format!("cannot slice({from}, {to}), list length is {}", items.len()));
+            let wrong = || Stop::new(format_args!("cannot slice({from}, {to}), list length is {}", items.len()));
             let (from, to) = range.ok_or_else(wrong)?;
-            Val::list(items.get(from..to).unwrap_or_default().to_vec())
+            Val::list(items.get(from..to).unwrap_or_default().to_vec())?
         }
         (".flatten", rest) => {
             let depth = match rest {
@@ -535,7 +554,7 @@ fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'
                 }
                 items = flat;
             }
-            Val::list(items)
+            Val::list(items)?
         }
         (".distinct", []) => {
             let mut kept: Vec<Val<'a>> = Vec::new();
@@ -544,14 +563,14 @@ fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'
                     kept.push(item);
                 }
             }
-            Val::list(kept)
+            Val::list(kept)?
         }
         (".reverse", []) => {
             items.reverse();
-            Val::list(items)
+            Val::list(items)?
         }
-        (".first", []) => Val::Optional(items.into_iter().next().map(Rc::new)),
-        (".last", []) => Val::Optional(items.pop().map(Rc::new)),
+        (".first", []) => Val::optional(items.into_iter().next())?,
+        (".last", []) => Val::optional(items.pop())?,
         (".unwrapOpt", []) => unwrapped(&items)?,
         (".sort", []) => {
             // What cannot be compared is found before, so that the order is one.
@@ -562,7 +581,7 @@ fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'
                 }
             }
             run.spend(items.len().saturating_mul(items.len().checked_ilog2().unwrap_or(0) as usize))?;
-            Val::list(sorted(run, items)?)
+            Val::list(sorted(run, items)?)?
         }
         _ => return Err(Stop::overload()),
     })
@@ -618,14 +637,14 @@ fn unwrapped<'a>(items: &[Val<'a>]) -> Result<Val<'a>, Stop> {
             _ => return Err(Stop::overload()),
         }
     }
-    Ok(Val::list(held))
+    Val::list(held)
 }
 
 /// A version; a loose one may lack its minor and its patch, and may have a `v` and leading zeros.
 fn version(text: &str, loose: bool) -> Result<semver::Version, Stop> {
-    let wrong = |words: &str| Stop::new(&format!("semver parse error: {words}"));
+    let wrong = |words: &dyn fmt::Display| Stop::new(format_args!("semver parse error: {words}"));
     if !loose {
-        return semver::Version::parse(text).map_err(|error| wrong(&error.to_string()));
+        return semver::Version::parse(text).map_err(|error| wrong(&error));
     }
     let bare = text.strip_prefix('v').unwrap_or(text);
     let end = bare.find(['-', '+']).unwrap_or(bare.len());
@@ -639,11 +658,11 @@ fn version(text: &str, loose: bool) -> Result<semver::Version, Stop> {
         .collect();
     if parts.len() < 3 {
         if !rest.is_empty() {
-            return Err(wrong("short version cannot contain PreRelease/Build meta data"));
+            return Err(wrong(&"short version cannot contain PreRelease/Build meta data"));
         }
         parts.resize(3, "0".to_owned());
     }
-    semver::Version::parse(&format!("{}{rest}", parts.join("."))).map_err(|error| wrong(&error.to_string()))
+    semver::Version::parse(&format!("{}{rest}", parts.join("."))).map_err(|error| wrong(&error))
 }
 
 fn of_semver<'a>(name: &str, of: &semver::Version, rest: &[Val<'a>]) -> Result<Val<'a>, Stop> {
@@ -665,7 +684,7 @@ fn of_optional<'a>(name: &str, of: Option<&Val<'a>>, rest: &[Val<'a>]) -> Result
         (".value" | ".orValue", Some(of), _) => of.clone(),
         (".value", None, []) => return Err(Stop::new("optional.none() dereference")),
         (".orValue", None, [other]) | (".or", None, [other @ Val::Optional(_)]) => other.clone(),
-        (".or", Some(of), [Val::Optional(_)]) => Val::some(of.clone()),
+        (".or", Some(of), [Val::Optional(_)]) => Val::some(of.clone())?,
         _ => return Err(Stop::overload()),
     })
 }
@@ -673,7 +692,7 @@ fn of_optional<'a>(name: &str, of: Option<&Val<'a>>, rest: &[Val<'a>]) -> Result
 fn of_time<'a>(name: &str, time: jiff::Timestamp, rest: &[Val<'a>]) -> Result<Val<'a>, Stop> {
     let zone = match rest {
         [] => TimeZone::UTC,
-        [Val::Text(text)] => zone(text).ok_or_else(|| Stop::new(&format!("unknown time zone {}", &**text)))?,
+        [Val::Text(text)] => zone(text).ok_or_else(|| Stop::new(format_args!("unknown time zone {}", &**text)))?,
         _ => return Err(Stop::overload()),
     };
     let time = time.to_zoned(zone);
@@ -720,8 +739,8 @@ fn of_quantity<'a>(name: &str, of: &Quantity, rest: &[Val<'a>]) -> Result<Val<'a
         (".asInteger", None) => return Err(Stop::new("cannot convert value to integer")),
         (".asApproximateFloat", None) => Val::Double(of.as_f64()),
         (".sign", None) => Val::Int(of.signum().into()),
-        (".add", Some(other)) => Val::Quantity(Rc::new(of + other)),
-        (".sub", Some(other)) => Val::Quantity(Rc::new(of - other)),
+        (".add", Some(other)) => Val::Quantity(Arc::new(of + other)),
+        (".sub", Some(other)) => Val::Quantity(Arc::new(of - other)),
         (".isLessThan", Some(other)) => Val::Bool(of < other),
         (".isGreaterThan", Some(other)) => Val::Bool(of > other),
         (".compareTo", Some(other)) => Val::Int(of.cmp(other) as i64),
@@ -754,12 +773,7 @@ fn url(text: &str) -> Option<Url> {
     if !percent_is_right(path) || host.contains(['<', '>', '"', '\\', '^', '`', '{', '|', '}']) {
         return None;
     }
-    let pair = |pair: &str| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (unescaped(name), unescaped(value))
-    };
-    let query = query.split('&').filter(|part| !part.is_empty()).map(pair).collect();
-    Some(Url { text: text.to_owned(), scheme, host: host.to_owned(), path: path.to_owned(), query })
+    Some(Url { text: text.to_owned(), scheme, host: host.to_owned(), path: path.to_owned(), query: query.to_owned() })
 }
 
 fn is_scheme(text: &str) -> bool {
@@ -805,26 +819,31 @@ fn of_url<'a>(run: &mut Run<'a>, name: &str, url: &Url) -> Result<Val<'a>, Stop>
         ".getPort" => Val::own(port),
         ".getEscapedPath" => Val::own(url.path.as_str()),
         ".getQuery" => {
-            run.spend(url.query.len())?;
             let mut fields: Vec<(Val<'a>, Vec<Val<'a>>)> = Vec::new();
-            let mut places: HashMap<&str, usize> = HashMap::new();
-            for (name, value) in &url.query {
-                let place = *places.entry(name).or_insert(fields.len());
+            let mut places: HashMap<String, usize> = HashMap::new();
+            for pair in url.query.split('&').filter(|pair| !pair.is_empty()) {
+                // A name, a list and a value.
+                run.spend(5)?;
+                let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+                let name = unescaped(name);
+                let place = places.get(&name).copied().unwrap_or(fields.len());
                 if place == fields.len() {
                     fields.push((Val::own(name.as_str()), Vec::new()));
+                    places.insert(name, place);
                 }
                 if let Some((_, values)) = fields.get_mut(place) {
-                    values.push(Val::own(value.as_str()));
+                    values.push(Val::own(unescaped(value)));
                 }
             }
-            Val::Map(Rc::new(fields.into_iter().map(|(name, values)| (name, Val::list(values))).collect()))
+            let fields = fields.into_iter().map(|(name, values)| Ok((name, Val::list(values)?)));
+            Val::map(fields.collect::<Result<_, Stop>>()?)?
         }
         _ => return Err(Stop::overload()),
     })
 }
 
 fn ip(text: &str) -> Result<IpAddr, Stop> {
-    let wrong = || Stop::new(&format!("IP Address {text:?} parse error during conversion from string"));
+    let wrong = || Stop::new(format_args!("IP Address {text:?} parse error during conversion from string"));
     match text.parse() {
         Ok(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_some() => Err(wrong()),
         found => found.map_err(|_| wrong()),
@@ -832,7 +851,7 @@ fn ip(text: &str) -> Result<IpAddr, Stop> {
 }
 
 fn cidr(text: &str) -> Result<(IpAddr, u8), Stop> {
-    let wrong = || Stop::new(&format!("network address parse error during conversion from string: {text:?}"));
+    let wrong = || Stop::new(format_args!("network address parse error during conversion from string: {text:?}"));
     let (address, bits) = text.split_once('/').ok_or_else(wrong)?;
     let address = ip(address).map_err(|_| wrong())?;
     let most = if address.is_ipv4() { 32 } else { 128 };
@@ -921,10 +940,10 @@ const NAMED: [(&str, Check); 13] = [
     ("datetime", |text| say(time::parse(text).is_some(), "invalid datetime")),
 ];
 
-fn validate<'a>(format: &str, text: &str) -> Val<'a> {
+fn validate<'a>(format: &str, text: &str) -> Result<Val<'a>, Stop> {
     let found = NAMED.iter().find(|(known, _)| *known == format).map(|(_, check)| check(text)).unwrap_or_default();
     if found.is_empty() {
-        return Val::Optional(None);
+        return Ok(Val::Optional(None));
     }
-    Val::some(Val::list(found.into_iter().map(Val::own).collect()))
+    Val::some(Val::list(found.into_iter().map(Val::own).collect())?)
 }

@@ -39,6 +39,8 @@ pub(crate) struct Node {
     pub at: usize,
     pub is: Is,
     depth: usize,
+    /// How many nodes it is, with those that it is made of.
+    pub count: usize,
 }
 
 #[derive(Debug)]
@@ -153,20 +155,39 @@ struct Parser<'a> {
 }
 
 fn node(at: usize, is: Is) -> Node {
-    let depth = |nodes: &[&Node]| 1 + nodes.iter().map(|node| node.depth).max().unwrap_or(0);
-    let all = |nodes: &[Node]| 1 + nodes.iter().map(|node| node.depth).max().unwrap_or(0);
-    let depth = match &is {
-        Is::Select(of, ..) | Is::Not(of) | Is::Negative(of) => depth(&[of]),
-        Is::Index(a, b, _) | Is::Binary(_, a, b) => depth(&[a, b]),
-        Is::Either(a, b, c) => depth(&[a, b, c]),
-        Is::Call(on, _, arguments) => all(arguments).max(1 + on.as_ref().map_or(0, |on| on.depth)),
-        Is::All(of) | Is::Any(of) => all(of),
-        Is::List(items) => 1 + items.iter().map(|(item, _)| item.depth).max().unwrap_or(0),
-        Is::Struct(_, fields) => 1 + fields.iter().map(|(_, _, value, _)| value.depth).max().unwrap_or(0),
-        Is::Map(fields) => 1 + fields.iter().map(|(key, value, _)| key.depth.max(value.depth)).max().unwrap_or(0),
-        _ => 1,
-    };
-    Node { at, is, depth }
+    let (mut depth, mut count) = (1, 1);
+    is.each(|part| {
+        depth = depth.max(1 + part.depth);
+        count += part.count;
+    });
+    Node { at, is, depth, count }
+}
+
+impl Is {
+    /// Each node that it is made of.
+    fn each(&self, mut see: impl FnMut(&Node)) {
+        match self {
+            Is::Select(of, ..) | Is::Not(of) | Is::Negative(of) => see(of),
+            Is::Index(a, b, _) | Is::Binary(_, a, b) => [a, b].into_iter().for_each(|part| see(part)),
+            Is::Either(a, b, c) => [a, b, c].into_iter().for_each(|part| see(part)),
+            Is::Call(on, _, arguments) => {
+                on.iter().for_each(|on| see(on));
+                arguments.iter().for_each(see);
+            }
+            Is::All(of) | Is::Any(of) => of.iter().for_each(see),
+            Is::List(items) => items.iter().for_each(|(item, _)| see(item)),
+            Is::Struct(_, fields) => fields.iter().for_each(|(_, _, value, _)| see(value)),
+            Is::Map(fields) => fields.iter().flat_map(|(key, value, _)| [key, value]).for_each(see),
+            Is::Null
+            | Is::Bool(_)
+            | Is::Int(_)
+            | Is::Uint(_)
+            | Is::Double(_)
+            | Is::Text(_)
+            | Is::Bytes(_)
+            | Is::Name(_) => {}
+        }
+    }
 }
 
 impl Parser<'_> {

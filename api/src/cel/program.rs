@@ -2,11 +2,18 @@
 
 use std::sync::Arc;
 
+use super::eval::LEVELS_MAX;
 use super::parse::{Fault, Is, Node, Operator};
 use super::signatures::{self, ESCAPE_KEY, Overload};
-use super::types::{Bound, Decl, Ty};
+use super::types::{Bound, Decl, Ty, Variables};
 use super::value::{duration, timestamp};
 use crate::custom::pattern::{self, Pattern};
+
+/// States that each expression that is matched with counts as, beside those that it has: it is some ten KiB, compiled.
+const PATTERN_STATES: usize = 100;
+/// Bytes that a node and a state take, about, compiled.
+const NODE_BYTES: usize = 100;
+const STATE_BYTES: usize = 200;
 
 /// Most faults that are told of one expression (cel-go's).
 const FAULTS_MAX: usize = 100;
@@ -94,6 +101,10 @@ pub(crate) struct Made<'s> {
     pub ty: Ty<'s>,
     /// The places that it names, as bits.
     pub uses: u64,
+    /// How many levels its evaluation takes, with the variables that it asks for.
+    pub depth: usize,
+    /// Bytes that it holds, about.
+    pub weight: usize,
 }
 
 /// Makes a program of a tree. Of the states of expressions that it matches with it takes its part.
@@ -102,8 +113,10 @@ pub(crate) fn make<'s>(node: &Node, env: &Env<'s>, states: &mut usize) -> Result
         names: env.names.clone(),
         slots: env.names.len(),
         patches: env.patches,
-        bound: Bound::default(),
+        bound: Bound::new(node.count),
         uses: 0,
+        level: 0,
+        reach: 0,
         states: *states,
         faults: Vec::new(),
         literals: Vec::new(),
@@ -111,13 +124,17 @@ pub(crate) fn make<'s>(node: &Node, env: &Env<'s>, states: &mut usize) -> Result
         formats: 0,
     };
     let (expr, ty) = maker.make(node);
+    let weight = node.count * NODE_BYTES + (*states - maker.states) * STATE_BYTES;
     *states = maker.states;
     let ty = maker.bound.settled(&ty);
     if maker.faults.is_empty() {
         maker.check_literals();
     }
+    if maker.bound.is_spent() {
+        maker.faults = vec![Fault::new(0, "the types of the expression are too large together")];
+    }
     if maker.faults.is_empty() {
-        return Ok(Made { expr, ty, uses: maker.uses });
+        return Ok(Made { expr, ty, uses: maker.uses, depth: maker.reach, weight });
     }
     maker.faults.sort_by_key(|fault| fault.at);
     Err(maker.faults)
@@ -130,6 +147,9 @@ struct Maker<'s> {
     patches: bool,
     bound: Bound<'s>,
     uses: u64,
+    /// How deep it is, and how deep it was or a variable goes.
+    level: usize,
+    reach: usize,
     /// Of expressions, how many there may still be.
     states: usize,
     faults: Vec<Fault>,
@@ -206,6 +226,25 @@ impl<'s> Maker<'s> {
     }
 
     fn make(&mut self, node: &Node) -> Typed<'s> {
+        self.level += 1;
+        self.reach = self.reach.max(self.level);
+        let made = self.node(node);
+        self.level -= 1;
+        made
+    }
+
+    /// The value of a variable is evaluated below the place that asks for it.
+    fn variable(&mut self, at: usize, variables: &Variables<'s>, name: &str) -> Option<(usize, Ty<'s>)> {
+        let (place, declared) = variables.find(name)?;
+        let depth = self.level + declared.depth;
+        if depth > LEVELS_MAX {
+            self.fault(at, "the expression nests too deeply, with the variables that it asks for");
+        }
+        self.reach = self.reach.max(depth);
+        Some((place, declared.ty.clone()))
+    }
+
+    fn node(&mut self, node: &Node) -> Typed<'s> {
         match &node.is {
             Is::Null => (Expr::Null, Ty::Null),
             Is::Bool(value) => (Expr::Bool(*value), Ty::Bool),
@@ -347,10 +386,9 @@ impl<'s> Maker<'s> {
         }
         let (of, ty) = self.boxed(of);
         if let (Expr::Slot(_), Ty::Object(Decl::Variables(all))) = (&*of, &ty)
-            && let Some(at) = all.iter().rposition(|(name, _)| name == field)
+            && let Some((place, ty)) = self.variable(node.at, all, field)
         {
-            let found = all.get(at).map_or(Ty::Dyn, |(_, ty)| ty.clone());
-            return (Expr::Variable(at), found);
+            return (Expr::Variable(place), ty);
         }
         let (target, is_optional) = match self.bound.resolve(&ty) {
             Ty::Optional(of) => ((*of).clone(), true),
@@ -453,9 +491,9 @@ impl<'s> Maker<'s> {
         };
         let (of, ty) = self.boxed(of);
         if let (Expr::Slot(_), Ty::Object(Decl::Variables(all))) = (&*of, &ty)
-            && let Some(at) = all.iter().rposition(|(name, _)| name == field)
+            && let Some((place, _)) = self.variable(*dot, all, field)
         {
-            return (Expr::Declared(at), Ty::Bool);
+            return (Expr::Declared(place), Ty::Bool);
         }
         let target = match self.bound.resolve(&ty) {
             Ty::Optional(of) => (*of).clone(),
@@ -483,7 +521,7 @@ impl<'s> Maker<'s> {
             (".matches", [Node { is: Is::Text(text), at, .. }])
             | ("matches", [_, Node { is: Is::Text(text), at, .. }]) => {
                 let made = pattern::check(text).and_then(|states| {
-                    let left = self.states.checked_sub(states);
+                    let left = self.states.checked_sub(states + PATTERN_STATES);
                     left.ok_or_else(|| "the expressions are too large".to_owned())
                 });
                 match made {

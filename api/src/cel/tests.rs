@@ -1,9 +1,11 @@
 //! What expressions are and what is told of those that are none, as the reference says it (`plugin/cel` of its admission), and
 //! what they give.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::admission::{Compiler, Evaluation, Gives, Inputs, Outcome, POLICY_BUDGET};
+use super::admission::{Compiler, Evaluation, Expression, Failure, Gives, Inputs, Outcome, POLICY_BUDGET};
+use super::eval::LEVELS_MAX;
+use super::{Asked, Authorizer, Decision};
 
 fn compile(source: &str, gives: Gives) -> Result<(), String> {
     let mut compiler = Compiler::new(false);
@@ -201,7 +203,7 @@ fn what_is_large_ends() {
     let mut compiler = Compiler::new(false);
     compiler.declare();
     compiler.variable("v0", "{'a': 1}").expect("a variable");
-    for number in 1..200 {
+    for number in 1..90 {
         let before = number - 1;
         let source = format!("[[variables.v{before}], [variables.v{before}]].map(x, {{'a': x, 'b': x}})");
         compiler.variable(&format!("v{number}"), &source).expect("a variable");
@@ -214,4 +216,200 @@ fn what_is_large_ends() {
     assert!(compiler.expression(&long, Gives::Bool, true).expect_err("a fault").len() < 1 << 20);
     let long = format!("[{}]", vec!["x"; 20_000].join(", "));
     assert!(compiler.expression(&long, Gives::Any, true).expect_err("a fault").len() < 1 << 20);
+}
+
+/// Runs on the stack of a worker.
+fn on_a_worker(work: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new().stack_size(2 << 20).spawn(work).expect("a thread").join().expect("no panic");
+}
+
+/// Answers that everything is allowed.
+struct Allows;
+
+impl Authorizer for Allows {
+    fn request_resource(&self) -> Asked {
+        Asked::default()
+    }
+
+    fn check(&self, _: Option<(&str, &str)>, _: &Asked, _: &str) -> Decision {
+        Decision { allowed: true, reason: String::new() }
+    }
+}
+
+/// Asks an expression, which may name variables, about an object.
+fn ask<T>(
+    variables: &[(String, String)],
+    (source, gives): (&str, Gives),
+    object: &Value,
+    asks: impl for<'a> Fn(&mut Evaluation<'a>, &'a Expression) -> Result<T, Failure>,
+) -> Result<T, String> {
+    let mut compiler = Compiler::new(false);
+    compiler.declare();
+    let made = variables.iter().map(|(name, source)| compiler.variable(name, source));
+    let variables: Vec<_> = made.collect::<Result<_, _>>().unwrap_or_else(|why| panic!("a variable: {why}"));
+    let expression = compiler.expression(source, gives, true).unwrap_or_else(|why| panic!("{source}: {why}"));
+    let request = json!({});
+    let inputs = Inputs {
+        object: Some(object),
+        old_object: Some(object),
+        request: &request,
+        params: None,
+        namespace: None,
+        authorizer: Some(&Allows),
+    };
+    asks(&mut Evaluation::new(&inputs, &variables, POLICY_BUDGET), &expression).map_err(|failure| failure.to_string())
+}
+
+/// Variables of which each is made of the one before it.
+fn chain(count: usize, first: &str, next: impl Fn(&str) -> String) -> Vec<(String, String)> {
+    let source =
+        |number: usize| if number == 0 { first.to_owned() } else { next(&format!("variables.v{}", number - 1)) };
+    (0..count).map(|number| (format!("v{number}"), source(number))).collect()
+}
+
+#[test]
+fn variables_nest_as_deep_as_a_worker_goes() {
+    on_a_worker(|| {
+        // What is deeper is told when it is written.
+        let mut compiler = Compiler::new(false);
+        compiler.declare();
+        let mut refused = None;
+        for (name, source) in chain(1_000, "1", |before| format!("{before} + 1")) {
+            if let Err(why) = compiler.variable(&name, &source) {
+                refused = refused.or(Some((name, why)));
+            }
+        }
+        let (name, why) = refused.expect("one of them is too deep");
+        assert!(why.contains("nests too deeply, with the variables that it asks for"), "{why}");
+        let deepest: usize = name.strip_prefix('v').and_then(|number| number.parse().ok()).expect("a number");
+        assert!(deepest > 100, "{deepest}");
+        let asked = format!("variables.v{} == {deepest}", deepest - 2);
+        let counted = ask(
+            &chain(deepest - 1, "2", |before| format!("{before} + 1")),
+            (&asked, Gives::Bool),
+            &json!({}),
+            |run, of| run.value(of),
+        );
+        assert_eq!(counted, Ok(Outcome::Bool(true)));
+        // Loops take most of a stack.
+        let nested = |inner: &str| format!("{}{inner}{}", "[1].map(x, ".repeat(30), ")[0]".repeat(30));
+        let levels = nested("1").matches("map").count();
+        let loops = chain(LEVELS_MAX / (2 * levels) - 1, "1", nested);
+        let asked = format!("variables.v{} == 1", loops.len() - 1);
+        assert_eq!(ask(&loops, (&asked, Gives::Bool), &json!({}), |run, of| run.value(of)), Ok(Outcome::Bool(true)));
+    });
+}
+
+#[test]
+fn values_nest_no_deeper_than_they_can_be_walked() {
+    on_a_worker(|| {
+        let within = |before: &str| format!("[1].map(x, {}{before}{})", "[".repeat(40), "]".repeat(40));
+        let deep = chain(9, "1", within);
+        let failed = ask(&deep, ("variables.v8 == variables.v8", Gives::Bool), &json!({}), |run, of| run.value(of));
+        assert!(failed.as_ref().is_err_and(|why| why.contains("a value nests too deeply")), "{failed:?}");
+        let again = "[0].map(x, [x])".to_owned() + &".map(x, [x])".repeat(110);
+        let failed = ask(&[], (&format!("{again} == {again}"), Gives::Bool), &json!({}), |run, of| run.value(of));
+        assert!(failed.as_ref().is_err_and(|why| why.contains("a value nests too deeply")), "{failed:?}");
+        let failed = ask(
+            &chain(103, "optional.of(1)", |before| format!("optional.of({before})")),
+            ("variables.v102.hasValue()", Gives::Any),
+            &json!({}),
+            |run, of| run.value(of),
+        );
+        assert!(failed.as_ref().is_err_and(|why| why.contains("a value nests too deeply")), "{failed:?}");
+        // An object may nest deeper than two of them are compared.
+        let object = (0..900).fold(json!(1), |inner, _| json!([inner]));
+        let failed = ask(&[], ("object == oldObject", Gives::Bool), &object, |run, of| run.value(of));
+        assert!(failed.as_ref().is_err_and(|why| why.contains("nests too deeply")), "{failed:?}");
+    });
+}
+
+#[test]
+fn what_is_there_twice_is_walked_through_twice_and_paid_for() {
+    let double = |before: &str| format!("[{before}, {before}]");
+    let doubled = chain(60, "dyn(1)", double);
+    let config = ("Object{spec: Object.spec{a: variables.v59}}", Gives::Apply);
+    let failed = ask(&doubled, config, &json!({}), |run, of| run.configuration(of)).expect_err("it costs too much");
+    assert!(failed.contains("actual cost limit exceeded"), "{failed}");
+    let patch = ("[JSONPatch{op: 'add', path: '/a', value: variables.v59}]", Gives::Patch);
+    let failed = ask(&doubled, patch, &json!({}), |run, of| run.patch(of)).expect_err("it costs too much");
+    assert!(failed.contains("actual cost limit exceeded"), "{failed}");
+    let structures = chain(60, "dyn(1)", |before| format!("[{before}, {before}]"));
+    let patch = ("[JSONPatch{op: 'add', path: '/a', value: Object.a{b: variables.v59}}]", Gives::Patch);
+    let failed = ask(&structures, patch, &json!({}), |run, of| run.patch(of)).expect_err("it costs too much");
+    assert!(failed.contains("actual cost limit exceeded"), "{failed}");
+    // What is told of wrong names is bounded, too.
+    let wrong = format!("Object{{a: [{}]}}", vec!["Object.strange{}"; 2_000].join(", "));
+    let failed =
+        ask(&[], (&wrong, Gives::Apply), &json!({}), |run, of| run.configuration(of)).expect_err("wrong names");
+    assert!(
+        failed.contains("unexpected type name \"Object.strange\", expected \"Object.a\"") && failed.len() < 32 << 10
+    );
+}
+
+#[test]
+fn what_is_copied_is_paid_for() {
+    let long = "a".repeat(100_000);
+    let object = json!({"text": long, "version": format!("1.0.0-{long}")});
+    let costs = |variables: &[(&str, &str)], source: &str, gives: Gives| {
+        let variables: Vec<_> =
+            variables.iter().map(|(name, source)| ((*name).to_owned(), (*source).to_owned())).collect();
+        let asked = match gives {
+            Gives::Patch => ask(&variables, (source, gives), &object, |run, of| run.patch(of).map(drop)),
+            Gives::Apply => ask(&variables, (source, gives), &object, |run, of| run.configuration(of).map(drop)),
+            _ => ask(&variables, (source, gives), &object, |run, of| run.value(of).map(drop)),
+        };
+        let failed = asked.expect_err(source);
+        assert!(failed.contains("actual cost limit exceeded"), "{source}: {failed}");
+    };
+    costs(&[], "lists.range(1000).map(i, JSONPatch{op: 'add', path: object.text, value: 1})", Gives::Patch);
+    costs(&[("m", "{object.text: 1}")], "Object{data: lists.range(1000).map(i, variables.m)}", Gives::Apply);
+    let semver = [("v", "semver(object.version)")];
+    costs(&semver, "lists.range(1000).all(i, string(variables.v) != '')", Gives::Bool);
+    costs(&semver, "lists.range(1000).all(i, variables.v == variables.v)", Gives::Bool);
+    costs(
+        &[("group", "authorizer.group(object.text)")],
+        "lists.range(1000).all(i, type(variables.group.resource('pods')) != int)",
+        Gives::Bool,
+    );
+    // A literal costs something, too, and so does what it is put into.
+    costs(&[], &format!("lists.range(1000).all(i, [{}].size() > 0)", vec!["1"; 2_000].join(",")), Gives::Bool);
+    costs(&[], &format!("lists.range(1000).all(i, {})", vec!["true"; 12_000].join(" && ")), Gives::Bool);
+}
+
+#[test]
+fn words_of_faults_are_bounded() {
+    let object = json!({"text": "a".repeat(100_000)});
+    for source in
+        ["{'a': 1}[object.text] == 1", "duration(object.text) == duration('1s')", "ip(object.text) == ip('::1')"]
+    {
+        let failed = ask(&[], (source, Gives::Bool), &object, |run, of| run.value(of)).expect_err(source);
+        assert!(failed.len() < 4 << 10 && failed.contains('…'), "{source}: {}", failed.len());
+    }
+}
+
+#[test]
+fn variables_that_wait_for_one_another_hold_no_more_than_one_may() {
+    let chain = chain(8, "[1]", |before| format!("[lists.range(600000).size(), {before}.size()]"));
+    let failed = ask(&chain, ("variables.v7.size() == 2", Gives::Bool), &json!({}), |run, of| run.value(of));
+    assert!(failed.as_ref().is_err_and(|why| why.contains("wait for one another")), "{failed:?}");
+    // One after the other they may.
+    let asked = "variables.v1.size() == 2 && variables.v2.size() == 2 && variables.v3.size() == 2";
+    assert_eq!(ask(&chain, (asked, Gives::Bool), &json!({}), |run, of| run.value(of)), Ok(Outcome::Bool(true)));
+}
+
+#[test]
+fn types_that_stand_for_one_another_end() {
+    // Each stands for a map of the next to the next: written out the first has 2^40 parts.
+    let count = 40;
+    let equal = |at: usize| format!("a{at} == {{a{0}: a{0}}}", at + 1);
+    for order in [(0..count).collect::<Vec<_>>(), (0..count).rev().collect()] {
+        let body: Vec<String> = order.into_iter().map(equal).collect();
+        let mut source = format!("{} && a0 == 1", body.join(" && "));
+        for at in (0..=count).rev() {
+            source = format!("[].all(a{at}, {source})");
+        }
+        let why = compile(&source, Gives::Bool).expect_err("no types");
+        assert!(why.contains("the types of the expression are too large together"), "{why}");
+    }
 }

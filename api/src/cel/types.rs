@@ -1,6 +1,8 @@
 //! Types of expressions, and how they are put together: what may stand for what, and what a type with variables becomes
 //! (cel-go's `checker`).
 
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::custom::{Additional, Structural, Type as Json};
@@ -45,12 +47,43 @@ pub(crate) enum Decl<'s> {
     /// A built-in type.
     BuiltIn(Arc<schema::Object>, Arc<str>),
     Fixed(&'static Fixed),
-    /// What expressions before this one are called.
-    Variables(Arc<Vec<(String, Ty<'s>)>>),
+    Variables(Arc<Variables<'s>>),
     /// `Object`, `Object.spec` and so on, whose fields are any.
     Apply(Arc<str>),
     /// `JSONPatch`.
     Patch,
+}
+
+/// Expressions before this one, by what they are called.
+#[derive(Clone, Default)]
+pub(crate) struct Variables<'s> {
+    all: Vec<Declared<'s>>,
+    places: HashMap<String, usize>,
+}
+
+/// What is known of a declared expression.
+#[derive(Clone)]
+pub(crate) struct Declared<'s> {
+    pub ty: Ty<'s>,
+    /// How many levels its evaluation takes.
+    pub depth: usize,
+}
+
+impl<'s> Variables<'s> {
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub fn push(&mut self, name: &str, declared: Declared<'s>) {
+        self.places.insert(name.to_owned(), self.all.len());
+        self.all.push(declared);
+    }
+
+    /// The last one of a name, and its place.
+    pub fn find(&self, name: &str) -> Option<(usize, &Declared<'s>)> {
+        let place = *self.places.get(name)?;
+        self.all.get(place).map(|declared| (place, declared))
+    }
 }
 
 /// A structure that is no kind of its own.
@@ -118,8 +151,8 @@ impl<'s> Decl<'s> {
                 Some((own(), part.ty()))
             }
             Decl::Variables(all) => {
-                let (_, ty) = all.iter().rev().find(|(name, _)| name == written)?;
-                Some((own(), ty.clone()))
+                let (_, declared) = all.find(written)?;
+                Some((own(), declared.ty.clone()))
             }
             Decl::Apply(_) => Some((own(), Ty::Dyn)),
             Decl::Patch => match written {
@@ -233,6 +266,15 @@ impl<'s> Ty<'s> {
         }
     }
 
+    /// How many types it is made of.
+    fn parts(&self) -> usize {
+        1 + match self {
+            Ty::List(of) | Ty::Optional(of) | Ty::Type(of) => of.parts(),
+            Ty::Map(of) => of.0.parts() + of.1.parts(),
+            _ => 0,
+        }
+    }
+
     pub fn is_loose(&self) -> bool {
         matches!(self, Ty::Dyn | Ty::Error)
     }
@@ -302,14 +344,37 @@ impl std::fmt::Display for Ty<'_> {
     }
 }
 
+/// Steps that putting types together may take, for each node of an expression and beside: types that stand for others may be
+/// small and, written out, without end.
+const NODE_STEPS: usize = 500;
+const BASE_STEPS: usize = 100_000;
+
 /// What variables of types stand for. What a try has found is forgotten when the try fails.
-#[derive(Default)]
 pub(crate) struct Bound<'s> {
     known: Vec<Option<Ty<'s>>>,
     undo: Vec<(usize, Option<Ty<'s>>)>,
+    /// Steps that are left. Where none are, everything is any, and goes with everything.
+    left: Cell<usize>,
 }
 
 impl<'s> Bound<'s> {
+    /// For an expression of so many nodes.
+    pub fn new(nodes: usize) -> Bound<'s> {
+        let left = BASE_STEPS.saturating_add(nodes.saturating_mul(NODE_STEPS));
+        Bound { known: Vec::new(), undo: Vec::new(), left: Cell::new(left) }
+    }
+
+    /// Whether no steps are left: what was found since is nothing.
+    pub fn is_spent(&self) -> bool {
+        self.left.get() == 0
+    }
+
+    /// Takes steps, when some are left.
+    fn steps(&self, count: usize) -> bool {
+        self.left.set(self.left.get().saturating_sub(count));
+        !self.is_spent()
+    }
+
     pub fn fresh(&mut self) -> Ty<'s> {
         self.known.push(None);
         Ty::Var(self.known.len() - 1)
@@ -372,6 +437,9 @@ impl<'s> Bound<'s> {
     }
 
     fn goes(&mut self, a: &Ty<'s>, b: &Ty<'s>) -> bool {
+        if !self.steps(1) {
+            return true;
+        }
         if let Ty::Var(at) = b {
             let (valid, known) = self.stands(a, *at);
             if valid || known {
@@ -402,6 +470,7 @@ impl<'s> Bound<'s> {
             return (true, true);
         }
         if let Some(known) = self.find(var).cloned() {
+            self.steps(known.parts());
             if known.is_exactly(ty) {
                 return (true, true);
             }
@@ -424,6 +493,7 @@ impl<'s> Bound<'s> {
     /// Whether a type says no more than another.
     fn is_wider(&self, a: &Ty<'s>, b: &Ty<'s>) -> bool {
         match (a, b) {
+            _ if !self.steps(1) => true,
             (Ty::Dyn | Ty::Error | Ty::Var(_), _) => true,
             (_, Ty::Dyn | Ty::Error | Ty::Var(_)) => false,
             (Ty::List(a), Ty::List(b)) | (Ty::Optional(a), Ty::Optional(b)) => self.is_wider(a, b),
@@ -436,6 +506,7 @@ impl<'s> Bound<'s> {
     /// Whether a variable is nowhere in a type.
     fn is_free_of(&self, var: usize, ty: &Ty<'s>) -> bool {
         match ty {
+            _ if !self.steps(1) => true,
             Ty::Var(at) if *at == var => false,
             Ty::Var(at) => self.find(*at).is_none_or(|known| self.is_free_of(var, known)),
             Ty::List(of) | Ty::Optional(of) | Ty::Type(of) => self.is_free_of(var, of),
@@ -446,29 +517,29 @@ impl<'s> Bound<'s> {
 
     /// A type with what is known of its variables.
     pub fn resolve(&self, ty: &Ty<'s>) -> Ty<'s> {
-        match ty {
-            Ty::Var(at) => self.find(*at).map_or_else(|| ty.clone(), |known| self.resolve(known)),
-            Ty::List(of) => Ty::list(self.resolve(of)),
-            Ty::Optional(of) => Ty::optional(self.resolve(of)),
-            Ty::Type(of) => Ty::of_type(self.resolve(of)),
-            Ty::Map(of) => Ty::map(self.resolve(&of.0), self.resolve(&of.1)),
-            other => other.clone(),
-        }
+        self.written_out(ty, false).cut()
     }
 
     /// The same, and what stands for nothing is any.
     pub fn settled(&self, ty: &Ty<'s>) -> Ty<'s> {
-        fn loose<'s>(ty: &Ty<'s>) -> Ty<'s> {
-            match ty {
-                Ty::Var(_) => Ty::Dyn,
-                Ty::List(of) => Ty::list(loose(of)),
-                Ty::Optional(of) => Ty::optional(loose(of)),
-                Ty::Type(of) => Ty::of_type(loose(of)),
-                Ty::Map(of) => Ty::map(loose(&of.0), loose(&of.1)),
-                other => other.clone(),
-            }
+        self.written_out(ty, true).cut()
+    }
+
+    fn written_out(&self, ty: &Ty<'s>, settled: bool) -> Ty<'s> {
+        let part = |ty: &Ty<'s>| self.written_out(ty, settled);
+        match ty {
+            _ if !self.steps(1) => Ty::Dyn,
+            Ty::Var(at) => match self.find(*at) {
+                Some(known) => part(known),
+                None if settled => Ty::Dyn,
+                None => ty.clone(),
+            },
+            Ty::List(of) => Ty::List(Arc::new(part(of))),
+            Ty::Optional(of) => Ty::Optional(Arc::new(part(of))),
+            Ty::Type(of) => Ty::Type(Arc::new(part(of))),
+            Ty::Map(of) => Ty::Map(Arc::new((part(&of.0), part(&of.1)))),
+            other => other.clone(),
         }
-        loose(&self.resolve(ty))
     }
 
     /// The wider of two types that go together.

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::net::IpAddr;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -76,21 +76,48 @@ impl<'a> Shape<'a> {
     }
 }
 
-/// A text of the object or of the expression, or a computed one.
-#[derive(Clone)]
-pub(crate) enum Text<'a> {
-    Of(&'a str),
-    Own(Rc<str>),
+/// What is the object's or the expression's, or was computed: it is not copied when it is passed on.
+pub(crate) enum Held<'a, T: ?Sized> {
+    Of(&'a T),
+    Own(Arc<T>),
 }
 
-impl std::ops::Deref for Text<'_> {
-    type Target = str;
+pub(crate) type Text<'a> = Held<'a, str>;
 
-    fn deref(&self) -> &str {
+impl<T: ?Sized> Clone for Held<'_, T> {
+    fn clone(&self) -> Self {
         match self {
-            Text::Of(text) => text,
-            Text::Own(text) => text,
+            Held::Of(of) => Held::Of(of),
+            Held::Own(own) => Held::Own(own.clone()),
         }
+    }
+}
+
+impl<T: ?Sized> std::ops::Deref for Held<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Held::Of(of) => of,
+            Held::Own(own) => own,
+        }
+    }
+}
+
+/// How deep a value may nest that an expression makes: what is made of values is walked, compared and dropped level by level.
+const DEPTH_MAX: usize = 100;
+
+/// What an expression made of values: the parts of a list, a map or a structure, and how deep they nest.
+pub(crate) struct Parts<T> {
+    parts: Vec<T>,
+    depth: usize,
+}
+
+impl<T> std::ops::Deref for Parts<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.parts
     }
 }
 
@@ -100,7 +127,8 @@ pub(crate) struct Url {
     pub scheme: String,
     pub host: String,
     pub path: String,
-    pub query: Vec<(String, String)>,
+    /// As it is written.
+    pub query: String,
 }
 
 #[derive(Clone)]
@@ -111,30 +139,27 @@ pub(crate) enum Val<'a> {
     Uint(u64),
     Double(f64),
     Text(Text<'a>),
-    Bytes(Rc<[u8]>),
-    List(Rc<Vec<Val<'a>>>),
-    Map(Rc<Vec<(Val<'a>, Val<'a>)>>),
+    Bytes(Held<'a, [u8]>),
+    List(Arc<Parts<Val<'a>>>),
+    Map(Arc<Parts<(Val<'a>, Val<'a>)>>),
     Items(&'a [Value], Shape<'a>),
     Fields(&'a Map<String, Value>, Shape<'a>),
     Type(&'static str),
     /// Nanoseconds.
     Duration(i64),
     Timestamp(Timestamp),
-    Optional(Option<Rc<Val<'a>>>),
-    Quantity(Rc<Quantity>),
-    Url(Rc<Url>),
+    Optional(Option<Arc<Val<'a>>>),
+    Quantity(Arc<Quantity>),
+    Url(Arc<Url>),
     Ip(IpAddr),
     Cidr(IpAddr, u8),
     Format(&'static str),
-    Semver(Rc<semver::Version>),
+    Semver(Arc<semver::Version>),
     /// A structure that the expression made: its type and its fields.
-    Struct(&'a str, Rc<Vec<(&'a str, Val<'a>)>>),
+    Struct(&'a str, Arc<Parts<(&'a str, Val<'a>)>>),
     /// What came of `authorizer`.
-    Authority(Rc<Authority>),
+    Authority(Arc<Authority>),
 }
-
-/// How deep a value may nest that becomes JSON.
-const JSON_DEPTH_MAX: usize = 100;
 
 /// A number, whole if it is.
 fn whole<'a>(number: &serde_json::Number) -> Val<'a> {
@@ -145,32 +170,90 @@ fn whole<'a>(number: &serde_json::Number) -> Val<'a> {
     }
 }
 
-/// Pays for a copy of parts of an object, one unit for ten bytes of text and for each part.
-fn pay<'v>(values: impl Iterator<Item = &'v Value>, run: &mut Run<'_>) -> Result<(), Stop> {
-    let mut open: Vec<&Value> = values.collect();
+/// Pays for a copy of a part of an object, one unit for ten bytes of text and for each part.
+fn pay(value: &Value, run: &mut Run<'_>) -> Result<(), Stop> {
+    let mut open = vec![value];
     while let Some(value) = open.pop() {
         run.spend(1)?;
         match value {
             Value::String(text) => run.spend(text.len() / 10)?,
             Value::Array(items) => open.extend(items),
-            Value::Object(fields) => open.extend(fields.values()),
+            Value::Object(fields) => {
+                run.spend(fields.keys().map(|name| name.len() / 10).sum())?;
+                open.extend(fields.values());
+            }
             _ => {}
         }
     }
     Ok(())
 }
 
+/// What finding a name among others costs: they are compared as far as they are alike.
+fn finding(name: &str) -> usize {
+    name.len() / 100
+}
+
+/// The depth of what is made of values.
+fn above<'v, 'a: 'v>(values: impl Iterator<Item = &'v Val<'a>>) -> Result<usize, Stop> {
+    let depth = 1 + values.map(Val::depth).max().unwrap_or(0);
+    if depth <= DEPTH_MAX { Ok(depth) } else { Err(Stop::new("a value nests too deeply")) }
+}
+
 impl<'a> Val<'a> {
-    pub fn own(text: impl Into<Rc<str>>) -> Val<'a> {
+    pub fn own(text: impl Into<Arc<str>>) -> Val<'a> {
         Val::Text(Text::Own(text.into()))
     }
 
-    pub fn list(items: Vec<Val<'a>>) -> Val<'a> {
-        Val::List(Rc::new(items))
+    pub fn bytes(bytes: impl Into<Arc<[u8]>>) -> Val<'a> {
+        Val::Bytes(Held::Own(bytes.into()))
     }
 
-    pub fn some(value: Val<'a>) -> Val<'a> {
-        Val::Optional(Some(Rc::new(value)))
+    pub fn list(items: Vec<Val<'a>>) -> Result<Val<'a>, Stop> {
+        let depth = above(items.iter())?;
+        Ok(Val::List(Arc::new(Parts { parts: items, depth })))
+    }
+
+    pub fn map(fields: Vec<(Val<'a>, Val<'a>)>) -> Result<Val<'a>, Stop> {
+        let depth = above(fields.iter().map(|(_, value)| value))?;
+        Ok(Val::Map(Arc::new(Parts { parts: fields, depth })))
+    }
+
+    pub fn structure(name: &'a str, fields: Vec<(&'a str, Val<'a>)>) -> Result<Val<'a>, Stop> {
+        let depth = above(fields.iter().map(|(_, value)| value))?;
+        Ok(Val::Struct(name, Arc::new(Parts { parts: fields, depth })))
+    }
+
+    pub fn some(value: Val<'a>) -> Result<Val<'a>, Stop> {
+        above(std::iter::once(&value))?;
+        Ok(Val::Optional(Some(Arc::new(value))))
+    }
+
+    /// An optional that holds a part of something.
+    pub fn optional(value: Option<Val<'a>>) -> Result<Val<'a>, Stop> {
+        value.map_or(Ok(Val::Optional(None)), Val::some)
+    }
+
+    /// How many levels an expression has made of it.
+    fn depth(&self) -> usize {
+        match self {
+            Val::List(items) => items.depth,
+            Val::Map(fields) => fields.depth,
+            Val::Struct(_, fields) => fields.depth,
+            Val::Optional(Some(of)) => 1 + of.depth(),
+            _ => 0,
+        }
+    }
+
+    /// Bytes that are looked at, or copied, where it is.
+    pub fn bytes_held(&self) -> usize {
+        match self {
+            Val::Text(text) => text.len(),
+            Val::Bytes(bytes) => bytes.len(),
+            Val::Url(url) => url.text.len(),
+            Val::Semver(version) => version.pre.len() + version.build.len(),
+            Val::Authority(authority) => authority.bytes(),
+            _ => 0,
+        }
     }
 
     /// A value of an object of which nothing is known.
@@ -206,7 +289,7 @@ impl<'a> Val<'a> {
                     "duration" => Val::Duration(duration(text)?),
                     "byte" => {
                         let bytes = STANDARD.decode(text).map_err(|_| Stop::new("byte format error"))?;
-                        Val::Bytes(bytes.into())
+                        Val::bytes(bytes)
                     }
                     _ => Val::Text(Text::Of(text)),
                 }
@@ -333,8 +416,9 @@ impl<'a> Val<'a> {
 
     /// The field of an object by its own name.
     pub fn field(&self, name: &str, run: &mut Run<'a>) -> Result<Option<Val<'a>>, Stop> {
+        run.spend(finding(name))?;
         if let Val::Struct(_, fields) = self {
-            run.spend(fields.len())?;
+            run.spend(fields.len() * (1 + finding(name)))?;
             return Ok(fields.iter().rev().find(|(known, _)| *known == name).map(|(_, value)| value.clone()));
         }
         let Val::Fields(fields, shape) = self else { return Ok(None) };
@@ -346,62 +430,63 @@ impl<'a> Val<'a> {
 
     /// Whether two values are equal. The order of the items of sets and maps of an object is none.
     pub fn same(&self, other: &Val<'a>, run: &mut Run<'a>) -> Result<bool, Stop> {
-        run.spend(1)?;
+        run.spend(1 + self.bytes_held().min(other.bytes_held()) / 10)?;
+        run.below(|run| self.is_same(other, run))
+    }
+
+    fn is_same(&self, other: &Val<'a>, run: &mut Run<'a>) -> Result<bool, Stop> {
         Ok(match (self, other) {
             (Val::Null, Val::Null) => true,
             (Val::Bool(a), Val::Bool(b)) => a == b,
-            (Val::Text(a), Val::Text(b)) => {
-                run.spend(a.len().min(b.len()) / 10)?;
-                **a == **b
-            }
-            (Val::Bytes(a), Val::Bytes(b)) => {
-                run.spend(a.len().min(b.len()) / 10)?;
-                a == b
-            }
+            (Val::Text(a), Val::Text(b)) => **a == **b,
+            (Val::Bytes(a), Val::Bytes(b)) => **a == **b,
             (Val::Type(a), Val::Type(b)) => a == b,
             (Val::Duration(a), Val::Duration(b)) => a == b,
             (Val::Timestamp(a), Val::Timestamp(b)) => a == b,
             (Val::Quantity(a), Val::Quantity(b)) => a == b,
-            (Val::Url(a), Val::Url(b)) => {
-                run.spend(a.text.len().min(b.text.len()) / 10)?;
-                a.text == b.text
-            }
+            (Val::Url(a), Val::Url(b)) => a.text == b.text,
             (Val::Ip(a), Val::Ip(b)) => a == b,
             (Val::Cidr(a, m), Val::Cidr(b, n)) => (a, m) == (b, n),
             (Val::Format(a), Val::Format(b)) => a == b,
             (Val::Semver(a), Val::Semver(b)) => a.cmp_precedence(b) == Ordering::Equal,
             (Val::Authority(a), Val::Authority(b)) => a == b,
-            (Val::Struct(a, fields), Val::Struct(b, others)) => {
-                if a != b || fields.len() != others.len() {
-                    return Ok(false);
-                }
-                for (name, value) in fields.iter() {
-                    match other.field(name, run)? {
-                        Some(found) if value.same(&found, run)? => {}
-                        _ => return Ok(false),
-                    }
-                }
-                true
-            }
+            (Val::Struct(..), Val::Struct(..)) => return self.same_structures(other, run),
             (Val::Optional(a), Val::Optional(b)) => match (a, b) {
                 (Some(a), Some(b)) => a.same(b, run)?,
                 (a, b) => a.is_none() && b.is_none(),
             },
             (Val::List(_) | Val::Items(..), Val::List(_) | Val::Items(..)) => return self.same_items(other, run),
-            (Val::Map(_) | Val::Fields(..), Val::Map(_) | Val::Fields(..)) => {
-                if self.size(run)? != other.size(run)? {
-                    return Ok(false);
-                }
-                for (key, value) in self.fields(run)?.unwrap_or_default() {
-                    match other.at(&key, run)? {
-                        Some(found) if value.same(&found, run)? => {}
-                        _ => return Ok(false),
-                    }
-                }
-                true
-            }
+            (Val::Map(_) | Val::Fields(..), Val::Map(_) | Val::Fields(..)) => return self.same_fields(other, run),
             _ => numbers(self, other) == Some(Ordering::Equal),
         })
+    }
+
+    fn same_structures(&self, other: &Val<'a>, run: &mut Run<'a>) -> Result<bool, Stop> {
+        let (Val::Struct(a, fields), Val::Struct(b, others)) = (self, other) else { return Ok(false) };
+        run.spend(finding(a))?;
+        if a != b || fields.len() != others.len() {
+            return Ok(false);
+        }
+        for (name, value) in fields.iter() {
+            match other.field(name, run)? {
+                Some(found) if value.same(&found, run)? => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    fn same_fields(&self, other: &Val<'a>, run: &mut Run<'a>) -> Result<bool, Stop> {
+        if self.size(run)? != other.size(run)? {
+            return Ok(false);
+        }
+        for (key, value) in self.fields(run)?.unwrap_or_default() {
+            match other.at(&key, run)? {
+                Some(found) if value.same(&found, run)? => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     fn list_kind(&self) -> Option<&'a ListKind> {
@@ -461,18 +546,11 @@ impl<'a> Val<'a> {
                 }
             }
         }
-        Ok(Some(Val::list(all)))
+        Val::list(all).map(Some)
     }
 
     /// As JSON, into which a patch puts it; what costs is paid for.
     pub fn to_json(&self, run: &mut Run<'a>) -> Result<Value, Stop> {
-        self.to_json_at(run, 0)
-    }
-
-    fn to_json_at(&self, run: &mut Run<'a>, depth: usize) -> Result<Value, Stop> {
-        if depth > JSON_DEPTH_MAX {
-            return Err(Stop::new("a value nests too deeply"));
-        }
         run.spend(1 + self.steps())?;
         let number = |value: f64| serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number);
         Ok(match self {
@@ -482,43 +560,48 @@ impl<'a> Val<'a> {
             Val::Uint(value) => (*value).into(),
             Val::Double(value) => number(*value),
             Val::Text(text) => Value::String(text.to_string()),
-            Val::Bytes(bytes) => STANDARD.encode(bytes).into(),
+            Val::Bytes(bytes) => STANDARD.encode(&**bytes).into(),
             // An object's own values are as they are.
             Val::Items(items, shape) if shape.schema().is_none() => {
-                pay(items.iter(), run)?;
+                items.iter().try_for_each(|item| pay(item, run))?;
                 Value::Array(items.to_vec())
             }
             Val::Fields(fields, shape) if shape.schema().is_none() => {
-                pay(fields.values(), run)?;
+                for (name, value) in *fields {
+                    run.spend(name.len() / 10)?;
+                    pay(value, run)?;
+                }
                 Value::Object((*fields).clone())
             }
             Val::List(_) | Val::Items(..) => {
                 let items = self.items(run)?.unwrap_or_default();
-                Value::Array(items.iter().map(|item| item.to_json_at(run, depth + 1)).collect::<Result<_, _>>()?)
+                Value::Array(items.iter().map(|item| item.to_json(run)).collect::<Result<_, _>>()?)
             }
             Val::Map(_) | Val::Fields(..) => {
                 let mut made = Map::new();
                 for (key, value) in self.fields(run)?.unwrap_or_default() {
                     let Val::Text(name) = key else {
-                        return Err(Stop::new(&format!("map key is of type {}, not string", key.type_name())));
+                        return Err(Stop::new(format_args!("map key is of type {}, not string", key.type_name())));
                     };
-                    made.insert(name.to_string(), value.to_json_at(run, depth + 1)?);
+                    run.spend(name.len() / 10)?;
+                    made.insert(name.to_string(), value.to_json(run)?);
                 }
                 Value::Object(made)
             }
             Val::Struct(_, fields) => {
                 let mut made = Map::new();
                 for (name, value) in fields.iter() {
-                    made.insert((*name).to_owned(), value.to_json_at(run, depth + 1)?);
+                    run.spend(name.len() / 10)?;
+                    made.insert((*name).to_owned(), value.to_json(run)?);
                 }
                 Value::Object(made)
             }
             Val::Timestamp(_) | Val::Duration(_) | Val::Quantity(_) | Val::Ip(_) | Val::Cidr(..) => {
-                super::library::shown(self).into()
+                super::library::Shown(self).to_string().into()
             }
-            Val::Optional(Some(of)) => of.to_json_at(run, depth + 1)?,
+            Val::Optional(Some(of)) => of.to_json(run)?,
             Val::Optional(None) => Value::Null,
-            other => return Err(Stop::new(&format!("a value of type {} has no JSON form", other.type_name()))),
+            other => return Err(Stop::new(format_args!("a value of type {} has no JSON form", other.type_name()))),
         })
     }
 
@@ -532,7 +615,7 @@ impl<'a> Val<'a> {
             }
             (Val::Bytes(a), Val::Bytes(b)) => {
                 run.spend(a.len().min(b.len()) / 10)?;
-                Some(a.cmp(b))
+                Some((**a).cmp(&**b))
             }
             (Val::Duration(a), Val::Duration(b)) => Some(a.cmp(b)),
             (Val::Timestamp(a), Val::Timestamp(b)) => Some(a.cmp(b)),
@@ -551,9 +634,9 @@ pub(crate) fn contains<'a>(items: &[Val<'a>], item: &Val<'a>, run: &mut Run<'a>)
     Ok(false)
 }
 
-fn same_keys<'a>(a: &Val<'a>, b: &Val<'a>, keys: &[String], run: &mut Run<'a>) -> Result<bool, Stop> {
+fn same_keys<'a>(a: &Val<'a>, b: &Val<'a>, keys: &'a [String], run: &mut Run<'a>) -> Result<bool, Stop> {
     for key in keys {
-        let key = Val::own(key.as_str());
+        let key = Val::Text(Text::Of(key));
         match (a.at(&key, run)?, b.at(&key, run)?) {
             (Some(a), Some(b)) if a.same(&b, run)? => {}
             (None, None) => {}
@@ -584,12 +667,12 @@ fn numbers(a: &Val<'_>, b: &Val<'_>) -> Option<Ordering> {
 
 /// A time, as RFC 3339 has it.
 pub(crate) fn timestamp(text: &str) -> Result<Timestamp, Stop> {
-    time::parse(text).ok_or_else(|| Stop::new(&format!("invalid timestamp {text:?}")))
+    time::parse(text).ok_or_else(|| Stop::new(format_args!("invalid timestamp {text:?}")))
 }
 
 /// A duration as Go writes it, `1h2m3.5s`, in nanoseconds.
 pub(crate) fn duration(text: &str) -> Result<i64, Stop> {
-    let wrong = || Stop::new(&format!("invalid duration {text:?}"));
+    let wrong = || Stop::new(format_args!("invalid duration {text:?}"));
     let (negative, mut rest) = match (text.strip_prefix('-'), text.strip_prefix('+')) {
         (Some(rest), _) => (true, rest),
         (None, rest) => (false, rest.unwrap_or(text)),

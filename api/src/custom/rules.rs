@@ -151,7 +151,7 @@ pub(super) fn validate<'a>(
     let _ = checker.node(schema, object, old, pair, true);
 }
 
-/// The rules' budget is spent: nothing further is evaluated.
+/// The rules' budget is spent, or nothing more can be told: nothing further is evaluated.
 struct Spent;
 
 struct Checker<'e> {
@@ -252,6 +252,10 @@ impl Checker<'_> {
     ) -> Result<(), Spent> {
         let shape = if root { Shape::Whole(schema) } else { Shape::Of(schema) };
         for rule in &schema.rules {
+            // What nobody would be told need not be found, nor worded.
+            if self.errors.is_full() {
+                return Err(Spent);
+            }
             if let Some(fault) = &rule.fault {
                 self.wrong(schema, &format!("rule compile error: {fault}"));
                 continue;
@@ -262,7 +266,7 @@ impl Checker<'_> {
             }
             let slots = |run: &mut Run<'a>| -> Result<Vec<Val<'a>>, Stop> {
                 let old = match (old, rule.optional_old) {
-                    (Some(old), true) => Val::some(Val::of(old, shape, run)?),
+                    (Some(old), true) => Val::some(Val::of(old, shape, run)?)?,
                     (None, true) => Val::Optional(None),
                     (Some(old), false) => Val::of(old, shape, run)?,
                     (None, false) => Val::Null,

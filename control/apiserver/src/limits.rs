@@ -180,20 +180,23 @@ impl Pools {
 
 /// Streams from nodes, counted by node and by flow: who follows the logs of one node's pods a thousand times leaves room
 /// there for others, and for who looks after the node.
+///
+/// The server's own connections (to webhooks) have places beside those of users: who may follow logs shuts out no webhook.
 #[derive(Debug, Default)]
-pub(crate) struct NodeStreams(Mutex<HashMap<String, Arc<Pool>>>);
+pub(crate) struct NodeStreams(Mutex<HashMap<(String, bool), Arc<Pool>>>);
 
 impl NodeStreams {
     /// A place for a stream from `node`.
     pub fn take(&self, node: &str, flow: Flow<'_>) -> Result<Place, Status> {
+        let key = (node.to_owned(), matches!(flow.class, Class::Own));
         let pool = {
             let mut nodes = self.0.lock();
-            match nodes.get(node) {
+            match nodes.get(&key) {
                 Some(pool) => pool.clone(),
                 None => {
                     // Only the map itself has them: there is no stream from there.
                     nodes.retain(|_, pool| Arc::strong_count(pool) > 1);
-                    nodes.entry(node.to_owned()).or_insert_with(|| Pool::new(NODE_STREAMS_MAX)).clone()
+                    nodes.entry(key).or_insert_with(|| Pool::new(NODE_STREAMS_MAX)).clone()
                 }
             }
         };
@@ -314,7 +317,19 @@ mod tests {
         drop(greedy);
         let again = streams.take("a", user("greedy"));
         assert!(again.is_ok() && streams.take("c", user("x")).is_ok());
-        assert!(streams.0.lock().contains_key("a") && !streams.0.lock().contains_key("b"), "what is over is forgotten");
+        let has = |node: &str| streams.0.lock().contains_key(&(node.to_owned(), false));
+        assert!(has("a") && !has("b"), "what is over is forgotten");
+    }
+
+    #[test]
+    fn users_take_no_place_on_a_node_from_the_server_s_own_connections() {
+        let streams = NodeStreams::default();
+        let names: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+        let take = |name: &str| streams.take("a", user(name)).ok();
+        let _users: Vec<Place> = names.iter().flat_map(|name| std::iter::from_fn(|| take(name))).collect();
+        assert_eq!(streams.take("a", user("another")).unwrap_err().code(), 429);
+        let own = Flow { class: Class::Own, name: "hook.n.svc" };
+        assert!(streams.take("a", own).is_ok());
     }
 
     #[test]

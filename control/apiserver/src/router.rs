@@ -10,7 +10,7 @@
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::response::Response;
@@ -20,7 +20,7 @@ use futures::FutureExt;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use crate::answer::{compress, pieces, respond};
-use crate::audit::Trail;
+use crate::audit::{Trail, Unanswered};
 use crate::authn::Caller;
 use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
@@ -59,13 +59,13 @@ pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>
         Some(audit) => {
             let id = audit_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
             let trail = audit.begin(&request, id);
-            audit.room().await;
             request.extensions_mut().insert(trail.annotations().clone());
             request.extensions_mut().insert(trail.clone());
             Some(trail)
         }
         None => None,
     };
+    let unanswered = trail.clone().map(Unanswered::new);
     let mut seen = Observed { verb: "get", resource: "" };
     let answer = AssertUnwindSafe(route(&server, request, &mut seen)).catch_unwind().await;
     let mut response = match answer {
@@ -91,22 +91,41 @@ pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>
     let (code, elapsed) = (response.status().as_u16(), started.elapsed());
     tracing::debug!(%method, path = uri.path(), code, elapsed_us = elapsed.as_micros(), "request");
     server.metrics.observe(seen.verb, seen.resource, code, elapsed);
-    match trail {
-        Some(trail) => trail.answered(response),
+    match unanswered {
+        Some(unanswered) => unanswered.answered(response),
         None => response,
     }
+}
+
+/// How long a request waits for the audit log before it is told to come again.
+const AUDIT_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Waits until the audit log has room for what a user's request will tell. Duties and health wait for no disk.
+async fn audit_room(trail: Option<&Arc<Trail>>, caller: &Caller, route: &Route) -> Result<(), Status> {
+    let Some(trail) = trail.filter(|_| caller.class == Class::User && !matches!(route, Route::Health(..))) else {
+        return Ok(());
+    };
+    let waited = tokio::time::timeout(AUDIT_WAIT_MAX, trail.room()).await;
+    waited.map_err(|_| Status::too_many_requests("the audit log waits for its disk, please try again later", 1))
 }
 
 /// Refuses what the caller may not do; the audit log is told either way, and why.
 fn authorize(server: &Shared, call: &Call, asked: &Attributes<'_>) -> Result<(), Status> {
     let decided = authz::check(&server.cluster, &call.identity, asked);
-    let decision = if decided.is_ok() { "allow" } else { "forbid" };
-    call.annotate("authorization.k8s.io/decision", || decision.to_owned());
+    told_decision(call, &decided);
     call.annotate("authorization.k8s.io/reason", || {
         let reason = decided.as_ref().ok().and_then(|()| authz::rbac::reason(&server.cluster, &call.identity, asked));
         reason.map(|reason| format!("RBAC: allowed by {reason}")).unwrap_or_default()
     });
     decided
+}
+
+fn told_decision(call: &Call, decided: &Result<(), Status>) {
+    match decided {
+        Ok(()) => call.annotate("authorization.k8s.io/decision", || "allow".to_owned()),
+        // Whoever refuses decides.
+        Err(_) => call.annotate_anew("authorization.k8s.io/decision", "forbid"),
+    }
 }
 
 /// What the metrics page says of the present.
@@ -143,7 +162,9 @@ async fn route(
 ) -> Result<Response, Status> {
     let caller = authn::authenticate(&server.cluster, &server.tokens, &request)?;
     let connection = request.extensions_mut().remove::<Connection>();
-    match Route::parse(request.uri().path()) {
+    let route = Route::parse(request.uri().path());
+    audit_room(request.extensions().get(), &caller, &route).await?;
+    match route {
         Route::Resource(target) => resource(server, request, connection, caller, target, seen).await,
         Route::Mesh => mesh(server, request, connection, &caller, seen).await,
         route => {
@@ -199,7 +220,8 @@ async fn path(
     route: Route,
     seen: &mut Observed,
 ) -> Result<Response, Status> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let trail = parts.extensions.remove::<Arc<Trail>>();
     let method = parts.method.as_str().to_ascii_lowercase();
     let verb = if method == "head" { "get" } else { &method };
     let call = Arc::new(caller.call(parts, ResourcePath::default()));
@@ -210,6 +232,9 @@ async fn path(
         Route::Bindings if call.method == Method::POST => {
             (seen.verb, seen.resource) = ("create", "bindings");
             let body = server.bodies.read(flow.name, body, deadline.at).await?;
+            if let Some(trail) = &trail {
+                trail.has_sent(&call.headers, &body);
+            }
             let _place = server.limits.request(flow, body.len())?;
             let bindings = Bindings::read(&server.cluster, &Request { call, body })?;
             let heavy = bindings.bytes(&server.cluster) >= HEAVY_BYTES;
@@ -357,7 +382,9 @@ async fn resource(
         if placed && !resource.row.namespaced() || named && resource.row.namespaced() && !placed && !target.watch {
             return Err(Status::path_not_found());
         }
-        authz::node::check(&server.cluster, &call, &resource, verb)?;
+        let decided = authz::node::check(&server.cluster, &call, &resource, verb);
+        told_decision(&call, &decided);
+        decided?;
         if subresources::is_stream(&call, &resource) {
             // A WebSocket begins with a GET; but whoever may only read runs nothing, and speaks to nobody.
             let enters = matches!(call.subresource(), "exec" | "attach" | "portforward");

@@ -2,7 +2,7 @@
 //! against the schemas of the kinds that it names, and writes what is wrong into its status. That changes nothing of what the
 //! policy does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
 use coracle_api::cel::admission::{Compiler, Known};
@@ -29,6 +29,8 @@ const POLICIES: &str = "validatingadmissionpolicies";
 const MANAGER: &str = "validatingadmissionpolicy-status";
 /// Most kinds that the expressions of a policy are checked against, by one rule of it (Kubernetes').
 const KINDS_MAX: usize = 10;
+/// The same by all of its rules, in the order of their names.
+const KINDS_ALL_MAX: usize = 100;
 /// Most bytes of warnings that are written into a status.
 const WARNINGS_BYTES_MAX: usize = 64 << 10;
 
@@ -49,9 +51,13 @@ async fn look(server: Arc<Shared>) -> Result<Vec<String>, Status> {
         if policy["status"]["observedGeneration"].as_i64().unwrap_or_default() >= generation {
             continue;
         }
-        let warnings = check(cluster, &policy).await;
-        // One that cannot be written holds up no other.
-        if let Err(status) = write(cluster, resource, &policy, generation, &warnings).await {
+        let policy = Arc::new(policy);
+        // One that cannot be checked or written holds up no other.
+        let written = match check(cluster, &policy).await {
+            Ok(warnings) => write(cluster, resource, &policy, generation, &warnings).await,
+            Err(status) => Err(status),
+        };
+        if let Err(status) = written {
             failed = failed.or(Some(status));
         }
     }
@@ -85,7 +91,7 @@ async fn write(
 }
 
 /// What is wrong with the expressions of a policy, for each kind that it names.
-async fn check(cluster: &Cluster, policy: &Value) -> Vec<Value> {
+async fn check(cluster: &Cluster, policy: &Arc<Value>) -> Result<Vec<Value>, Status> {
     let spec = &policy["spec"];
     let params = match &spec["paramKind"] {
         Value::Null => None,
@@ -93,7 +99,7 @@ async fn check(cluster: &Cluster, policy: &Value) -> Vec<Value> {
             let api_version = kind["apiVersion"].as_str().unwrap_or_default();
             let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
             let name = kind["kind"].as_str().unwrap_or_default();
-            Some((cluster.of_kind(group, version, name).await, name))
+            Some((cluster.of_kind(group, version, name).await, name.to_owned()))
         }
     };
     let mut resources = Vec::new();
@@ -106,36 +112,30 @@ async fn check(cluster: &Cluster, policy: &Value) -> Vec<Value> {
         let key = |of: &Resource| (of.row.group().to_owned(), of.row.version().to_owned(), of.row.kind().to_owned());
         key(a).cmp(&key(b))
     });
+    resources.truncate(KINDS_ALL_MAX);
+    // By expression: what is told of it, kind after kind.
+    let mut told: BTreeMap<(usize, &str), String> = BTreeMap::new();
     let mut left = WARNINGS_BYTES_MAX;
-    let mut warnings = Vec::new();
-    let validations = spec["validations"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for (index, validation) in validations.iter().enumerate() {
-        for field in ["expression", "messageExpression"] {
-            let source = validation[field].as_str().unwrap_or_default();
-            if source.is_empty() {
-                continue;
+    for resource in resources {
+        if left == 0 {
+            break;
+        }
+        let (policy, params) = (policy.clone(), params.clone());
+        // Compiling much takes a moment.
+        let aside = tokio::task::spawn_blocking(move || faults(&resource, params.as_ref(), &policy["spec"]));
+        for (place, faults) in aside.await.map_err(Status::internal_error)? {
+            let faults = faults.get(..faults.floor_char_boundary(left)).unwrap_or_default();
+            left -= faults.len();
+            let told = told.entry(place).or_default();
+            if !told.is_empty() && !faults.is_empty() {
+                told.push('\n');
             }
-            let told: Vec<String> = resources
-                .iter()
-                .filter_map(|resource| {
-                    let params = params.as_ref().map(|(found, name)| (found.as_deref(), *name));
-                    let faults = faults(resource, params, spec, source)?;
-                    Some(format!("{}: {faults}\n", shown(resource)))
-                })
-                .collect();
-            if told.is_empty() {
-                continue;
-            }
-            let told = told.join("\n");
-            let cut = told.floor_char_boundary(left.min(told.len()));
-            left -= cut;
-            if cut > 0 {
-                let at = format!("spec.validations[{index}].{field}");
-                warnings.push(json!({"fieldRef": at, "warning": &told[..cut]}));
-            }
+            told.push_str(faults);
         }
     }
-    warnings
+    told.retain(|_, warning| !warning.is_empty());
+    let warning = |((index, field), warning)| json!({"fieldRef": format!("spec.validations[{index}].{field}"), "warning": warning});
+    Ok(told.into_iter().map(warning).collect())
 }
 
 /// `apps/v1, Kind=Deployment`.
@@ -151,23 +151,35 @@ fn known(resource: &Resource) -> Known<'_> {
     }
 }
 
+/// What is wrong with the expressions of a policy about objects of a kind: by the number of the validation and its field.
 fn faults(
     resource: &Resource,
-    params: Option<(Option<&Resource>, &str)>,
+    params: Option<&(Option<Arc<Resource>>, String)>,
     spec: &Value,
-    source: &str,
-) -> Option<String> {
+) -> Vec<((usize, &'static str), String)> {
     let object = known(resource);
-    let bound = params.map(|(found, name)| (found.map_or(Known::Any, known), name));
+    let bound = params.map(|(found, name)| (found.as_deref().map_or(Known::Any, known), name));
     let mut compiler =
-        Compiler::typed((&object, resource.row.kind()), bound.as_ref().map(|(known, name)| (known, *name)));
+        Compiler::typed((&object, resource.row.kind()), bound.as_ref().map(|(known, name)| (known, name.as_str())));
     compiler.declare();
     for variable in spec["variables"].as_array().into_iter().flatten() {
         let text = |field: &str| variable[field].as_str().unwrap_or_default();
         // What is wrong with it is told where it is used.
         let _ = compiler.variable(text("name"), text("expression"));
     }
-    compiler.faults(source)
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    for (index, validation) in spec["validations"].as_array().into_iter().flatten().enumerate() {
+        for field in ["expression", "messageExpression"] {
+            let source = validation[field].as_str().filter(|source| !source.is_empty());
+            if let Some(faults) =
+                source.filter(|_| bytes < WARNINGS_BYTES_MAX).and_then(|source| compiler.faults(source))
+            {
+                bytes += faults.len();
+                found.push(((index, field), format!("{}: {faults}\n", shown(resource))));
+            }
+        }
+    }
+    found
 }
 
 /// The resources that the rules of a policy name; what is said of all says nothing of types.

@@ -6,6 +6,10 @@
 //! remove (on any member) ─► the leader looks whether a majority is left ─► marks it ─► one joint change, which whoever leads
 //!   finishes, once it has begun ─► the number is never used again: whoever leads forgets who is marked and no member
 //! ```
+//! What members keep beside the log (images) is on a majority of them only if those who acknowledge it and those who change the
+//! members know of each other: who is to count next is a record, written before voters change ([`Counted`]). Whatever is acknowledged
+//! has the condition that it is as it was, and those who are to count are asked, after it was written, whether they have everything.
+//!
 //! Whoever is admitted gets a number that no other ever had or will have. A member speaks with another only when both
 //! belong to the same cluster, show a certificate for their number, and neither was removed.
 
@@ -32,6 +36,11 @@ pub(crate) const GROUP: &str = "coracle group";
 const LEADER: &str = "leader";
 /// The record that says which number is the next member's.
 pub(crate) const NEXT: &str = "next";
+/// The record that says who is to count for what is kept beside the log.
+const COUNTED: &str = "counted";
+/// What the record of a member that keeps something beside the log says: that it has all of it, or is asked whether it has.
+const HAS_ALL: &str = "all";
+const ASKED: &str = "asked";
 /// How the names of the members' records begin.
 const MEMBER: &str = "member ";
 /// The second line of the record of a member that is being removed.
@@ -184,6 +193,33 @@ pub enum Promotion {
     WhenComplete,
 }
 
+/// Who counts for what is kept beside the log: it is acknowledged when a majority of each of the sets has it, under the
+/// [condition](Counted::condition) that this is so still.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Counted {
+    /// The voters, and those who are to be.
+    pub sets: Vec<BTreeSet<MemberId>>,
+    /// Of the record that says so; 0 where there is none.
+    pub version: u64,
+}
+
+impl Counted {
+    /// The condition that `version` is still the one of the record.
+    pub fn condition(version: u64) -> Op {
+        let guard = if version == 0 { Guard::Absent } else { Guard::Revision(Revision::new(version)) };
+        Op::Check { key: key(COUNTED), guard }
+    }
+
+    /// Whether `op` is such a condition.
+    pub fn is_condition(op: &Op) -> bool {
+        matches!(op, Op::Check { key, .. } if &*key.collection == GROUP && &*key.name == COUNTED)
+    }
+}
+
+/// What a member is asked to have beside the log ([`Keyspace::incomplete`]).
+#[derive(Debug)]
+pub struct Incomplete(Vec<Op>);
+
 /// Something about the group that an operator should do something about.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum GroupAlarm {
@@ -287,6 +323,66 @@ pub(crate) fn waits(state: &State, member: MemberId) -> bool {
     state.record(&waits_key(member)).is_some()
 }
 
+/// The record of a member that keeps something beside the log and says whether it has all of it.
+fn keeps_key(member: MemberId) -> Key {
+    key(&format!("keeps {member}"))
+}
+
+/// Those of `members` that were asked whether they have what is kept beside the log, and have not answered.
+pub(crate) fn asked(state: &State, members: &BTreeSet<MemberId>) -> BTreeSet<MemberId> {
+    let is_asked = |member: &MemberId| {
+        state.record(&keeps_key(*member)).is_some_and(|record| first_line_bytes(&record.bytes) == ASKED.as_bytes())
+    };
+    members.iter().copied().filter(is_asked).collect()
+}
+
+fn numbers(members: &BTreeSet<MemberId>) -> String {
+    members.iter().map(MemberId::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether `voters` are those who count for what is kept beside the log.
+pub(crate) fn is_counted(state: &State, voters: &BTreeSet<MemberId>) -> bool {
+    state.record(&key(COUNTED)).is_some_and(|record| first_line(&record.bytes) == numbers(voters))
+}
+
+/// What has `voters` count from now on, and asks those of `asked` who can answer; nothing where they count. All records but the first
+/// are there: it fits where nothing new does.
+pub(crate) fn count(state: &State, voters: &BTreeSet<MemberId>, asked: &BTreeSet<MemberId>) -> Vec<Op> {
+    if is_counted(state, voters) {
+        return Vec::new();
+    }
+    let guard = |record: Option<&Arc<Record>>| record.map_or(Guard::Absent, |record| Guard::Revision(record.revision));
+    let counted = key(COUNTED);
+    let mut ops = vec![line(counted.clone(), &numbers(voters), guard(state.record(&counted)))];
+    let able = asked.iter().filter_map(|member| state.record(&keeps_key(*member)));
+    ops.extend(able.map(|record| line(record.key.clone(), ASKED, Guard::Revision(record.revision))));
+    ops
+}
+
+/// The record of a member that was let begin anew and has not said that it is back.
+fn anew_key(member: MemberId) -> Key {
+    key(&format!("anew {member}"))
+}
+
+/// Who of all but `member` is beginning anew.
+pub(crate) fn beginning_anew(state: &State, member: MemberId) -> BTreeSet<MemberId> {
+    let others = admitted(state).into_iter().filter(|other| *other != member);
+    others.filter(|other| state.record(&anew_key(*other)).is_some()).collect()
+}
+
+/// What lets `member` begin anew with a program that understands `formats`, as long as nobody else does; an error where the program does
+/// not understand what is written. No version is raised beyond what both lives understand.
+pub(crate) fn let_begin_anew(state: &State, member: MemberId, formats: Formats) -> Result<Vec<Op>, String> {
+    formats.check(formats::in_use(state)?)?;
+    let now = formats::of(state, member);
+    let mut ops = formats::tell(state, member, Formats { newest: formats.newest.min(now.newest), ..formats })?;
+    ops.push(Op::Check { key: member_key(member), guard: Guard::Present });
+    let others = admitted(state).into_iter().filter(|other| *other != member);
+    ops.extend(others.map(|other| Op::Check { key: anew_key(other), guard: Guard::Absent }));
+    ops.push(line(anew_key(member), "", Guard::None));
+    Ok(ops)
+}
+
 fn names_key(member: MemberId) -> Key {
     key(&format!("names {member}"))
 }
@@ -312,6 +408,7 @@ pub(crate) fn take_lead(state: &State, member: MemberId, term: u64) -> Vec<Op> {
     if state.record(&key(NEXT)).is_none() {
         ops.push(line(key(NEXT), &(member + 1).to_string(), Guard::Absent));
         ops.push(line(member_key(member), "", Guard::Absent));
+        ops.push(line(key(COUNTED), &member.to_string(), Guard::Absent));
     }
     ops
 }
@@ -372,8 +469,10 @@ pub(crate) fn mark_leaving(state: &State, members: &BTreeSet<MemberId>) -> Vec<O
 
 /// What forgets those of `members` that are known.
 pub(crate) fn forget(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
-    let of =
-        |member| [member_key(member), api_key(member), names_key(member), formats::key_of(member), waits_key(member)];
+    let of = |member| {
+        let said = [api_key(member), names_key(member), formats::key_of(member), keeps_key(member)];
+        said.into_iter().chain([member_key(member), waits_key(member), anew_key(member)])
+    };
     let keys = members.iter().flat_map(|member| of(*member));
     let known = keys.filter(|key| state.record(key).is_some());
     known.map(|key| Op::Delete { key, guard: Guard::Present }).collect()
@@ -484,22 +583,84 @@ impl Keyspace {
         }
     }
 
+    /// Asks that this member may end for a while and begin anew, with a program that understands `formats` of the log. The leader lets
+    /// it when the others are a majority without it that lacks nothing, and one at a time; otherwise it is refused, with what is waited
+    /// for. Whoever was let says [`Keyspace::is_back`] in its next life, or when nothing came of it.
+    pub async fn begin_anew(&self, formats: Formats) -> Result<(), GroupError> {
+        match self.0.member.ask(Ask::Change(Change::BeginAnew { member: self.0.id, formats })).await {
+            Ok(Told::Changed) => Ok(()),
+            Ok(_) => Err(GroupError::Unknown),
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    /// Says that this member is there, after it was let begin anew; nothing where it was not.
+    pub async fn is_back(&self) -> Result<(), GroupError> {
+        self.barrier().await.map_err(|_| GroupError::Unavailable)?;
+        let key = anew_key(self.0.id);
+        if self.0.machine.state.read().record(&key).is_none() {
+            return Ok(());
+        }
+        match self.transact(vec![Op::Delete { key, guard: Guard::Present }]).await {
+            Ok(_) | Err(TransactError::Guard(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Whether this member does not count before it is complete.
     pub fn waits(&self) -> bool {
         waits(&self.0.machine.state.read(), self.0.id)
     }
 
-    /// Says that this member has what it was to have before it counts; nothing where it does not wait.
-    pub async fn complete(&self) -> Result<(), GroupError> {
-        if !self.waits() {
+    /// Says that this member keeps something beside the log, and answers when it is asked whether it has all of it
+    /// ([`Keyspace::incomplete`]): it counts only with that.
+    pub async fn keeps_more(&self) -> Result<(), GroupError> {
+        let key = keeps_key(self.0.id);
+        if self.0.machine.state.read().record(&key).is_some() {
             return Ok(());
         }
-        let said = self.transact(vec![Op::Delete { key: waits_key(self.0.id), guard: Guard::Present }]).await;
-        match said {
-            // It has said so before, and had no answer.
+        // Only as long as it is a member: whoever was removed leaves nothing behind.
+        let is_member = Op::Check { key: member_key(self.0.id), guard: Guard::Present };
+        match self.transact(vec![is_member, line(key, HAS_ALL, Guard::Absent)]).await {
             Ok(_) | Err(TransactError::Guard(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether this member is to have everything that was acknowledged until now, and to say so ([`Keyspace::complete`]). What is
+    /// asked later is another question.
+    pub fn incomplete(&self) -> Option<Incomplete> {
+        let state = self.0.machine.state.read();
+        let mut ops = Vec::new();
+        if let Some(waits) = state.record(&waits_key(self.0.id)) {
+            ops.push(Op::Delete { key: waits.key.clone(), guard: Guard::Revision(waits.revision) });
+        }
+        let keeps = state.record(&keeps_key(self.0.id));
+        if let Some(keeps) = keeps.filter(|keeps| first_line_bytes(&keeps.bytes) == ASKED.as_bytes()) {
+            ops.push(line(keeps.key.clone(), HAS_ALL, Guard::Revision(keeps.revision)));
+        }
+        (!ops.is_empty()).then_some(Incomplete(ops))
+    }
+
+    /// Says that this member has what it was asked for.
+    pub async fn complete(&self, Incomplete(ops): Incomplete) -> Result<(), GroupError> {
+        match self.transact(ops).await {
+            // It has said so before and had no answer, or is asked again.
+            Ok(_) | Err(TransactError::Guard(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Who counts for what is kept beside the log.
+    pub fn counted(&self) -> Counted {
+        let voters = self.members().into_iter().filter(|member| member.role == Role::Voter).map(|member| member.member);
+        let mut sets: Vec<BTreeSet<MemberId>> = vec![voters.collect()];
+        let Some(record) = self.get(GROUP, COUNTED) else { return Counted { sets, version: 0 } };
+        let next = first_line(&record.bytes).split(' ').filter_map(|number| number.parse().ok()).collect();
+        if !sets.contains(&next) {
+            sets.push(next);
+        }
+        Counted { sets, version: record.revision.get() }
     }
 
     /// The members, in the order of their numbers.

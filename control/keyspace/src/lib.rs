@@ -47,7 +47,8 @@ pub use backup::{Restoring, Whole};
 pub use dir::DirError;
 pub use formats::Formats;
 pub use group::{
-    Admission, Begin, ClusterId, GroupAlarm, GroupError, Lead, MemberStatus, NoClusterId, Peer, Promotion, Role,
+    Admission, Begin, ClusterId, Counted, GroupAlarm, GroupError, Incomplete, Lead, MemberStatus, NoClusterId, Peer,
+    Promotion, Role,
 };
 pub use host::{LOST_DATA, spawn_blocking};
 pub use raft::{Called, Hub, MemberId, PeerStream, PeerTls, Stream};

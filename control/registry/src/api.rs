@@ -3,6 +3,8 @@
 //! A repository's name may have any number of slashes, so a path is read from its end: what comes before
 //! `/manifests/…`, `/blobs/…`, `/tags/list` or `/referrers/…` is the name.
 
+use std::io;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -15,9 +17,10 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::catalog::Added;
+use crate::catalog::{Added, CatalogError};
 use crate::error::Refusal;
 use crate::name::{Algorithm, Digest, Name, Reference};
+use crate::replicas::RECOUNTS_MAX;
 use crate::{Registry, blob, manifest};
 
 /// Says what a content is.
@@ -171,7 +174,11 @@ async fn get_manifest(
     };
     let found = names.find(|names| names.manifest(&name, &digest)).await?.ok_or_else(unknown)?;
     if !registry.is_here_whole(&digest, found.size).await? {
-        return Err(unknown());
+        // Who pushes is to send it again; who pulls is not told that there is none.
+        return Err(match !head_only && registry.inner().store.is_unread(&digest) {
+            true => io::Error::other(format!("{digest} cannot be read")).into(),
+            false => unknown(),
+        });
     }
     let body = if head_only { Body::empty() } else { blob::content(registry, &digest, (0, found.size), found.size) };
     let headers = [
@@ -242,8 +249,15 @@ async fn put_manifest(
         registry.changing(move |inner| inner.store.write(&digest, &bytes)).await?;
     }
     drop(held);
-    registry.replicate(&digest, size).await?;
-    if let Added::Lacks(lacking) = names.add_manifest(&name, tag.as_deref(), &digest, &checked, size).await? {
+    let mut recounts = 0;
+    let added = loop {
+        let counted = registry.replicate(&digest, size).await?;
+        match names.add_manifest(&name, tag.as_deref(), &digest, &checked, (size, counted)).await {
+            Err(CatalogError::Recounted) if recounts < RECOUNTS_MAX => recounts += 1,
+            added => break added?,
+        }
+    };
+    if let Added::Lacks(lacking) = added {
         return Err(lacks(lacking));
     }
     // What has no tag yet is a part of something, or is asked for by nobody.

@@ -15,8 +15,11 @@ use tokio::time::Instant;
 
 use crate::Registry;
 use crate::api::{CONTENT_DIGEST, Query, value};
+use crate::catalog::CatalogError;
 use crate::error::{Refusal, range_until};
 use crate::name::{Digest, Hashing, Name};
+use crate::replicas::RECOUNTS_MAX;
+use crate::store::Found;
 use crate::upload::Upload;
 
 /// Bytes that are collected before they go to the disk together.
@@ -69,17 +72,24 @@ pub async fn get(
 }
 
 /// A part of a content of `size` bytes, read while it is sent. The whole of one that is not what its digest says breaks off before
-/// its end, and is set aside.
+/// its end, and is set aside; of one that cannot be read another server's takes the place.
 pub fn content(registry: &Registry, digest: &Digest, (start, length): (u64, u64), size: u64) -> Body {
     let is_whole = (start, length) == (0, size);
     let hashing = is_whole.then(|| Hashing::new(digest.algorithm()));
     let reading = Reading { registry: registry.clone(), digest: digest.clone(), at: start, left: length, hashing };
-    Body::from_stream(futures::stream::unfold(Some(reading), |reading| async {
-        let mut reading = reading.filter(|reading| reading.left > 0)?;
-        let read = tokio::task::spawn_blocking(move || reading.next().map(|piece| (piece, reading)));
-        match read.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok((piece, reading)) => Some((Ok(piece), Some(reading))),
-            Err(error) => Some((Err(error), None)),
+    let (registry, digest) = (registry.clone(), digest.clone());
+    Body::from_stream(futures::stream::unfold(Some(reading), move |reading| {
+        let (registry, digest) = (registry.clone(), digest.clone());
+        async move {
+            let mut reading = reading.filter(|reading| reading.left > 0)?;
+            let read = tokio::task::spawn_blocking(move || reading.next().map(|piece| (piece, reading)));
+            match read.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                Ok((piece, reading)) => Some((Ok(piece), Some(reading))),
+                Err(error) => {
+                    registry.begin_to_replace(&digest, size);
+                    Some((Err(error), None))
+                }
+            }
         }
     }))
 }
@@ -101,9 +111,9 @@ impl Reading {
         let store = &self.registry.inner().store;
         let read = match File::open(store.path(&self.digest)).and_then(|file| file.read_at(&mut piece, self.at)) {
             Ok(read) if read > 0 => read,
-            // It has become shorter, or the disk does not give it any more.
+            // It has become shorter, or the disk does not give it.
             other => {
-                store.is_sound(&self.digest)?;
+                store.look(&self.digest)?;
                 return Err(other.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into()));
             }
         };
@@ -116,7 +126,7 @@ impl Reading {
             && let Some(hashing) = self.hashing.take()
             && hashing.finish() != self.digest
         {
-            store.is_sound(&self.digest)?;
+            store.look(&self.digest)?;
             return Err(io::Error::other("the content is damaged here"));
         }
         Ok(piece.into())
@@ -167,7 +177,7 @@ pub async fn begin(registry: &Registry, name: Name, query: Query, body: Body) ->
     let names = &registry.inner().names;
     if let Some((digest, from)) = mount
         && names.find(|names| names.blob(&from, &digest)).await?.is_some()
-        && registry.is_sound(&digest).await? != Some(false)
+        && matches!(registry.look(&digest).await?, None | Some(Found::Sound))
         && names.mount(&name, &digest, &from).await?
     {
         return Ok(created(&name, &digest));
@@ -331,9 +341,17 @@ async fn write(registry: &Registry, upload: &Arc<Upload>, at: u64, chunks: Vec<B
 /// Makes the upload a blob, if it is what `digest` says and a majority of the servers holds it.
 async fn finish(registry: &Registry, name: Name, upload: &Arc<Upload>, digest: Digest) -> Result<Response, Refusal> {
     keep(registry, upload, &digest).await?;
-    registry.replicate(&digest, upload.offset()).await?;
-    registry.inner().names.add_layer(&name, &digest, upload.offset()).await?;
-    Ok(created(&name, &digest))
+    let mut recounts = 0;
+    loop {
+        let counted = registry.replicate(&digest, upload.offset()).await?;
+        match registry.inner().names.add_layer(&name, &digest, upload.offset(), counted).await {
+            Err(CatalogError::Recounted) if recounts < RECOUNTS_MAX => recounts += 1,
+            added => {
+                added?;
+                return Ok(created(&name, &digest));
+            }
+        }
+    }
 }
 
 /// Makes the upload a content of this server, if it is what `digest` says.

@@ -38,8 +38,9 @@ pub trait Catalog: Send + Sync + 'static {
     fn list(&self, prefix: &str) -> Vec<(String, Entry)>;
     /// The names of at most `most` entries, in order: those that begin with `prefix` and come after `after`.
     fn names(&self, prefix: &str, after: &str, most: usize) -> Vec<String>;
-    /// Does all of `changes`, or none: they are durable when this returns, and seen by [`Catalog::get`] here.
-    fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), CatalogError>>;
+    /// Does all of `changes`, or none: they are durable when this returns, and seen by [`Catalog::get`] here. What names a content that is
+    /// `counted` to be on a majority of an [electorate](crate::Electorate) of that version is done only as long as it is that.
+    fn change(&self, changes: Vec<Change>, counted: Option<u64>) -> BoxFuture<'_, Result<(), CatalogError>>;
     /// Waits until something may have changed since the last call of this, by one caller, returned.
     fn changed(&self) -> BoxFuture<'_, ()>;
 }
@@ -92,6 +93,9 @@ pub enum CatalogError {
     /// A condition does not hold; nothing was done.
     #[error("others change the same repository at the same time: try again")]
     Condition,
+    /// Others count by now than those who were asked to hold it; nothing was done.
+    #[error("the servers that count change at this time: try again")]
+    Recounted,
     /// It is more than goes in at once; nothing was done.
     #[error("it names more than can be kept")]
     TooLarge,
@@ -263,12 +267,21 @@ impl Names {
 
     /// Does what `look` says until no other change comes between; nothing when it says `None`, with what it found.
     async fn settle<T>(&self, look: impl Fn(&Names) -> Result<(T, Vec<Change>)>) -> Result<T> {
+        self.settle_counted(None, look).await
+    }
+
+    /// The same for what is `counted` to be on a majority.
+    async fn settle_counted<T>(
+        &self,
+        counted: Option<u64>,
+        look: impl Fn(&Names) -> Result<(T, Vec<Change>)>,
+    ) -> Result<T> {
         for _ in 0..TRIES_MAX {
             let (found, changes) = look(self)?;
             if changes.is_empty() {
                 return Ok(found);
             }
-            match self.0.change(changes).await {
+            match self.0.change(changes, counted).await {
                 Ok(()) => return Ok(found),
                 // Somebody else was faster, here or elsewhere.
                 Err(CatalogError::Condition) => self.current().await?,
@@ -278,9 +291,9 @@ impl Names {
         Err(CatalogError::Condition)
     }
 
-    /// Names a blob that a majority holds.
-    pub async fn add_layer(&self, name: &Name, digest: &Digest, size: u64) -> Result<()> {
-        self.settle(|names| {
+    /// Names a blob that a majority of the electorate `counted` holds.
+    pub async fn add_layer(&self, name: &Name, digest: &Digest, size: u64, counted: u64) -> Result<()> {
+        self.settle_counted(Some(counted), |names| {
             let mut changes = vec![put(layer(name, digest), Only::Always, format!("{size} {}", seconds_now()))];
             changes.extend(names.begun(name));
             Ok(((), changes))
@@ -351,14 +364,14 @@ impl Names {
         Ok(self.lacks(name, checked)?.map_or(Added::Yes, Added::Lacks))
     }
 
-    /// Names a manifest that a majority holds, and the tag that now stands for it.
+    /// Names a manifest that a majority of the electorate `counted` holds, and the tag that now stands for it.
     pub async fn add_manifest(
         &self,
         name: &Name,
         word: Option<&str>,
         digest: &Digest,
         checked: &Checked,
-        size: u64,
+        (size, counted): (u64, u64),
     ) -> Result<Added> {
         let entry = Manifest {
             media_type: checked.media_type.clone(),
@@ -367,7 +380,7 @@ impl Names {
             subject: checked.subject.as_ref().map(Digest::to_string),
         };
         let entry = serde_json::to_string(&entry).map_err(|_| CatalogError::TooLarge)?;
-        self.settle(|names| {
+        self.settle_counted(Some(counted), |names| {
             // Its version first: what is looked for below is there as long as it stays.
             let mut changes = vec![names.touched(name)];
             if let Some(lacking) = names.lacks(name, checked)? {
@@ -439,7 +452,7 @@ impl Names {
                     }
                 }
                 let (any, all) = (changes.len() > 1, changes.len() < CHANGES_MAX);
-                match if any { self.0.change(changes).await } else { Ok(()) } {
+                match if any { self.0.change(changes, None).await } else { Ok(()) } {
                     Ok(()) if all => break,
                     Ok(()) => (),
                     Err(CatalogError::Condition) => break,
@@ -512,12 +525,12 @@ mod tests {
             self.catalog.names(prefix, after, most)
         }
 
-        fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<()>> {
+        fn change(&self, changes: Vec<Change>, counted: Option<u64>) -> BoxFuture<'_, Result<()>> {
             let other = self.other.lock().take();
             if let Some(other) = other {
                 other(&Names::new(Arc::new(self.catalog.beside())));
             }
-            self.catalog.change(changes)
+            self.catalog.change(changes, counted)
         }
 
         fn changed(&self) -> BoxFuture<'_, ()> {
@@ -535,19 +548,20 @@ mod tests {
             manifests: vec![],
             subject: None,
         };
-        let push = |names: &Names| names.add_manifest(&name, Some("v1"), &image, &checked, 1).now_or_never().unwrap();
+        let push =
+            |names: &Names| names.add_manifest(&name, Some("v1"), &image, &checked, (1, 0)).now_or_never().unwrap();
         let collect = |names: &Names| names.drop_loose(Duration::ZERO).now_or_never().unwrap();
         let meeting = |other: Other| {
             let catalog = Arc::<Memory>::default();
             let names = Names::new(catalog.clone());
-            names.add_layer(&name, &layer, 1).now_or_never().unwrap().unwrap();
+            names.add_layer(&name, &layer, 1, 0).now_or_never().unwrap().unwrap();
             let between = Between { catalog, other: Mutex::new(Some(other)) };
             (names, Names::new(Arc::new(between)))
         };
         // It was loose when it was looked at, and is needed when it would go.
         let (to, of, what) = (name.clone(), image.clone(), checked.clone());
         let pushed = move |names: &Names| {
-            let added = names.add_manifest(&to, Some("v1"), &of, &what, 1).now_or_never().unwrap();
+            let added = names.add_manifest(&to, Some("v1"), &of, &what, (1, 0)).now_or_never().unwrap();
             assert_eq!(added, Ok(Added::Yes));
         };
         let (names, met) = meeting(Box::new(pushed));

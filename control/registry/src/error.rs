@@ -176,7 +176,9 @@ impl From<NameError> for Refusal {
 impl From<CatalogError> for Refusal {
     fn from(error: CatalogError) -> Refusal {
         let (status, code) = match &error {
-            CatalogError::Condition | CatalogError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN"),
+            CatalogError::Condition | CatalogError::Recounted | CatalogError::Unavailable(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN")
+            }
             CatalogError::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
             CatalogError::NoRoom(_) => (StatusCode::INSUFFICIENT_STORAGE, "UNKNOWN"),
             CatalogError::Unknown => (StatusCode::GATEWAY_TIMEOUT, "UNKNOWN"),

@@ -7,7 +7,7 @@
 //! ```text
 //! uploads/UUID                 being received; emptied at start
 //! blobs/sha256/ab/abcd…        contents, manifests among them, by digest
-//! damaged/abcd…                what is not what its digest says any more, until it came again or nobody looked at it for long
+//! damaged/abcd…                what is not what its digest says any more, until it came again or nothing names it
 //! ```
 //!
 //! Which repository has what, and what a tag stands for, is in a [`Catalog`] that all servers of a group share; contents are on each
@@ -30,7 +30,7 @@ mod scrub;
 mod store;
 mod upload;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,14 +44,14 @@ use tokio_util::task::TaskTracker;
 pub use api::router;
 pub use catalog::{Catalog, CatalogError, Change, Entry, Only, To};
 pub use pushes::{Push, State};
-pub use replicas::{Caller, Replica, Replicas, peers_router};
+pub use replicas::{Caller, Electorate, Replica, Replicas, peers_router};
 pub use scrub::Round;
 
 use crate::catalog::Names;
 use crate::name::Digest;
 use crate::pushes::Pushes;
 use crate::replicas::{Fetches, Places};
-use crate::store::Store;
+use crate::store::{Found, Store};
 use crate::upload::Uploads;
 
 /// What a registry needs to know.
@@ -246,25 +246,42 @@ impl Registry {
         self.blocking(keep).await
     }
 
-    /// Reads every content on this disk, and sets aside what is not what its digest says.
+    /// Reads every content on this disk. What is not what its digest says is set aside, and what cannot be read is replaced by what another
+    /// server has; an error says what is not to be had so.
     pub async fn check_contents(&self) -> io::Result<()> {
+        let mut unread = HashSet::new();
         for digest in self.blocking(|inner| inner.store.all()).await? {
-            self.in_turn(&self.0.checks, move |inner| inner.store.is_sound(&digest)).await?;
+            let asked = digest.clone();
+            let found = self.in_turn(&self.0.checks, move |inner| inner.store.look(&asked)).await;
+            if matches!(found, Ok(Some(Found::Unread)) | Err(_)) {
+                unread.insert(digest);
+            }
         }
-        Ok(())
+        match self.replace(&unread).await?.into_iter().next() {
+            Some((digest, why)) => Err(io::Error::other(format!("{digest} cannot be read here: {why}"))),
+            None => Ok(()),
+        }
     }
 
     /// What an operator should know: contents that this disk has damaged since the start, and whether they are here again.
     pub fn alarms(&self) -> Vec<String> {
         let damage = self.0.store.damage();
-        if damage.found == 0 {
-            return Vec::new();
+        let mut alarms = Vec::new();
+        if !damage.unread.is_empty() {
+            alarms.push(format!(
+                "the disk of this server did not give {} contents of images when they were read: look at it; they stay, and come from \
+                 another server where one has them",
+                damage.unread.len()
+            ));
         }
-        let mut alarms = vec![format!(
+        if damage.found == 0 {
+            return alarms;
+        }
+        alarms.push(format!(
             "the disk of this server has damaged {} contents of images since the server was started: look at it, and replace the server \
              before it damages more",
             damage.found
-        )];
+        ));
         let lost =
             self.0.names.named().map(|named| named.into_iter().filter(|(_, digest)| damage.missing.contains(digest)));
         match lost.map(|lost| lost.map(|(name, _)| name).collect::<std::collections::BTreeSet<_>>()) {
@@ -300,18 +317,19 @@ impl Registry {
         self.blocking(lacking).await
     }
 
-    /// Whether a content that is here is what its digest says ([`Store::is_sound`]); one that was is not read again soon.
-    pub(crate) async fn is_sound(&self, digest: &Digest) -> io::Result<Option<bool>> {
+    /// Looks whether a content that is here is what its digest says ([`Store::look`]); one that was is not read again soon.
+    pub(crate) async fn look(&self, digest: &Digest) -> io::Result<Option<Found>> {
         let (digest, asked) = (digest.clone(), digest.clone());
         let Some(size) = self.blocking(move |inner| inner.store.size(&asked)).await? else { return Ok(None) };
         let turns = if size > SMALL_BYTES { &self.0.checks } else { &self.0.small_checks };
         let check = move |inner: &Inner| {
             // Whoever was before may have looked.
-            if inner.sound.lock().get(&digest).is_some_and(|at| at.elapsed() < SOUND_FOR) {
-                return Ok(inner.store.size(&digest)?.map(|_| true));
+            let is_known = inner.sound.lock().get(&digest).is_some_and(|at| at.elapsed() < SOUND_FOR);
+            if is_known && !inner.store.is_unread(&digest) {
+                return Ok(inner.store.size(&digest)?.map(|_| Found::Sound));
             }
-            let told = inner.store.is_sound(&digest)?;
-            if told == Some(true) {
+            let told = inner.store.look(&digest)?;
+            if matches!(told, Some(Found::Sound)) {
                 let mut sound = inner.sound.lock();
                 if sound.len() >= SOUND_MAX {
                     sound.clear();

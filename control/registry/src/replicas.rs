@@ -1,14 +1,15 @@
 //! Contents on several servers. A content is what its digest says, so there is nothing to agree on but who has it.
 //!
 //! ```text
-//! push: on disk here ─► the other voters are asked to hold it ─► each fetches it from here ─► a majority holds it ─► it is named
+//! push: on disk here ─► those who count are asked to hold it ─► each fetches it from here ─► a majority holds it ─► it is named,
+//!   if it is they who count still; otherwise those are asked who do
 //! pull, at a server that lacks it: fetched from another, into a file of its own, hashed while it comes ─► kept ─► read from there
 //! what is named and not here: fetched in the background, a few at a time
 //! ```
 //! There is one way by which a content moves: whoever lacks it fetches it ([`Registry::obtain`]), once for all who wait, and goes on
 //! when they have gone. What is not what its digest says is dropped. Everything has a bound and a deadline by size.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::time::Duration;
 
@@ -32,11 +33,14 @@ use crate::Registry;
 use crate::blob;
 use crate::error::Refusal;
 use crate::name::Digest;
+use crate::store::Found;
 use crate::upload::leave_free;
 
 /// Contents that are fetched at a time, and those of them that nobody waits for.
 const FETCHES_MAX: usize = 8;
 const CATCHING_UP_MAX: usize = 2;
+/// How often those are asked who count by now, when others did as it was to be named.
+pub const RECOUNTS_MAX: usize = 8;
 /// Servers that are asked at a time to hold something.
 const HOLDS_MAX: usize = 16;
 /// How long anything may take, and how many bytes a second come at least beyond that.
@@ -53,6 +57,8 @@ const WHY_BYTES_MAX: usize = 4 << 10;
 pub trait Replicas: Send + Sync + 'static {
     /// The servers of the group, this one among them.
     fn members(&self) -> Vec<Replica>;
+    /// Who counts for a majority.
+    fn electorate(&self) -> Electorate;
     /// Takes a request to [`peers_router`] of another one, which learns by [`Caller`] who asks.
     fn call(&self, to: u64, request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>>;
 }
@@ -62,10 +68,25 @@ pub trait Replicas: Send + Sync + 'static {
 pub struct Replica {
     /// Its number.
     pub member: u64,
-    /// Whether it counts for a majority.
-    pub votes: bool,
     /// Whether it is this one.
     pub own: bool,
+}
+
+/// Who counts: a content is named when a majority of each of the sets has it, and they are those who count still.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Electorate {
+    /// Those who vote, and those who are to.
+    pub sets: Vec<BTreeSet<u64>>,
+    /// Never the same when others are to count ([`Catalog::change`](crate::Catalog::change)).
+    pub version: u64,
+}
+
+impl Electorate {
+    /// How many of those who `have` a content count, and how many of the same ones are needed, where those are too few.
+    fn lacks(&self, have: &BTreeSet<u64>) -> Option<(usize, usize)> {
+        let counts = self.sets.iter().map(|set| (set.intersection(have).count(), set.len() / 2 + 1));
+        counts.into_iter().find(|(have, needed)| have < needed)
+    }
 }
 
 /// Which server asks; whoever serves [`peers_router`] has made sure of it, and puts it into the request's extensions.
@@ -112,30 +133,30 @@ fn due(size: u64) -> Instant {
 }
 
 impl Registry {
-    /// Has a majority of the voters hold the content `digest`, which this server has; by itself where it is the only one.
-    pub(crate) async fn replicate(&self, digest: &Digest, size: u64) -> Result<(), Refusal> {
+    /// Has a majority of those who count hold the content `digest`, which this server has; by itself where it is the only one. The
+    /// version of who they were.
+    pub(crate) async fn replicate(&self, digest: &Digest, size: u64) -> Result<u64, Refusal> {
+        let electorate = self.inner().replicas.electorate();
         let members = self.inner().replicas.members();
-        let voters: Vec<Replica> = members.into_iter().filter(|member| member.votes).collect();
-        let (mut have, needed) = (0, voters.len() / 2 + 1);
-        let mut asked = FuturesUnordered::new();
-        for voter in voters {
-            match voter.own {
-                true => have += 1,
-                false => {
-                    asked.push(self.ask_to_hold(voter.member, digest, size).map_err(move |why| (voter.member, why)))
-                }
-            }
-        }
+        let mut have: BTreeSet<u64> = members.iter().filter(|member| member.own).map(|member| member.member).collect();
+        let all: BTreeSet<u64> = electorate.sets.iter().flatten().copied().collect();
+        let mut asked: FuturesUnordered<_> = all
+            .difference(&have)
+            .map(|member| {
+                let member = *member;
+                self.ask_to_hold(member, digest, size).map(move |held| (member, held))
+            })
+            .collect();
         let mut failed = Vec::new();
-        while have < needed {
+        while let Some((count, needed)) = electorate.lacks(&have) {
             match asked.next().await {
-                Some(Ok(())) => have += 1,
-                Some(Err(why)) => failed.push(why),
-                None => return Err(Refusal::not_held(have, needed, &failed)),
+                Some((member, Ok(()))) => drop(have.insert(member)),
+                Some((member, Err(why))) => failed.push((member, why)),
+                None => return Err(Refusal::not_held(count, needed, &failed)),
             }
         }
         // The others go on with what they have begun.
-        Ok(())
+        Ok(electorate.version)
     }
 
     async fn ask_to_hold(&self, member: u64, digest: &Digest, size: u64) -> Result<(), NotHeld> {
@@ -171,20 +192,18 @@ impl Registry {
         if here.is_some() {
             return Ok(true);
         }
-        match self.obtain(digest, size, None).await {
-            Ok(()) => Ok(true),
-            Err(NotHere::Nowhere) => Ok(false),
-            Err(NotHere::Full) => Err(Refusal::full()),
-            Err(error @ NotHere::Unreached(_)) => Err(Refusal::unavailable(error.to_string())),
-        }
+        is_obtained(self.obtain(digest, size, None).await)
     }
 
-    /// The same, of what is what its digest says: whoever pushes asks, and sends what is not there.
+    /// The same, of what is what its digest says: whoever pushes asks, and sends what is not there. Nor is what cannot be read and no
+    /// other server has: what is sent takes its place.
     pub(crate) async fn is_here_whole(&self, digest: &Digest, size: u64) -> Result<bool, Refusal> {
-        if self.is_sound(digest).await? == Some(true) {
-            return Ok(true);
-        }
-        self.is_here(digest, size).await
+        let obtained = match self.look(digest).await? {
+            Some(Found::Sound) => return Ok(true),
+            Some(Found::Unread) => self.obtain_anew(digest, size, None).await,
+            Some(Found::Damaged) | None => self.obtain(digest, size, None).await,
+        };
+        is_obtained(obtained)
     }
 
     /// Has the content of `digest` here, from `first` or any other server. One fetch serves all who want it, and goes on when
@@ -197,18 +216,28 @@ impl Registry {
         if held.map_err(|error| NotHere::Unreached(format!("the registry cannot use its disk: {error}")))? {
             return Ok(());
         }
-        let fetch = {
-            let mut under_way = self.inner().fetches.under_way.lock();
-            match under_way.get(digest) {
-                Some(fetch) => fetch.clone(),
-                None => {
-                    let fetch = self.begin_fetch(digest.clone(), size, first);
-                    under_way.insert(digest.clone(), fetch.clone());
-                    fetch
-                }
+        self.obtain_anew(digest, size, first).await
+    }
+
+    /// The same, whatever is here of it: what comes takes its place. It goes on without whoever drops this.
+    pub(crate) fn obtain_anew(&self, digest: &Digest, size: u64, first: Option<u64>) -> Fetch {
+        let mut under_way = self.inner().fetches.under_way.lock();
+        match under_way.get(digest) {
+            Some(fetch) => fetch.clone(),
+            None => {
+                let fetch = self.begin_fetch(digest.clone(), size, first);
+                under_way.insert(digest.clone(), fetch.clone());
+                fetch
             }
-        };
-        fetch.await
+        }
+    }
+
+    /// Begins to get from another server what cannot be read here; nothing where there is no other.
+    pub(crate) fn begin_to_replace(&self, digest: &Digest, size: u64) {
+        let has_others = self.inner().replicas.members().iter().any(|member| !member.own);
+        if has_others && self.inner().store.is_unread(digest) {
+            drop(self.obtain_anew(digest, size, None));
+        }
     }
 
     fn begin_fetch(&self, digest: Digest, size: u64, first: Option<u64>) -> Fetch {
@@ -328,17 +357,21 @@ impl Registry {
         }
         self.blocking(|inner| {
             let mut missing = inner.names.contents().map_err(io::Error::other)?;
-            let mut failed = None;
-            missing.retain(|(digest, _)| match inner.store.size(digest) {
-                Ok(size) => size.is_none(),
-                Err(error) => {
-                    failed = Some(error);
-                    false
-                }
-            });
-            failed.map_or(Ok(missing), Err)
+            // What the disk says nothing of is asked for, too: why it does not come is told of it alone.
+            missing.retain(|(digest, _)| !matches!(inner.store.size(digest), Ok(Some(_))));
+            Ok(missing)
         })
         .await
+    }
+}
+
+/// Whether it is here now.
+fn is_obtained(obtained: Result<(), NotHere>) -> Result<bool, Refusal> {
+    match obtained {
+        Ok(()) => Ok(true),
+        Err(NotHere::Nowhere) => Ok(false),
+        Err(NotHere::Full) => Err(Refusal::full()),
+        Err(error @ NotHere::Unreached(_)) => Err(Refusal::unavailable(error.to_string())),
     }
 }
 
@@ -400,11 +433,13 @@ async fn hold(
     if size > registry.inner().config.blob_bytes_max {
         return (StatusCode::PAYLOAD_TOO_LARGE, "it is larger than what is taken here").into_response();
     }
-    // What is damaged here holds nothing: it is fetched.
-    if let Err(error) = registry.is_sound(&digest).await {
-        return (StatusCode::BAD_GATEWAY, format!("the registry cannot use its disk: {error}")).into_response();
-    }
-    match registry.obtain(&digest, size, Some(caller)).await {
+    // What is damaged here, or cannot be read, holds nothing: it is fetched.
+    let held = match registry.look(&digest).await {
+        Ok(Some(Found::Unread)) => registry.obtain_anew(&digest, size, Some(caller)).await,
+        Ok(_) => registry.obtain(&digest, size, Some(caller)).await,
+        Err(error) => Err(NotHere::Unreached(format!("the registry cannot use its disk: {error}"))),
+    };
+    match held {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(error @ NotHere::Full) => (StatusCode::INSUFFICIENT_STORAGE, error.to_string()).into_response(),
         Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),

@@ -3,10 +3,13 @@
 //! A file appears whole or not at all: it is written under another name, synced, and renamed. A content that nothing names is
 //! collected once nobody has touched it for some time; whoever is about to name it, or asks that it be held for somebody who is,
 //! touches it under the same lock.
+//!
+//! What cannot be read may be sound, and stays where it is until a whole one takes its place. What was read twice from the disk and
+//! is not what its digest says is set aside; it goes when a whole one is here, or when nothing names it any more.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,15 +43,28 @@ pub struct Damage {
     pub found: u64,
     /// Those that are not here again.
     pub missing: HashSet<Digest>,
+    /// Those that the disk did not give when they were last looked at, and that may be sound.
+    pub unread: HashSet<Digest>,
+}
+
+/// What looking at a content has found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// It is what its digest says.
+    Sound,
+    /// It is not, and is set aside.
+    Damaged,
+    /// The disk did not give it, which says nothing of what it is: it is where it was.
+    Unread,
 }
 
 /// How far a content was looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Checked {
     /// So many bytes more were read.
     Read(usize),
-    /// All was; whether it is what its digest says. What is not is set aside.
-    Done(bool),
+    /// That was all.
+    Done(Found),
 }
 
 /// A content that is being read to see whether it is what its digest says.
@@ -57,6 +73,8 @@ pub struct Checking {
     file: File,
     hashing: Hashing,
     piece: Vec<u8>,
+    /// Whether it was something else before, and is read once more.
+    again: bool,
 }
 
 impl Store {
@@ -88,41 +106,74 @@ impl Store {
         absent(fs::metadata(self.path(digest))).map(|metadata| metadata.map(|metadata| metadata.len()))
     }
 
-    /// Whether a content that is there is what its digest says; `None` where none is. One that is not, or that the disk does not give
-    /// any more, is set aside in `damaged`, and is there no longer: the next push, or another server, brings it.
-    pub fn is_sound(&self, digest: &Digest) -> io::Result<Option<bool>> {
-        let Some(mut checking) = self.check(digest)? else { return Ok(None) };
+    /// Looks whether a content is what its digest says; `None` where none is there. One that is not is set aside in `damaged`, and is
+    /// there no longer: the next push, or another server, brings it.
+    pub fn look(&self, digest: &Digest) -> io::Result<Option<Found>> {
+        let mut checking = match self.check(digest) {
+            Ok(Some(checking)) => checking,
+            Ok(None) => return Ok(None),
+            Err(_) => return Ok(Some(Found::Unread)),
+        };
         loop {
-            if let Checked::Done(is_sound) = self.check_on(&mut checking)? {
-                return Ok(Some(is_sound));
+            if let Checked::Done(found) = self.check_on(&mut checking)? {
+                return Ok(Some(found));
             }
         }
     }
 
-    /// Begins to look whether a content is sound; `None` where there is none.
+    /// Begins to look at a content; `None` where there is none, an error where it cannot be read.
     pub fn check(&self, digest: &Digest) -> io::Result<Option<Checking>> {
-        let Some(file) = absent(File::open(self.path(digest)))? else { return Ok(None) };
+        let Some(file) = absent(File::open(self.path(digest))).inspect_err(|error| self.note_unread(digest, error))?
+        else {
+            return Ok(None);
+        };
         let hashing = Hashing::new(digest.algorithm());
-        Ok(Some(Checking { digest: digest.clone(), file, hashing, piece: vec![0; HASHED_BYTES] }))
+        Ok(Some(Checking { digest: digest.clone(), file, hashing, piece: vec![0; HASHED_BYTES], again: false }))
     }
 
-    /// Reads on by one piece.
+    /// Reads on by one piece. What is not what its digest says was perhaps only read wrong: it is read once more, from the disk and
+    /// not from memory, before anything is done about it.
     pub fn check_on(&self, checking: &mut Checking) -> io::Result<Checked> {
-        let why = match checking.file.read(&mut checking.piece) {
-            Ok(0) => match std::mem::replace(&mut checking.hashing, Hashing::new(checking.digest.algorithm())).finish()
-            {
-                is if is == checking.digest => return Ok(Checked::Done(true)),
-                _ => "it is not what its digest says".to_owned(),
-            },
-            Ok(read) => {
-                checking.hashing.update(&checking.piece[..read]);
-                return Ok(Checked::Read(read));
+        let digest = &checking.digest;
+        let read = match checking.file.read(&mut checking.piece) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Checked::Read(0)),
+            Err(error) => {
+                self.note_unread(digest, &error);
+                return Ok(Checked::Done(Found::Unread));
             }
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => error.to_string(),
-            Err(error) => return Err(error),
         };
-        self.set_aside(&checking.digest, &checking.file, &why)?;
-        Ok(Checked::Done(false))
+        if read > 0 {
+            checking.hashing.update(&checking.piece[..read]);
+            return Ok(Checked::Read(read));
+        }
+        let is = std::mem::replace(&mut checking.hashing, Hashing::new(digest.algorithm())).finish();
+        if is == *digest {
+            self.damage.lock().unread.remove(digest);
+            return Ok(Checked::Done(Found::Sound));
+        }
+        if !std::mem::replace(&mut checking.again, true) {
+            // Where the system keeps its copy all the same, that one is read.
+            let _ = rustix::fs::fadvise(&checking.file, 0, None, rustix::fs::Advice::DontNeed);
+            return match checking.file.seek(SeekFrom::Start(0)) {
+                Ok(_) => Ok(Checked::Read(0)),
+                Err(_) => Ok(Checked::Done(Found::Unread)),
+            };
+        }
+        self.set_aside(digest, &checking.file)?;
+        Ok(Checked::Done(Found::Damaged))
+    }
+
+    /// Whether the disk did not give a content when it was last looked at.
+    pub fn is_unread(&self, digest: &Digest) -> bool {
+        self.damage.lock().unread.contains(digest)
+    }
+
+    /// Notes that the disk does not give a content, and says so the first time.
+    fn note_unread(&self, digest: &Digest, error: &io::Error) {
+        if self.damage.lock().unread.insert(digest.clone()) {
+            tracing::warn!(%digest, %error, "a content of an image cannot be read from this disk; it stays until another server gives it");
+        }
     }
 
     /// What was damaged since the start.
@@ -131,7 +182,7 @@ impl Store {
     }
 
     /// Sets the content aside that was read from `file`.
-    fn set_aside(&self, digest: &Digest, file: &File, why: &str) -> io::Result<()> {
+    fn set_aside(&self, digest: &Digest, file: &File) -> io::Result<()> {
         let path = self.path(digest);
         let _changing = self.changes.lock();
         // Another one may have taken its place meanwhile.
@@ -140,13 +191,14 @@ impl Store {
             let aside = self.aside(digest);
             make_dirs(&self.dir.join("damaged"))?;
             fs::rename(&path, &aside)?;
-            // It goes some time after this; earlier where the disk does not even take that.
+            // What nothing names goes some time after this; earlier where the disk does not even take that.
             let _ = file.set_modified(SystemTime::now());
             let aside = aside.display();
             let mut damage = self.damage.lock();
             damage.found += 1;
+            damage.unread.remove(digest);
             damage.missing.insert(digest.clone());
-            tracing::warn!(%digest, why, %aside, "a content of an image is damaged on this disk and set aside: it comes from another server, or with the next push");
+            tracing::warn!(%digest, %aside, "a content of an image is not what its digest says any more and is set aside: it comes from another server, or with the next push");
         }
         Ok(())
     }
@@ -214,7 +266,11 @@ impl Store {
         make_dirs(parent)?;
         fs::rename(from, &to)?;
         File::open(parent)?.sync_all()?;
-        self.damage.lock().missing.remove(digest);
+        {
+            let mut damage = self.damage.lock();
+            damage.missing.remove(digest);
+            damage.unread.remove(digest);
+        }
         // What was damaged of it is of no more use.
         absent(fs::remove_file(self.aside(digest))).map(drop)
     }
@@ -230,38 +286,56 @@ impl Store {
         self.kept.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Removes the contents that are not in `named` and that nobody touched for `age`.
+    /// Removes the contents that are not in `named` and that nobody touched for `age`, and what was set aside of such. What cannot be
+    /// removed is no reason to leave the rest.
     pub fn collect_garbage(&self, named: &HashSet<Digest>, age: Duration) -> io::Result<Collected> {
-        let mut collected = Collected::default();
+        let (mut collected, mut failed) = (Collected::default(), None);
         let damaged = self.dir.join("damaged");
-        for name in list(&damaged)? {
-            if is_older(&damaged.join(&name), age) {
-                absent(fs::remove_file(damaged.join(&name)))?;
+        for name in noted(list(&damaged), &mut failed).unwrap_or_default() {
+            // It may be all that is left of what somebody needs.
+            let is_named = Digest::from_hex(&name).is_some_and(|digest| named.contains(&digest));
+            if !is_named && is_older(&damaged.join(&name), age) {
+                noted(absent(fs::remove_file(damaged.join(&name))), &mut failed);
             }
         }
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let blobs = self.blobs(algorithm);
-            for start in list(&blobs)? {
-                for hex in list(&blobs.join(start))? {
+            for start in noted(list(&blobs), &mut failed).unwrap_or_default() {
+                for hex in noted(list(&blobs.join(start)), &mut failed).unwrap_or_default() {
                     let Some(digest) = Digest::from_hex(&hex) else { continue };
                     if named.contains(&digest) {
                         continue;
                     }
                     let _changing = self.changes.lock();
                     if self.kept.load(Ordering::SeqCst) > 0 {
-                        return Ok(collected);
+                        return failed.map_or(Ok(collected), Err);
                     }
                     let path = self.path(&digest);
-                    let size = if is_older(&path, age) { self.size(&digest)? } else { None };
+                    if !is_older(&path, age) {
+                        continue;
+                    }
+                    let size = noted(self.size(&digest), &mut failed).flatten();
                     if let Some(size) = size
-                        && absent(fs::remove_file(path))?.is_some()
+                        && noted(absent(fs::remove_file(path)), &mut failed).flatten().is_some()
                     {
+                        self.damage.lock().unread.remove(&digest);
                         collected = Collected { blobs: collected.blobs + 1, bytes: collected.bytes + size };
                     }
                 }
             }
         }
-        Ok(collected)
+        failed.map_or(Ok(collected), Err)
+    }
+}
+
+/// What something gave; the first error of several is kept in `failed`.
+fn noted<T>(result: io::Result<T>, failed: &mut Option<io::Error>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            failed.get_or_insert(error);
+            None
+        }
     }
 }
 
@@ -332,5 +406,24 @@ mod tests {
         assert_eq!(collected, Collected { blobs: 1, bytes: 5 });
         assert!(!store.hold(&contents[2]).unwrap());
         assert_eq!([0, 1].map(|at| store.size(&contents[at]).unwrap()), [Some(4), Some(5)]);
+    }
+
+    #[test]
+    fn what_cannot_be_removed_keeps_nothing_else_from_going() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), 0).unwrap();
+        fs::create_dir(dir.path().join("uploads")).unwrap();
+        let mut contents: Vec<Digest> = (0..3_u8)
+            .map(|content| {
+                let digest = Algorithm::Sha256.digest(&[content]);
+                store.write(&digest, &[content]).unwrap();
+                digest
+            })
+            .collect();
+        contents.sort_by(|one, other| one.hex().cmp(other.hex()));
+        fs::remove_file(store.path(&contents[0])).unwrap();
+        fs::create_dir(store.path(&contents[0])).unwrap();
+        assert!(store.collect_garbage(&HashSet::new(), Duration::ZERO).is_err());
+        assert_eq!([1, 2].map(|at| store.size(&contents[at]).unwrap()), [None, None]);
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_keyspace::{Admission, Called, ClusterId, Keyspace, Lead, MemberId, PeerTls, Peers};
+use coracle_keyspace::{Admission, Called, ClusterId, GroupError, Keyspace, Lead, MemberId, PeerTls, Peers};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -120,6 +120,22 @@ pub(crate) async fn caught_up(keyspace: &Keyspace) -> Result<(), Error> {
         }
         // It waits by itself while nobody leads; where it does not, this is no busy loop.
         tokio::time::sleep_until((asked + Duration::from_millis(100)).into()).await;
+    }
+}
+
+/// Has the others know what this server is called, when it has what they have. Others that go away just then are no reason not to start, nor
+/// is a full disk.
+pub(crate) async fn introduced(keyspace: &Keyspace, name: &str, api_names: &[String]) -> Result<(), Error> {
+    loop {
+        match keyspace.introduce(name, api_names).await {
+            Err(error @ GroupError::NoRoom(_)) => {
+                tracing::error!(%error, "what this server is called is not told");
+                return Ok(());
+            }
+            // Telling it twice is nothing.
+            Err(GroupError::Unknown | GroupError::Unavailable) => caught_up(keyspace).await?,
+            introduced => return Ok(introduced?),
+        }
     }
 }
 

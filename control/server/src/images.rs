@@ -12,8 +12,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
-use coracle_keyspace::{Called, Guard, Key, Keyspace, Op, Record, Role, TransactError, Value, WatchEnded, Watcher};
-use coracle_registry::{Caller, Catalog, CatalogError, Change, Entry, Only, Registry, Replica, Replicas, To};
+use coracle_keyspace::{Called, Counted, Guard, Key, Keyspace, Op, Record, TransactError, Value, WatchEnded, Watcher};
+use coracle_registry::{
+    Caller, Catalog, CatalogError, Change, Electorate, Entry, Only, Registry, Replica, Replicas, To,
+};
 use futures::future::{BoxFuture, FutureExt as _};
 use http::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -95,9 +97,12 @@ impl Catalog for Images {
         all.take(most).map(|(key, _)| key.to_string()).collect()
     }
 
-    fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), CatalogError>> {
-        let done = self.keyspace.transact(changes.into_iter().map(op).collect());
-        let refused = |error| match error {
+    fn change(&self, changes: Vec<Change>, counted: Option<u64>) -> BoxFuture<'_, Result<(), CatalogError>> {
+        let condition = counted.map(Counted::condition);
+        let is_counted = condition.is_some();
+        let done = self.keyspace.transact(condition.into_iter().chain(changes.into_iter().map(op)).collect());
+        let refused = move |error| match error {
+            TransactError::Guard(failed) if is_counted && failed.op == 0 => CatalogError::Recounted,
             TransactError::Guard(_) => CatalogError::Condition,
             TransactError::TooLarge { .. } => CatalogError::TooLarge,
             TransactError::NoRoom(room) => CatalogError::NoRoom(room.to_string()),
@@ -130,13 +135,12 @@ impl Replicas for Images {
     fn members(&self) -> Vec<Replica> {
         let own = self.keyspace.member();
         let members = self.keyspace.members().into_iter();
-        members
-            .map(|member| Replica {
-                member: member.member,
-                votes: member.role == Role::Voter,
-                own: member.member == own,
-            })
-            .collect()
+        members.map(|member| Replica { member: member.member, own: member.member == own }).collect()
+    }
+
+    fn electorate(&self) -> Electorate {
+        let Counted { sets, version } = self.keyspace.counted();
+        Electorate { sets, version }
     }
 
     fn call(&self, to: u64, request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>> {
@@ -163,21 +167,47 @@ pub async fn call(
     Ok(answer.map(Body::new))
 }
 
-/// Says that this server counts, once it has all images: a majority that has an image is one of servers that have it.
+/// Says that this server has all images, whenever that is asked: before it counts, and before others do beside it. A majority that has
+/// an image is one of servers that have it.
 pub async fn complete(registry: Registry, keyspace: Keyspace, stop: CancellationToken) {
     let work = async {
-        let mut told = None;
-        while keyspace.waits() {
-            let done = match registry.complete().await {
-                Ok(()) => keyspace.complete().await.map_err(|error| error.to_string()),
-                Err(why) => Err(why),
+        let (mut told, mut group) = (None, keyspace.watch_group());
+        loop {
+            let done = match (keyspace.keeps_more().await, keyspace.incomplete()) {
+                (Err(error), _) => Err(error.to_string()),
+                (Ok(()), None) => Ok(()),
+                (Ok(()), Some(asked)) => match registry.complete().await {
+                    Ok(()) => keyspace.complete(asked).await.map_err(|error| error.to_string()),
+                    Err(why) => Err(why),
+                },
             };
-            let Err(why) = done else { return };
-            if told.as_ref() != Some(&why) {
-                tracing::warn!(why, "this server does not count yet: it lacks images, or cannot say that it has them");
+            if let Err(why) = done {
+                if told.as_ref() != Some(&why) {
+                    tracing::warn!(
+                        why,
+                        "this server lacks images, or cannot say that it has them: it does not count before"
+                    );
+                }
+                told = Some(why);
+                tokio::time::sleep(AGAIN).await;
+                continue;
             }
-            told = Some(why);
-            tokio::time::sleep(AGAIN).await;
+            told = None;
+            if keyspace.incomplete().is_some() {
+                continue;
+            }
+            group = match group {
+                Some(mut watching) => match watching.next().await {
+                    Ok(_) => Some(watching),
+                    Err(WatchEnded::Compacted(_)) => keyspace.watch_group(),
+                    // Nothing changes any more.
+                    Err(WatchEnded::Stopped) => return,
+                },
+                None => {
+                    tokio::time::sleep(AGAIN).await;
+                    keyspace.watch_group()
+                }
+            };
         }
     };
     // What was fetched stays.
@@ -226,6 +256,8 @@ async fn answer(called: Called, router: Router) -> hyper::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +269,7 @@ mod tests {
         let change = |key: &str, only, to| Change { key: key.into(), only, to };
         let text = |text: &str| To::Text(text.into());
         let first = vec![change("tag a x", Only::Absent, text("one")), change("tag ab x", Only::Always, text(""))];
-        images.change(first).await.unwrap();
+        images.change(first, None).await.unwrap();
         tokio::time::timeout(Duration::from_secs(10), images.changed()).await.expect("it is told");
         let found = images.get("tag a x").unwrap();
         assert_eq!(found.text, "one");
@@ -246,16 +278,23 @@ mod tests {
         // All or nothing, and only under the conditions.
         for condition in [Only::Absent, Only::Version(found.version + 1)] {
             let both = vec![change("other", Only::Always, text("x")), change("tag a x", condition, To::Same)];
-            assert_eq!(images.change(both).await, Err(CatalogError::Condition));
+            assert_eq!(images.change(both, None).await, Err(CatalogError::Condition));
         }
         assert_eq!(images.get("other"), None);
         let gone =
             vec![change("tag ab x", Only::Always, To::Gone), change("tag a x", Only::Version(found.version), To::Same)];
-        images.change(gone).await.unwrap();
+        images.change(gone, None).await.unwrap();
         assert_eq!((images.get("tag ab x"), images.get("tag a x")), (None, Some(found)));
         images.current().await.unwrap();
         let large = vec![change("large", Only::Always, To::Text("x".repeat(5 << 20)))];
-        assert_eq!(images.change(large).await, Err(CatalogError::TooLarge));
+        assert_eq!(images.change(large, None).await, Err(CatalogError::TooLarge));
+        // Under the condition that those count who were asked.
+        let Electorate { sets, version } = images.electorate();
+        assert_eq!(sets, [BTreeSet::from([1])]);
+        let named = || vec![change("layer a x", Only::Absent, text("1 1"))];
+        assert_eq!(images.change(named(), Some(version + 1)).await, Err(CatalogError::Recounted));
+        images.change(named(), Some(version)).await.unwrap();
+        assert_eq!(images.change(named(), Some(version)).await, Err(CatalogError::Condition));
         keyspace.shutdown().await;
     }
 }

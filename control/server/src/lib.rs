@@ -325,11 +325,7 @@ impl Server {
         };
         written.write()?;
         group::caught_up(&keyspace).await?;
-        match keyspace.introduce(&config.name, &names).await {
-            // A full disk is no reason not to start.
-            Err(error @ GroupError::NoRoom(_)) => tracing::error!(%error, "what this server is called is not told"),
-            introduced => introduced?,
-        }
+        group::introduced(&keyspace, &config.name, &names).await?;
         let api = ApiServer::start(
             keyspace.clone(),
             coracle_apiserver::Config {
@@ -345,6 +341,9 @@ impl Server {
         .map_err(|e| Error::Api(e.into()))?;
 
         let registry_router = coracle_registry::router(registry.clone());
+        if let Some(program) = &config.program {
+            program.serves(keyspace.clone());
+        }
         let own_program = config.program.as_ref().map(Program::router).unwrap_or_default();
         let programs = members::programs(members::Programs {
             keyspace: keyspace.clone(),
@@ -390,6 +389,7 @@ impl Server {
         written.write()?;
         tasks.spawn(written.follow(listeners.clone()));
         tasks.spawn(certificates.clone().keep(authority.clone(), listeners.clone()));
+        tasks.spawn(program::is_back(keyspace.clone(), listeners.clone()));
         unfinished.disarm();
 
         let server = Server {

@@ -7,15 +7,18 @@
 //! | request | answer |
 //! | --- | --- |
 //! | `GET /coracle/v1/program` | [`Running`] |
-//! | `POST /coracle/v1/program` `{"process": …}` | 202, and it begins anew, if it is that process still; 409 with the reason, if it does not |
+//! | `POST /coracle/v1/program` `{"process": …}` | 202, and it begins anew, if it is that process still; 409 with the reason, if it does not; 423, if it does not now |
 //!
-//! Who may ask is the caller's to say: administrators, by way of any server (`members`) and of the node's endpoint.
+//! Who may ask is the caller's to say: administrators, by way of any server (`members`) and of the node's endpoint. A server asks the
+//! leader whether the others can do without it ([`Keyspace::begin_anew`]), whoever asks it and by whichever way: one server at a time is
+//! away, and only while all others are there. Its new program has to know the format in which the log is written.
 
+use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::State;
@@ -23,7 +26,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use coracle_keyspace::Formats;
+use coracle_keyspace::{Formats, GroupError, Keyspace};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
@@ -37,16 +40,36 @@ pub(crate) const PATH: &str = "/coracle/v1/program";
 const SAY_MAX: Duration = Duration::from_secs(20);
 /// Bytes that it may say.
 const SAY_BYTES_MAX: u64 = 4 << 10;
+/// How long after it could not say that it is back a server says so again.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// The program of this process, which can begin anew; clones are the same.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Program(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     path: PathBuf,
     process: String,
     asked: CancellationToken,
+    /// The server in this process, where there is one.
+    server: OnceLock<Keyspace>,
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program").field("path", &self.0.path).field("process", &self.0.process).finish_non_exhaustive()
+    }
+}
+
+/// Why a process does not begin anew.
+#[derive(Debug, thiserror::Error)]
+enum NotAnew {
+    /// Never as things are.
+    #[error("{0}")]
+    Unfit(String),
+    /// Not at this moment.
+    #[error("not now: {0}")]
+    NotNow(#[from] GroupError),
 }
 
 /// What a process runs, and what it would.
@@ -96,7 +119,14 @@ impl Program {
         // The number of a process that begins anew stays.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let process = format!("{}-{}", std::process::id(), now.as_nanos());
-        Program(Arc::new(Shared { path, process, asked: CancellationToken::new() }))
+        let (asked, server) = (CancellationToken::new(), OnceLock::new());
+        Program(Arc::new(Shared { path, process, asked, server }))
+    }
+
+    /// Has the process begin anew only when the other servers can do without this one.
+    pub(crate) fn serves(&self, keyspace: Keyspace) {
+        // One process has one server.
+        let _ = self.0.server.set(keyspace);
     }
 
     /// Where it is.
@@ -124,6 +154,37 @@ impl Program {
             path: self.0.path.clone(),
             next,
         }
+    }
+
+    /// Has the process begin anew, if it can; what it runs. Asked twice, it begins anew once.
+    async fn begin(&self) -> Result<Running, NotAnew> {
+        let running = self.look().await;
+        if self.0.asked.is_cancelled() {
+            return Ok(running);
+        }
+        let formats = match &running.next {
+            Some(Next::Unfit(why)) => return Err(NotAnew::Unfit(why.clone())),
+            Some(Next::Fit(version)) => version.formats,
+            None => Formats::OWN,
+        };
+        if let Some(keyspace) = self.0.server.get() {
+            let format = keyspace.format().ok_or_else(|| NotAnew::Unfit("the log's format cannot be read".into()))?;
+            if !(formats.oldest..=formats.newest).contains(&format) {
+                let path = running.path.display();
+                let why = format!("the log is in format {format}, and what is at {path} knows {formats}");
+                return Err(NotAnew::Unfit(why));
+            }
+            if let Err(error) = keyspace.begin_anew(formats).await {
+                if matches!(error, GroupError::Unknown) {
+                    // The others wait for nobody who does not go.
+                    tokio::spawn(is_back(keyspace.clone(), self.0.asked.clone()));
+                }
+                return Err(error.into());
+            }
+        }
+        tracing::info!(path = %running.path.display(), "asked to begin anew");
+        self.0.asked.cancel();
+        Ok(running)
     }
 
     /// The routes; the caller puts authentication before them.
@@ -176,13 +237,32 @@ async fn begin(State(program): State<Program>, Json(Begin { process }): Json<Beg
     if process != program.0.process {
         return status(StatusCode::CONFLICT, "it is another process by now");
     }
-    let running = program.look().await;
-    if let Some(Next::Unfit(why)) = &running.next {
-        return status(StatusCode::CONFLICT, why);
+    // It goes on when whoever asked goes away: the others know that it is to begin anew.
+    let begun = tokio::spawn(async move { program.begin().await });
+    match begun.await {
+        Ok(Ok(running)) => (StatusCode::ACCEPTED, Json(running)).into_response(),
+        Ok(Err(error @ NotAnew::Unfit(_))) => status(StatusCode::CONFLICT, &error.to_string()),
+        Ok(Err(error @ NotAnew::NotNow(_))) => status(StatusCode::LOCKED, &error.to_string()),
+        Err(error) => status(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
-    tracing::info!(path = %running.path.display(), "asked to begin anew");
-    program.0.asked.cancel();
-    (StatusCode::ACCEPTED, Json(running)).into_response()
+}
+
+/// Says that this server is there, until the others know it or `stop`.
+pub(crate) async fn is_back(keyspace: Keyspace, stop: CancellationToken) {
+    let work = async {
+        let mut is_told = false;
+        while let Err(error) = keyspace.is_back().await {
+            if !std::mem::replace(&mut is_told, true) {
+                tracing::warn!(%error, "say that this server is back; it is tried again");
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    // Its next life says it.
+    tokio::select! {
+        () = work => (),
+        () = stop.cancelled() => (),
+    }
 }
 
 #[cfg(test)]
@@ -242,5 +322,34 @@ mod tests {
         let program = Program::new(std::env::current_exe().unwrap());
         assert_eq!(program.look().await.next, None);
         assert_ne!(Program::new("/x".into()).look().await.process, program.look().await.process);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_server_does_not_begin_anew_with_a_program_that_does_not_know_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path().join("data"))).await.unwrap();
+        let path = dir.path().join("coracle");
+        let program = Program::new(path.clone());
+        program.serves(keyspace.clone());
+        let process = program.look().await.process;
+        let put = |newest: u32| {
+            let formats = format!("{{\"oldest\": {newest}, \"newest\": {newest}}}");
+            let text = format!("#!/bin/sh\necho '{{\"version\": \"7\", \"formats\": {formats}}}'\n");
+            // Another file in its place: one that runs cannot be written.
+            let part = dir.path().join("part");
+            std::fs::write(&part, text).unwrap();
+            std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o755)).unwrap();
+            std::fs::rename(&part, &path).unwrap();
+        };
+        put(Formats::OWN.newest + 1);
+        let (code, why) = post(&program, &process).await;
+        assert!(code == StatusCode::CONFLICT && why.contains("the log is in format"), "{code} {why}");
+        assert!(!program.0.asked.is_cancelled());
+        put(Formats::OWN.newest);
+        assert_eq!(post(&program, &process).await.0, StatusCode::ACCEPTED);
+        assert!(program.0.asked.is_cancelled());
+        // Whoever has not heard so asks again.
+        assert_eq!(post(&program, &process).await.0, StatusCode::ACCEPTED);
+        keyspace.shutdown().await;
     }
 }

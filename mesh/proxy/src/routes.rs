@@ -81,7 +81,13 @@ impl Routes {
             Some(entry) => (entry.balancers.get(at)?.clone(), entry.demand.clone()),
             None => {
                 let port = service.ports.get(at)?;
-                (Arc::new(Balancer::new(&port.endpoints, service.affinity, None)), self.demands.of(service))
+                // What is known of its endpoints and clients is the older one's.
+                let of =
+                    |old: &&Entry| (&old.service.namespace, &old.service.name) == (&service.namespace, &service.name);
+                let old = current.values().find(of);
+                let before = old.and_then(|old| old.balancers.get(old.service.position(port.port, port.protocol)?));
+                let balancer = Balancer::new(&port.endpoints, service.affinity, before.map(|before| &**before));
+                (Arc::new(balancer), self.demands.of(service))
             }
         };
         Some(Route { service: service.clone(), at, balancer, demand })

@@ -2,7 +2,7 @@
 //!
 //! As root, and where there are loop devices, it is an ext4 in a file: what is written waits for a journal, and `fsfreeze` has it wait
 //! for as long as it is asked to. Otherwise it is a tmpfs, which can only be full. They are mounted in the program's own namespace, and go
-//! with it.
+//! with it; one that stands still when the program is killed is made to go on by what tidies up after it (`network`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,7 +43,8 @@ impl Disks {
         }
         disks.kind = Kind::Memory;
         for server in 0..SERVERS {
-            // One that could be made is below this.
+            // Some could be made.
+            let _ = output(Command::new("umount").arg(disks.mount(server)));
             let size = format!("size={BYTES}");
             run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "disk"]).arg(disks.mount(server)));
         }

@@ -59,12 +59,34 @@ pub fn within(inside: impl FnOnce() -> ExitCode) -> ExitCode {
         }
     };
     let program = std::env::current_exe().expect("this program's own file");
+    let dir = tempfile::Builder::new().prefix("coracle-proof-").tempdir().expect("a temporary directory").keep();
+    tidy_after(&dir);
     // Built out here, where a network is.
     let mut inner = unshare(words);
-    inner.arg(program).args(std::env::args_os().skip(1)).env(INSIDE, "1").env(PROGRAM, coracle());
-    let error = inner.exec();
+    inner.arg(program).args(std::env::args_os().skip(1));
+    let error = inner.env(INSIDE, "1").env("TMPDIR", &dir).env(PROGRAM, coracle()).exec();
     eprintln!("proof: unshare does not run: {error}");
     ExitCode::from(2)
+}
+
+/// Begins a process that outlives this one, which may be killed, and tidies up below `dir` then. Mounts go with the namespaces that they are
+/// in; but a file system that stood still when its program was killed stays, and its device with it, until somebody mounts it
+/// once more and has it go on.
+fn tidy_after(dir: &Path) {
+    const TIDY: &str = r#"(
+        tail --pid="$PPID" --follow /dev/null
+        for image in "$0"/.tmp*/*.ext4; do
+            [ -n "$(losetup --associated "$image")" ] || continue
+            mount -o loop "$image" "$0" && { fsfreeze --unfreeze "$0"; umount "$0"; }
+        done
+        rmdir "$0"
+    ) &"#;
+    let mut tidy = Command::new("sh");
+    // Whoever waits for the end of our output does not wait for it, and whoever ends our group does not end it.
+    tidy.args(["-c", TIDY]).arg(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    if let Err(error) = tidy.status() {
+        eprintln!("proof: nothing is tidied up after it: {error}");
+    }
 }
 
 /// The address of a server.

@@ -2,12 +2,15 @@
 //! notices nothing.
 
 use std::collections::BTreeSet;
-use std::process::Output;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coracle_sdk::Remote;
 use coracle_tests::{Cluster, WEB, eventually_answers, http_get};
+use k8s_openapi::api::core::v1::ConfigMap;
 
 use crate::servers::{create, created, voters};
 
@@ -117,4 +120,51 @@ fn servers_and_nodes_begin_anew_and_no_request_fails() {
     assert_ne!(before, after, "they run in another life");
     let ready = second.kubectl("get deployment web -o jsonpath={.status.readyReplicas}");
     assert_eq!(ready, "2", "the node is well only with its pods");
+}
+
+/// A cluster in the background; it ends with this.
+struct Background(PathBuf);
+
+impl Background {
+    fn coracle(&self, program: &Path, words: &[&str]) -> Output {
+        let mut command = Command::new(program);
+        command.args(words).env("CORACLE_DATA_DIR", &self.0).env_remove("KUBECONFIG").output().expect("run coracle")
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.coracle(coracle_tests::coracle(), &["down"]);
+    }
+}
+
+#[test]
+fn what_was_called_by_a_link_begins_anew_with_what_that_leads_to_and_applies_nothing_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [link, other, next, file] = ["coracle", "other", "next", "map.yaml"].map(|name| dir.path().join(name));
+    std::os::unix::fs::symlink(coracle_tests::coracle(), &link).expect("make a link");
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: map}\ndata: {says: what the file says}\n";
+    std::fs::write(&file, map).expect("write a manifest");
+    let cluster = Background(dir.path().join("data"));
+    let ports = ["--api-port", "0", "--registry-port", "0", "--http-port", "off", "--https-port", "off"];
+    let words = [&["up", "-d", "-f", file.to_str().expect("a path in words")][..], &ports].concat();
+    let begun = cluster.coracle(&link, &words);
+    assert!(begun.status.success(), "{}", text(&begun));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let remote = runtime.block_on(Remote::connect_once(&cluster.0.join("kubeconfig"))).expect("connect");
+    let maps = kube::Api::<ConfigMap>::default_namespaced(remote.client().clone());
+    let patch = kube::api::Patch::Merge(serde_json::json!({"data": {"says": "what somebody says"}}));
+    runtime.block_on(maps.patch("map", &kube::api::PatchParams::default(), &patch)).expect("it is there");
+    std::fs::remove_file(&file).expect("remove the manifest");
+    // Another version is put beside the one that runs, and the link is led there.
+    let script = NEXT.replace("CORACLE", &coracle_tests::coracle().display().to_string());
+    std::fs::write(&next, script).expect("write the program");
+    std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o755)).expect("have it be executable");
+    std::os::unix::fs::symlink(&next, &other).expect("make a link");
+    std::fs::rename(&other, &link).expect("lead the link elsewhere");
+    let upgraded = cluster.coracle(coracle_tests::coracle(), &["upgrade"]);
+    let said = text(&upgraded);
+    assert!(upgraded.status.success() && said.contains(&format!("9.9.9 at {}", link.display())), "{said}");
+    let found = runtime.block_on(maps.get("map")).expect("it is there still");
+    assert_eq!(found.data.expect("it has data")["says"], "what somebody says");
 }

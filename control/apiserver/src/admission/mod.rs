@@ -79,8 +79,7 @@ impl Attributes<'_> {
         }
         let policies = self.cluster.policies.now(&self.cluster.store.keyspace).await;
         let webhooks = self.cluster.webhooks();
-        let unreadable = policies.as_ref().and_then(|policies| policies.unreadable.as_ref());
-        if let Some(why) = unreadable.or_else(|| webhooks.as_ref()?.unreadable.as_ref()) {
+        if let Some(why) = webhooks.as_ref().and_then(|webhooks| webhooks.unreadable.as_ref()) {
             return Err(Status::internal_error(why));
         }
         Ok((policies.is_some() || webhooks.is_some()).then_some(Others { policies, webhooks }))
@@ -127,6 +126,7 @@ impl Others {
     /// Those that say whether an object may be.
     async fn validate(&self, review: &Review<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
         if let Some(policies) = &self.policies {
+            policy::readable(review, policies)?;
             policy::validate(review, &policies.validating, object, old).await?;
         }
         match &self.webhooks {

@@ -153,6 +153,8 @@ pub(crate) fn status(form: Form, status: &Status) -> Response {
     if matches!(code, 401 | 403) {
         response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     }
+    // For the audit log, whatever the form is.
+    response.extensions_mut().insert(status.clone());
     response
 }
 

@@ -7,14 +7,16 @@ use bytes::Bytes;
 use coracle_api::codec::{json, protobuf, yaml};
 use coracle_api::{meta, schema};
 use flate2::read::GzDecoder;
-use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::policy::{Level, Stage};
 use super::trail::Trail;
 use crate::identity::Identity;
+use crate::request::annotations::Named;
 
 /// Most bytes of a body that is told; of longer ones it is told that they were.
 pub(super) const BODY_TOLD_MAX: usize = 10 << 20;
@@ -24,46 +26,59 @@ pub(super) const TRUNCATED: &str = "audit.k8s.io/truncated";
 /// A body as it was sent.
 #[derive(Debug, Clone)]
 pub(super) struct Body {
-    pub bytes: Bytes,
-    pub content_type: String,
-    pub is_gzip: bool,
+    bytes: Bytes,
+    content_type: String,
+    is_gzip: bool,
+}
+
+/// Why a body is not told.
+#[derive(Debug, PartialEq, Eq)]
+enum Untold {
+    /// It is no object.
+    NoObject,
+    TooLong,
 }
 
 impl Body {
-    pub fn new(headers: &HeaderMap, bytes: Bytes) -> Body {
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        Body {
-            bytes,
-            content_type: text(http::header::CONTENT_TYPE).to_owned(),
-            is_gzip: text(http::header::CONTENT_ENCODING) == "gzip",
-        }
+    /// Of a request. What it says of its encoding means nothing to the server.
+    pub fn sent(headers: &HeaderMap, bytes: Bytes) -> Body {
+        Body { bytes, content_type: header(headers, &CONTENT_TYPE), is_gzip: false }
     }
 
-    /// The object that it is, if it is one.
-    fn object(&self) -> Option<Value> {
-        let unpacked = self.is_gzip.then(|| unpack(&self.bytes));
-        let bytes = match &unpacked {
-            Some(unpacked) => unpacked.as_deref()?,
-            None => &self.bytes[..],
+    /// Of an answer.
+    pub fn answered(headers: &HeaderMap, bytes: Bytes) -> Body {
+        let is_gzip = header(headers, &CONTENT_ENCODING) == "gzip";
+        Body { bytes, content_type: header(headers, &CONTENT_TYPE), is_gzip }
+    }
+
+    fn object(&self) -> Result<Value, Untold> {
+        let unpacked = self.is_gzip.then(|| unpack(&self.bytes)).transpose()?;
+        let bytes = unpacked.as_deref().unwrap_or(&self.bytes);
+        let object = if bytes.is_empty() {
+            None
+        } else if self.content_type.contains("protobuf") {
+            from_protobuf(bytes)
+        } else if self.content_type.contains("yaml") {
+            yaml::to_json(bytes).ok().and_then(|converted| json::parse(&converted.bytes).ok())
+        } else if self.content_type.is_empty() || self.content_type.contains("json") {
+            // What says nothing of itself is taken for JSON.
+            json::parse(bytes).ok()
+        } else {
+            None
         };
-        if bytes.is_empty() {
-            return None;
-        }
-        if self.content_type.contains("protobuf") {
-            return from_protobuf(bytes);
-        }
-        if self.content_type.contains("yaml") {
-            return json::parse(&yaml::to_json(bytes).ok()?.bytes).ok();
-        }
-        // What says nothing of itself is taken for JSON.
-        (self.content_type.is_empty() || self.content_type.contains("json")).then(|| json::parse(bytes).ok()).flatten()
+        object.ok_or(Untold::NoObject)
     }
 }
 
-fn unpack(bytes: &[u8]) -> Option<Vec<u8>> {
+fn header(headers: &HeaderMap, name: &HeaderName) -> String {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+fn unpack(bytes: &[u8]) -> Result<Vec<u8>, Untold> {
     let mut unpacked = Vec::new();
-    GzDecoder::new(bytes).take(BODY_TOLD_MAX as u64 + 1).read_to_end(&mut unpacked).ok()?;
-    (unpacked.len() <= BODY_TOLD_MAX).then_some(unpacked)
+    let read = GzDecoder::new(bytes).take(BODY_TOLD_MAX as u64 + 1).read_to_end(&mut unpacked);
+    read.map_err(|_| Untold::NoObject)?;
+    if unpacked.len() > BODY_TOLD_MAX { Err(Untold::TooLong) } else { Ok(unpacked) }
 }
 
 fn from_protobuf(bytes: &[u8]) -> Option<Value> {
@@ -78,6 +93,8 @@ fn from_protobuf(bytes: &[u8]) -> Option<Value> {
 pub(super) struct Answered {
     /// A `Status`: of a success only its code.
     pub status: Value,
+    /// About how many bytes that holds.
+    pub status_bytes: usize,
     /// What was sent, where that is told.
     pub body: Option<Body>,
 }
@@ -130,9 +147,11 @@ impl Event {
     /// About as many bytes as it holds.
     pub fn bytes(&self) -> usize {
         let answered = self.answered.as_ref().and_then(|answered| answered.body.as_ref());
-        let sent = if self.level >= Level::Request { self.trail.sent() } else { None };
-        let bodies = [answered, sent].into_iter().flatten().map(|body| body.bytes.len()).sum::<usize>();
-        (1 << 10) + bodies
+        let sent = self.answered.as_ref().and_then(|_| self.trail.sent());
+        let bodies: usize = [answered, sent].into_iter().flatten().map(|body| body.bytes.len()).sum();
+        let annotations: usize = self.annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let status = self.answered.as_ref().map_or(0, |answered| answered.status_bytes);
+        self.trail.bytes() + bodies + annotations + status
     }
 
     /// Its line, with the end of it.
@@ -140,19 +159,21 @@ impl Event {
         let trail = &self.trail;
         let mut annotations: Map<String, Value> =
             self.annotations.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
-        let mut told = |body: Option<&Body>| {
-            let body = body?;
-            let mut object = body.object();
-            if object.is_none() && body.bytes.len() > BODY_TOLD_MAX {
+        let mut told = |body: Option<&Body>| match body?.object() {
+            Ok(mut object) => {
+                if trail.omits_managed_fields() {
+                    without_managed_fields(&mut object);
+                }
+                Some(object)
+            }
+            Err(Untold::TooLong) => {
                 annotations.insert(TRUNCATED.to_owned(), "true".into());
+                None
             }
-            if let (Some(object), true) = (&mut object, trail.omits_managed_fields()) {
-                without_managed_fields(object);
-            }
-            object
+            Err(Untold::NoObject) => None,
         };
         // Before an answer, nothing of the body was read.
-        let sent = if self.level >= Level::Request && self.answered.is_some() { trail.sent() } else { None };
+        let sent = self.answered.as_ref().and_then(|_| trail.sent());
         let request_object = told(sent);
         let answered = self.answered.as_ref();
         let response_object = told(answered.and_then(|answered| answered.body.as_ref()));
@@ -192,8 +213,8 @@ impl Event {
         };
         put("resource", &of.resource);
         put("namespace", of.namespace.as_deref().unwrap_or_default());
-        let named = self.answered.as_ref().and_then(|_| self.trail.sent()).and_then(named);
-        let Metadata { name, uid, resource_version } = named.unwrap_or_default();
+        let named = self.answered.as_ref().and_then(|_| self.trail.named()).unwrap_or_default();
+        let Named { name, uid, resource_version } = named;
         put("name", of.name.as_deref().unwrap_or(&name));
         put("uid", &uid);
         put("apiGroup", &of.group);
@@ -202,25 +223,6 @@ impl Event {
         put("subresource", of.subresource.as_deref().unwrap_or_default());
         Some(Value::Object(map))
     }
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct Metadata {
-    name: String,
-    uid: String,
-    resource_version: String,
-}
-
-/// What an object in JSON says of itself. In other forms the body is not read for that.
-fn named(body: &Body) -> Option<Metadata> {
-    #[derive(Deserialize)]
-    struct Named {
-        #[serde(default)]
-        metadata: Metadata,
-    }
-    let is_json = body.content_type.is_empty() || body.content_type.starts_with("application/json");
-    is_json.then(|| serde_json::from_slice::<Named>(&body.bytes).ok()).flatten().map(|named| named.metadata)
 }
 
 fn user(identity: Option<&Identity>) -> Value {
@@ -244,6 +246,8 @@ fn without_managed_fields(object: &mut Value) {
     };
     drop(object);
     object.get_mut("items").and_then(Value::as_array_mut).into_iter().flatten().for_each(drop);
+    let rows = object.get_mut("rows").and_then(Value::as_array_mut).into_iter().flatten();
+    rows.filter_map(|row| row.get_mut("object")).for_each(drop);
 }
 
 #[cfg(test)]
@@ -259,20 +263,20 @@ mod tests {
         };
         let expected = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}});
         let text = expected.to_string();
-        assert_eq!(body("application/json", text.as_bytes(), false).object(), Some(expected.clone()));
-        assert_eq!(body("", text.as_bytes(), false).object(), Some(expected.clone()));
+        assert_eq!(body("application/json", text.as_bytes(), false).object(), Ok(expected.clone()));
+        assert_eq!(body("", text.as_bytes(), false).object(), Ok(expected.clone()));
         let yaml = b"apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n";
-        assert_eq!(body("application/yaml", yaml, false).object(), Some(expected.clone()));
+        assert_eq!(body("application/yaml", yaml, false).object(), Ok(expected.clone()));
         let schema = schema::of_kind("", "v1", "Namespace").unwrap();
         let wrapped = protobuf::encode(&expected, &schema);
         let told = body("application/vnd.kubernetes.protobuf", &wrapped, false).object().unwrap();
         assert_eq!((&told["kind"], &told["metadata"]["name"]), (&expected["kind"], &expected["metadata"]["name"]));
         let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         std::io::Write::write_all(&mut packed, text.as_bytes()).unwrap();
-        assert_eq!(body("application/json", &packed.finish().unwrap(), true).object(), Some(expected));
+        assert_eq!(body("application/json", &packed.finish().unwrap(), true).object(), Ok(expected));
         for (content_type, bytes) in [("text/plain", &b"{}"[..]), ("application/json", b"{"), ("application/json", b"")]
         {
-            assert_eq!(body(content_type, bytes, false).object(), None, "{content_type}");
+            assert_eq!(body(content_type, bytes, false).object(), Err(Untold::NoObject), "{content_type}");
         }
     }
 
@@ -282,5 +286,21 @@ mod tests {
         let mut list = json!({"items": [one(), one()], "metadata": {}});
         without_managed_fields(&mut list);
         assert_eq!(list, json!({"items": [{"metadata": {"name": "a"}}, {"metadata": {"name": "a"}}], "metadata": {}}));
+        let mut table = json!({"rows": [{"object": one()}, {}]});
+        without_managed_fields(&mut table);
+        assert_eq!(table, json!({"rows": [{"object": {"metadata": {"name": "a"}}}, {}]}));
+    }
+
+    #[test]
+    fn what_unpacks_to_more_than_is_told_is_too_long() {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut packed, &vec![b' '; BODY_TOLD_MAX + 1]).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, "gzip".parse().unwrap());
+        let packed = Bytes::from(packed.finish().unwrap());
+        assert_eq!(Body::answered(&headers, packed).object(), Err(Untold::TooLong));
+        // Who says so of a request hides nothing.
+        let plain = Bytes::from_static(b"{}");
+        assert_eq!(Body::sent(&headers, plain).object(), Ok(json!({})));
     }
 }

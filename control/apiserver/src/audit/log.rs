@@ -13,8 +13,9 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
-/// Bytes that wait to be written, beyond which requests wait.
+/// Bytes that wait to be written, beyond which requests wait; and beyond which what does not wait is lost.
 const WAITING_MAX: usize = 32 << 20;
+const LOST_BEYOND: usize = 64 << 20;
 /// How long the end waits for what is not written yet.
 const FLUSH_MAX: Duration = Duration::from_secs(10);
 
@@ -89,9 +90,25 @@ impl Writer {
     /// Hands over what makes a line, and holds about so many bytes.
     pub fn tell(&self, bytes: usize, line: impl FnOnce() -> Vec<u8> + Send + 'static) {
         self.shared.events.fetch_add(1, Ordering::Relaxed);
-        self.shared.waiting.fetch_add(bytes, Ordering::AcqRel);
+        if !self.hold(bytes) {
+            // The writer tells that its disk stands still, or who looks at the number of errors.
+            self.shared.errors.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         // The thread ends with this, not before.
         let _ = self.lines.send((bytes, Box::new(line)));
+    }
+
+    /// Counts bytes among those that wait, if they have room.
+    pub fn hold(&self, bytes: usize) -> bool {
+        let more = |waiting: usize| waiting.checked_add(bytes).filter(|all| *all <= LOST_BEYOND);
+        self.shared.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    }
+
+    /// They wait no more.
+    pub fn let_go(&self, bytes: usize) {
+        self.shared.waiting.fetch_sub(bytes, Ordering::AcqRel);
+        self.shared.written.notify_waiters();
     }
 
     /// Waits until all is written that was told, within bounds.
@@ -340,5 +357,10 @@ mod tests {
         writer.flush().await;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}\n");
         assert_eq!(writer.counts(), (2, 1));
+        // What does not wait is lost, and counted, rather than kept without end.
+        assert!(writer.hold(LOST_BEYOND));
+        writer.tell(1, || unreachable!("it has no room"));
+        assert_eq!(writer.counts(), (3, 2));
+        writer.let_go(LOST_BEYOND);
     }
 }

@@ -4,8 +4,9 @@
 //! a request ─► Trail: who ─► the policy's level ─► what was sent, decided, answered ─► Event ─► the writer's thread ─► a line
 //! ```
 //! Without a policy nothing of this is there, and a request pays one look at an option. With one, requests hand over what they
-//! have, and a thread makes lines of it and writes them; while more than a bound waits for the disk, requests wait before they
-//! begin. No event is left out but where the disk refuses it, which is counted and told in the server's own log.
+//! have, and a thread makes lines of it and writes them; while more than a bound waits for the disk, requests of users that will be
+//! told of wait before they begin, and are told to come again in the end. The cluster's duties and health do not wait: beyond a second
+//! bound their events are lost, as are those that the disk refuses, and counted.
 
 mod event;
 mod log;
@@ -21,7 +22,7 @@ use http::{Method, Uri};
 pub use self::log::Log;
 use self::log::Writer;
 pub use self::policy::{Policy, PolicyError};
-pub(crate) use self::trail::Trail;
+pub(crate) use self::trail::{Trail, Unanswered};
 use crate::request::path::{self, ResourcePath, Route};
 use crate::request::query::Query;
 
@@ -46,7 +47,17 @@ impl Asked {
     fn of(method: &Method, uri: &Uri) -> Asked {
         let path = uri.path().to_owned();
         match Route::parse(&path) {
-            Route::Resource(target) => {
+            // The scheduler's batch of bindings.
+            Route::Bindings => {
+                let (version, resource, subresource) = ("v1".into(), "pods".into(), Some("binding".into()));
+                let bindings = ResourcePath { version, resource, subresource, ..ResourcePath::default() };
+                Asked { verb: "create".to_owned(), path, resource: Some(bindings) }
+            }
+            Route::Resource(mut target) => {
+                // A namespace is in itself.
+                if target.group.is_empty() && target.resource == "namespaces" {
+                    target.namespace = target.name.clone();
+                }
                 let verb = path::verb(method, &target, &Query::parse(uri.query().unwrap_or_default()));
                 let verb = if verb.is_empty() { method.as_str().to_ascii_lowercase() } else { verb.to_owned() };
                 Asked { verb, path, resource: Some(target) }
@@ -77,11 +88,6 @@ impl Audit {
     /// A request is here.
     pub fn begin<B>(self: &Arc<Self>, request: &http::Request<B>, id: &str) -> Arc<Trail> {
         Arc::new(Trail::new(self, request, id))
-    }
-
-    /// Waits while too much is not written yet: a request begins when what it will have to tell has room.
-    pub async fn room(&self) {
-        self.writer.room().await;
     }
 
     /// Waits until all is written, within bounds.
@@ -124,5 +130,9 @@ mod tests {
             assert_eq!((asked.verb.as_str(), asked.is_long()), (verb, long), "{uri}");
         }
         assert_eq!(asked(Method::GET, "/healthz").resource, None);
+        let namespace = asked(Method::DELETE, "/api/v1/namespaces/a").resource.unwrap();
+        assert_eq!((namespace.namespace.as_deref(), namespace.name.as_deref()), (Some("a"), Some("a")));
+        let bindings = asked(Method::POST, "/coracle/v1/bindings");
+        assert_eq!(bindings.resource.unwrap().subresource.as_deref(), Some("binding"));
     }
 }

@@ -8,24 +8,23 @@ use std::task::{Context, Poll};
 use axum::extract::ConnectInfo;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
+use coracle_api::status::Status;
 use http::{HeaderMap, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::event::{Answered, BODY_TOLD_MAX, Body, Event, TRUNCATED};
 use super::policy::{Level, Stage, Verdict};
 use super::{Asked, Audit};
 use crate::identity::Identity;
 use crate::limits::Here;
-use crate::request::annotations::Annotations;
+use crate::request::annotations::{Annotations, Named};
 
 /// Most characters of a User-Agent; the reference's bound.
 const AGENT_MAX: usize = 1024;
 /// Most addresses that a request may say it came by.
 const ADDRESSES_MAX: usize = 16;
-/// Most bytes of a status.
-const STATUS_MAX: usize = 256 << 10;
 /// Most characters of the URI.
 const URI_MAX: usize = 16 << 10;
 
@@ -98,50 +97,51 @@ impl Trail {
         self.known.get().map_or(Level::None, |known| known.verdict.level)
     }
 
+    /// Waits until there is room for what it will tell, if it tells something.
+    pub async fn room(&self) {
+        if self.is_told() {
+            self.audit.writer.room().await;
+        }
+    }
+
     /// Its body was read.
     pub fn has_sent(&self, headers: &HeaderMap, bytes: &Bytes) {
-        if self.is_told() && !bytes.is_empty() {
-            let _ = self.sent.set(Body::new(headers, bytes.clone()));
+        if self.level() >= Level::Request && !bytes.is_empty() {
+            let _ = self.sent.set(Body::sent(headers, bytes.clone()));
         }
     }
 
     /// The answer, which is told of when it begins or when it is whole.
-    pub fn answered(self: &Arc<Self>, response: Response) -> Response {
+    fn answered(self: &Arc<Self>, response: Response) -> Response {
         let code = response.status();
+        let answered = Answered::of(code, response.extensions().get());
         if self.known.get().is_none() {
             // Nobody knows who sent it.
             self.judge(None);
-            let status = json!({"metadata": {}, "message": "Authentication failed", "code": code.as_u16()});
-            self.tell(Stage::ResponseStarted, Some(Answered { status, body: None }));
+            self.tell(Stage::ResponseStarted, Some(answered));
             return response;
         }
         if !self.is_told() {
             return response;
         }
         let is_long = self.asked.is_long() && (code.is_success() || code == StatusCode::SWITCHING_PROTOCOLS);
+        let keeps = !is_long && self.level() == Level::RequestResponse;
         if is_long {
-            self.tell(Stage::ResponseStarted, Some(Answered { status: success(code), body: None }));
-        }
-        // Of a failure the status says why; so its answer, which is short, is looked at in any case.
-        let keeps = !is_long && (self.level() == Level::RequestResponse || !code.is_success());
-        if !keeps && !is_long {
-            self.tell(Stage::ResponseComplete, Some(Answered { status: success(code), body: None }));
+            self.tell(Stage::ResponseStarted, Some(answered.clone()));
+        } else if !keeps {
+            self.tell(Stage::ResponseComplete, Some(answered));
             return response;
         }
         let (parts, body) = response.into_parts();
-        let most = if self.level() == Level::RequestResponse { BODY_TOLD_MAX } else { STATUS_MAX };
-        let kept = keeps.then(|| Kept { bytes: BytesMut::new(), most, too_long: false });
-        let body = Recorded { body, trail: Some(self.clone()), code, headers: parts.headers.clone(), kept };
+        let kept = keeps.then(Kept::default);
+        let body = Recorded { body, trail: Some(self.clone()), answered, headers: parts.headers.clone(), kept };
         Response::from_parts(parts, axum::body::Body::new(body))
     }
 
     /// The server failed in it.
     pub fn panicked(self: &Arc<Self>) {
-        let status = json!({
-            "metadata": {}, "status": "Failure", "reason": "InternalError", "code": 500,
-            "message": "APIServer panic'd: the server's log says why",
-        });
-        self.tell(Stage::Panic, Some(Answered { status, body: None }));
+        let status = Status::internal_error("the server failed in this request; its log says why");
+        self.tell(Stage::Panic, Some(Answered::of(StatusCode::INTERNAL_SERVER_ERROR, Some(&status))));
     }
 
     fn tell(self: &Arc<Self>, stage: Stage, answered: Option<Answered>) {
@@ -175,10 +175,65 @@ impl Trail {
     pub(super) fn sent(&self) -> Option<&Body> {
         self.sent.get()
     }
+
+    /// What the object that was sent says it is.
+    pub(super) fn named(&self) -> Option<Named> {
+        self.annotations.named().cloned()
+    }
+
+    /// About as many bytes as it holds without bodies.
+    pub(super) fn bytes(&self) -> usize {
+        let who = |identity: &Identity| identity.user.len() + identity.groups.iter().map(String::len).sum::<usize>();
+        (1 << 10)
+            + self.uri.len()
+            + self.agent.len()
+            + [self.user(), self.acting()].into_iter().flatten().map(who).sum::<usize>()
+    }
 }
 
-fn success(code: StatusCode) -> Value {
-    json!({"metadata": {}, "code": code.as_u16()})
+impl Answered {
+    /// With this code; of what failed the status says why.
+    fn of(code: StatusCode, said: Option<&Status>) -> Answered {
+        let Some(said) = said.filter(|_| !code.is_success()) else {
+            return Answered { status: json!({"metadata": {}, "code": code.as_u16()}), status_bytes: 64, body: None };
+        };
+        let mut status = serde_json::to_value(said).unwrap_or_default();
+        if let Some(status) = status.as_object_mut() {
+            status.remove("kind");
+            status.remove("apiVersion");
+        }
+        let causes = said.details.as_ref().map_or(0, |details| details.causes.len());
+        Answered { status, status_bytes: said.message.len() * 2 + (causes + 1) * 256, body: None }
+    }
+}
+
+/// A request whose answer is not known yet. If there never is one, that is told.
+pub(crate) struct Unanswered(Option<Arc<Trail>>);
+
+impl Unanswered {
+    pub fn new(trail: Arc<Trail>) -> Unanswered {
+        Unanswered(Some(trail))
+    }
+
+    /// The answer, which is told of when it begins or when it is whole.
+    pub fn answered(mut self, response: Response) -> Response {
+        match self.0.take() {
+            Some(trail) => trail.answered(response),
+            None => response,
+        }
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let Some(trail) = self.0.take() else { return };
+        /// nginx's, of a client that has closed its connection.
+        const CLIENT_CLOSED: u16 = 499;
+        let why = "the client has left before its answer: what it asked for may have been done, or not";
+        let status = Status::generic(CLIENT_CLOSED, why);
+        let code = StatusCode::from_u16(CLIENT_CLOSED).unwrap_or(StatusCode::REQUEST_TIMEOUT);
+        trail.tell(Stage::ResponseComplete, Some(Answered::of(code, Some(&status))));
+    }
 }
 
 fn agent(headers: &HeaderMap) -> String {
@@ -212,48 +267,49 @@ fn addresses<B>(request: &http::Request<B>) -> Vec<String> {
 struct Recorded {
     body: axum::body::Body,
     trail: Option<Arc<Trail>>,
-    code: StatusCode,
+    answered: Answered,
     headers: HeaderMap,
     kept: Option<Kept>,
 }
 
-/// What was sent of it.
+/// What was sent of it. It counts among what waits to be written.
+#[derive(Default)]
 struct Kept {
     bytes: BytesMut,
-    most: usize,
-    too_long: bool,
+    is_too_long: bool,
+}
+
+impl Kept {
+    fn add(&mut self, trail: &Trail, data: &Bytes) {
+        if self.is_too_long {
+            return;
+        }
+        if self.bytes.len() + data.len() > BODY_TOLD_MAX || !trail.audit.writer.hold(data.len()) {
+            self.is_too_long = true;
+            trail.audit.writer.let_go(self.bytes.len());
+            self.bytes = BytesMut::new();
+            return;
+        }
+        self.bytes.extend_from_slice(data);
+    }
 }
 
 impl Recorded {
     fn end(&mut self) {
         let Some(trail) = self.trail.take() else { return };
-        let mut body = None;
+        let mut answered = self.answered.clone();
+        let mut held = 0;
         if let Some(kept) = self.kept.take() {
-            if kept.too_long {
-                trail.annotations.add(TRUNCATED, "true");
-            } else {
-                body = Some(Body::new(&self.headers, kept.bytes.freeze()));
+            held = kept.bytes.len();
+            match kept.is_too_long {
+                true => trail.annotations.add(TRUNCATED, "true"),
+                false => answered.body = Some(Body::answered(&self.headers, kept.bytes.freeze())),
             }
         }
-        let status = match &body {
-            Some(body) if !self.code.is_success() => failure(&body.bytes, self.code),
-            _ => success(self.code),
-        };
-        let body = body.filter(|_| trail.level() == Level::RequestResponse);
-        trail.tell(Stage::ResponseComplete, Some(Answered { status, body }));
+        trail.tell(Stage::ResponseComplete, Some(answered));
+        // The event counts them now.
+        trail.audit.writer.let_go(held);
     }
-}
-
-/// The status that an answer is; of one that is none, its code.
-fn failure(bytes: &[u8], code: StatusCode) -> Value {
-    let said: Option<coracle_api::status::Status> = serde_json::from_slice(bytes).ok();
-    let Some(said) = said.filter(|said| said.kind == "Status") else { return success(code) };
-    let mut status = serde_json::to_value(&said).unwrap_or_default();
-    if let Some(status) = status.as_object_mut() {
-        status.remove("kind");
-        status.remove("apiVersion");
-    }
-    status
 }
 
 impl http_body::Body for Recorded {
@@ -264,13 +320,9 @@ impl http_body::Body for Recorded {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
-                if let (Some(kept), Some(data)) = (&mut self.kept, frame.data_ref()) {
-                    if kept.bytes.len() + data.len() > kept.most {
-                        kept.too_long = true;
-                        kept.bytes = BytesMut::new();
-                    } else if !kept.too_long {
-                        kept.bytes.extend_from_slice(data);
-                    }
+                let recorded = &mut *self;
+                if let (Some(kept), Some(trail), Some(data)) = (&mut recorded.kept, &recorded.trail, frame.data_ref()) {
+                    kept.add(trail, data);
                 }
             }
             Poll::Ready(_) => self.end(),

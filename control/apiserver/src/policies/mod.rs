@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use coracle_api::codec::json;
 use coracle_api::kinds;
 use coracle_keyspace::{Keyspace, Record, Records};
 
@@ -27,6 +26,8 @@ const COLLECTIONS: [&str; 4] = [
 ];
 /// No change has this number.
 const NEVER: u64 = u64::MAX;
+/// Bytes that the programs of all policies may hold, about; of those that are beyond it, by name, each says that it is.
+const PROGRAMS_BYTES_MAX: usize = 256 << 20;
 /// Bytes of changed policies that are compiled where the request is; more are compiled aside.
 const MUCH_BYTES: usize = 32 << 10;
 
@@ -41,7 +42,6 @@ pub(crate) struct Bound {
 enum Read {
     Policy(Arc<Policy>),
     Binding(Arc<Binding>),
-    Nothing(String),
 }
 
 /// All policies that are bound, by name.
@@ -49,8 +49,8 @@ enum Read {
 pub(crate) struct Configured {
     pub mutating: Vec<Bound>,
     pub validating: Vec<Bound>,
-    /// Why one of them cannot be read. It may be the one that denies: nothing is admitted.
-    pub unreadable: Option<String>,
+    /// Bindings of which it cannot be read what they bind: until they are gone nothing is admitted.
+    pub unreadable: Vec<Arc<Binding>>,
     read: HashMap<(usize, Arc<str>), (Arc<Record>, Read)>,
     /// The number of the change after which this was read.
     at: u64,
@@ -58,7 +58,7 @@ pub(crate) struct Configured {
 
 impl Configured {
     fn is_empty(&self) -> bool {
-        self.mutating.is_empty() && self.validating.is_empty() && self.unreadable.is_none()
+        self.mutating.is_empty() && self.validating.is_empty() && self.unreadable.is_empty()
     }
 
     /// Whether some are asked with custom resources, which somebody outside may have to convert.
@@ -67,29 +67,37 @@ impl Configured {
         params.any(|params| kinds::by_kind(params.group_version().0, &params.kind).is_none())
     }
 
-    /// What is made of these records, and of what was read before.
-    fn next(&self, stored: &[Records; 4], at: u64) -> Configured {
+    /// What is made of these records, and of what was read before. `room` is how many bytes all programs may hold.
+    fn next(&self, stored: &[Records; 4], at: u64, mut room: usize) -> Configured {
         let mut next = Configured { at, ..Configured::default() };
         let mut bindings: [HashMap<String, Vec<Arc<Binding>>>; 2] = Default::default();
         // Bindings first: they say which policies are meant.
         for (place, records) in stored.iter().enumerate().rev() {
             for (name, record) in records {
                 let key = (place, name.clone());
-                let same = self.read.get(&key).filter(|(before, _)| Arc::ptr_eq(before, record));
-                let read = same.map_or_else(|| read(place, record), |(_, read)| read.clone());
-                match &read {
-                    Read::Binding(binding) => {
-                        let list = bindings[place - 2].entry(binding.policy.clone()).or_default();
-                        list.push(binding.clone());
+                let same = self.read.get(&key).filter(|(before, _)| Arc::ptr_eq(before, record)).map(|(_, read)| read);
+                let read = if place >= 2 {
+                    let binding = match same {
+                        Some(Read::Binding(binding)) => binding.clone(),
+                        _ => Arc::new(Binding::stored(name, place == 2, &record.bytes)),
+                    };
+                    match binding.policy.as_str() {
+                        "" if binding.unreadable.is_some() => next.unreadable.push(binding.clone()),
+                        policy => bindings[place - 2].entry(policy.to_owned()).or_default().push(binding.clone()),
                     }
-                    Read::Policy(policy) => {
-                        if let Some(bindings) = bindings[place].remove(&policy.name) {
-                            let list = if place == 0 { &mut next.mutating } else { &mut next.validating };
-                            list.push(Bound { policy: policy.clone(), bindings });
-                        }
-                    }
-                    Read::Nothing(why) => drop(next.unreadable.get_or_insert_with(|| why.clone())),
-                }
+                    Read::Binding(binding)
+                } else {
+                    // What nobody has bound is not compiled.
+                    let Some(bindings) = bindings[place].remove(&**name) else { continue };
+                    let before = match same {
+                        Some(Read::Policy(policy)) => Some(policy),
+                        _ => None,
+                    };
+                    let policy = policy(place == 0, name, record, before, &mut room);
+                    let list = if place == 0 { &mut next.mutating } else { &mut next.validating };
+                    list.push(Bound { policy: policy.clone(), bindings });
+                    Read::Policy(policy)
+                };
                 next.read.insert(key, (record.clone(), read));
             }
         }
@@ -112,16 +120,17 @@ impl Configured {
     }
 }
 
-fn read(place: usize, record: &Record) -> Read {
-    match json::parse(&record.bytes) {
-        Ok(object) if place < 2 => Read::Policy(Arc::new(Policy::read(&object))),
-        Ok(object) => Read::Binding(Arc::new(Binding::read(&object))),
-        Err(error) => {
-            let why =
-                format!("the stored bytes of {} {} cannot be read: {error}", record.key.collection, record.key.name);
-            tracing::error!("every write is refused until it is removed: {why}");
-            Read::Nothing(why)
-        }
+/// A policy with its program, when there is room for it; of what was read before as much as is the same.
+fn policy(mutates: bool, name: &str, record: &Record, before: Option<&Arc<Policy>>, room: &mut usize) -> Arc<Policy> {
+    let known = before.filter(|before| before.weight > *room || !before.is_laid_aside).cloned();
+    let policy = known.unwrap_or_else(|| Arc::new(Policy::stored(name, mutates, &record.bytes)));
+    if policy.weight <= *room {
+        *room -= policy.weight;
+        policy
+    } else if policy.is_laid_aside {
+        policy
+    } else {
+        Arc::new(Policy::laid_aside(name, mutates, &record.bytes, policy.weight))
     }
 }
 
@@ -193,7 +202,7 @@ impl Kept {
             return before;
         }
         let stored = COLLECTIONS.map(|collection| keyspace.snapshot(collection).records);
-        let next = Arc::new(before.next(&stored, at));
+        let next = Arc::new(before.next(&stored, at, PROGRAMS_BYTES_MAX));
         self.now.store(next.clone());
         self.empty_at.store(if next.is_empty() { at } else { NEVER }, Ordering::Release);
         next
@@ -206,6 +215,73 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    async fn put(keyspace: &Keyspace, collection: &'static str, name: &'static str, bytes: String) {
+        let value = Content { revision_at: 6, bytes: bytes.into() };
+        let put = Op::Put { key: Key::new(collection, name), value, guard: Guard::None };
+        keyspace.transact(vec![put]).await.unwrap();
+    }
+
+    /// The text of an object, into which the revision is put at its place.
+    fn stored(object: &Value) -> String {
+        format!("{{\"v\":\"\",{}", &object.to_string()[1..])
+    }
+
+    #[tokio::test]
+    async fn what_is_not_stored_as_it_should_be_is_not_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        let policies = Policies::new(&keyspace);
+        let bound = |policy: &str| stored(&json!({"spec": {"policyName": policy, "validationActions": ["Deny"]}}));
+        for name in ["broken", "odd", "ignored"] {
+            put(&keyspace, COLLECTIONS[3], name, bound(name)).await;
+        }
+        put(&keyspace, COLLECTIONS[1], "broken", "{\"v\":\"\"".to_owned()).await;
+        put(&keyspace, COLLECTIONS[1], "odd", stored(&json!({"spec": {"validations": "none"}}))).await;
+        let ignored = json!({"spec": {"validations": 1, "failurePolicy": "Ignore"}});
+        put(&keyspace, COLLECTIONS[1], "ignored", stored(&ignored)).await;
+        let now = policies.now(&keyspace).await.expect("bound");
+        let known = |one: &Bound| (one.policy.name.clone(), one.policy.fails, one.policy.program.is_err());
+        let named = |name: &str, fails: bool| (name.to_owned(), fails, true);
+        let expected = [named("broken", true), named("ignored", false), named("odd", true)];
+        assert_eq!(now.validating.iter().map(known).collect::<Vec<_>>(), expected);
+        assert!(now.unreadable.is_empty());
+        // What a binding binds is known, or nothing is admitted.
+        put(&keyspace, COLLECTIONS[3], "odd", stored(&json!({"spec": {"policyName": "odd", "paramRef": 1}}))).await;
+        put(&keyspace, COLLECTIONS[2], "broken", "{\"v\":\"\"".to_owned()).await;
+        let now = policies.now(&keyspace).await.expect("bound");
+        let odd = now.validating.iter().find(|one| one.policy.name == "odd").expect("it is bound");
+        assert!(odd.bindings[0].unreadable.is_some());
+        assert_eq!(now.unreadable.iter().map(|binding| binding.name.as_str()).collect::<Vec<_>>(), ["broken"]);
+        keyspace.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn programs_hold_no_more_than_there_is_room_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        let policies = Policies::new(&keyspace);
+        for name in ["a", "b", "unbound"] {
+            let policy = json!({"spec": {"validations": [{"expression": "object.metadata.name != 'x'"}]}});
+            put(&keyspace, COLLECTIONS[1], name, stored(&policy)).await;
+        }
+        for name in ["a", "b"] {
+            put(&keyspace, COLLECTIONS[3], name, stored(&json!({"spec": {"policyName": name}}))).await;
+        }
+        let first = policies.now(&keyspace).await.expect("bound");
+        let weight = first.validating[0].policy.weight;
+        assert!(weight > 0 && first.read.len() == 4, "what is not bound is not compiled");
+        let records = || COLLECTIONS.map(|collection| keyspace.snapshot(collection).records);
+        let compiled = |of: &Configured| of.validating.iter().map(|one| one.policy.program.is_ok()).collect::<Vec<_>>();
+        let narrow = first.next(&records(), 1, weight);
+        assert_eq!(compiled(&narrow), [true, false]);
+        assert!(Arc::ptr_eq(&narrow.validating[0].policy, &first.validating[0].policy));
+        // One that was laid aside is not compiled again where there is still no room, and is where there is.
+        let still = narrow.next(&records(), 2, weight);
+        assert!(Arc::ptr_eq(&still.validating[1].policy, &narrow.validating[1].policy));
+        assert_eq!(compiled(&still.next(&records(), 3, 2 * weight)), [true, true]);
+        keyspace.shutdown().await;
+    }
 
     #[tokio::test]
     async fn what_is_kept_is_what_is_stored() {
@@ -241,14 +317,14 @@ mod tests {
             keyspace.transact(vec![delete]).await.unwrap();
         }
         assert!(policies.now(&keyspace).await.is_none());
-        // One that cannot be read may be the one that denies, or what binds it.
-        for collection in COLLECTIONS {
+        // A binding that cannot be read may be of the one that denies.
+        for collection in &COLLECTIONS[2..] {
             let value = Content { revision_at: 1, bytes: "{".into() };
-            let put = Op::Put { key: Key::new(collection, "damaged"), value, guard: Guard::None };
+            let put = Op::Put { key: Key::new(*collection, "damaged"), value, guard: Guard::None };
             keyspace.transact(vec![put]).await.unwrap();
-            let why = policies.now(&keyspace).await.expect("some").unreadable.clone().expect("why");
-            assert!(why.starts_with(&format!("the stored bytes of {collection} damaged cannot be read")), "{why}");
-            let delete = Op::Delete { key: Key::new(collection, "damaged"), guard: Guard::Present };
+            let now = policies.now(&keyspace).await.expect("some");
+            assert_eq!(now.unreadable.iter().map(|binding| binding.name.as_str()).collect::<Vec<_>>(), ["damaged"]);
+            let delete = Op::Delete { key: Key::new(*collection, "damaged"), guard: Guard::Present };
             keyspace.transact(vec![delete]).await.unwrap();
         }
         keyspace.shutdown().await;

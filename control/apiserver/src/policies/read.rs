@@ -1,7 +1,9 @@
 //! A policy and a binding, read once: their expressions are compiled here.
 
 use coracle_api::cel::admission::{Compiler, Condition, Expression, Gives, Variable, asks_about};
+use coracle_api::codec::json;
 use coracle_api::meta::selector::LabelSelector;
+use coracle_api::schema;
 use serde_json::Value;
 
 use crate::hooks::matching::MatchResources;
@@ -65,6 +67,10 @@ pub(crate) struct Policy {
     pub fails: bool,
     /// Or why its expressions are none.
     pub program: Result<Program, String>,
+    /// Bytes that the program holds, about.
+    pub weight: usize,
+    /// Whether there was no room for its program.
+    pub is_laid_aside: bool,
 }
 
 /// The expressions of a policy.
@@ -75,26 +81,65 @@ pub(crate) struct Program {
     pub does: Does,
     /// Whether one of them asks about the namespace.
     pub asks_namespace: bool,
+    /// Bytes that they hold, about.
+    weight: usize,
 }
 
 impl Policy {
-    pub fn read(object: &Value) -> Policy {
-        let (name, spec) = (text(&object["metadata"]["name"]), &object["spec"]);
-        let params = &spec["paramKind"];
-        let params = params
-            .is_object()
-            .then(|| ParamKind { api_version: text(&params["apiVersion"]), kind: text(&params["kind"]) });
-        let program = Program::read(object["kind"] == "MutatingAdmissionPolicy", spec, params.is_some());
+    /// Of what is stored under a name, of the kind of those that change objects, or of the other.
+    pub fn stored(name: &str, mutates: bool, bytes: &[u8]) -> Policy {
+        match decode(bytes, if mutates { "MutatingAdmissionPolicy" } else { "ValidatingAdmissionPolicy" }) {
+            Ok(object) => Policy::read(name, mutates, &object),
+            Err((object, why)) => {
+                let why = format!("the policy is not stored as it should be: {why}");
+                tracing::error!(%name, "an admission policy cannot be read: {why}");
+                // As far as it can be read it is about what it says; else it is about everything, and fails.
+                Policy { program: Err(why), ..Policy::without_program(name, &object["spec"]) }
+            }
+        }
+    }
+
+    pub fn read(name: &str, mutates: bool, object: &Value) -> Policy {
+        let policy = Policy::without_program(name, &object["spec"]);
+        let program = Program::read(mutates, &object["spec"], policy.params.is_some());
         if let Err(why) = &program {
             tracing::error!(%name, "the expressions of an admission policy cannot be compiled: {why}");
         }
+        Policy { weight: program.as_ref().map_or(0, Program::weight), program, ..policy }
+    }
+
+    fn without_program(name: &str, spec: &Value) -> Policy {
+        let params = &spec["paramKind"];
         Policy {
-            name,
+            name: name.to_owned(),
             matching: MatchResources::of_policy(&spec["matchConstraints"]),
-            params,
+            params: params
+                .is_object()
+                .then(|| ParamKind { api_version: text(&params["apiVersion"]), kind: text(&params["kind"]) }),
             fails: spec["failurePolicy"] != "Ignore",
-            program,
+            program: Err(String::new()),
+            weight: 0,
+            is_laid_aside: false,
         }
+    }
+
+    /// The same, without its program, of which there is too much.
+    pub fn laid_aside(name: &str, mutates: bool, bytes: &[u8], weight: usize) -> Policy {
+        let object = decode(bytes, if mutates { "MutatingAdmissionPolicy" } else { "ValidatingAdmissionPolicy" });
+        let object = object.unwrap_or_else(|(object, _)| object);
+        tracing::error!(%name, "the admission policies that are bound are too large together: this one cannot be asked");
+        let why = "the admission policies that are bound are too large together".to_owned();
+        Policy { program: Err(why), weight, is_laid_aside: true, ..Policy::without_program(name, &object["spec"]) }
+    }
+}
+
+/// What is stored, as an object of its kind; or what of it can be read, and what is wrong with it.
+fn decode(bytes: &[u8], kind: &str) -> Result<Value, (Value, String)> {
+    let object = json::parse(bytes).map_err(|error| (Value::Null, error.to_string()))?;
+    let Some(schema) = schema::named(&format!("io.k8s.api.admissionregistration.v1.{kind}")) else { return Ok(object) };
+    match json::decode_value(&object, &schema) {
+        Ok(_) => Ok(object),
+        Err(error) => Err((object, error.to_string())),
     }
 }
 
@@ -124,7 +169,14 @@ impl Program {
                 .collect(),
         };
         let (_, asks_namespace) = asks_about(&asked, &variables);
-        Ok(Program { conditions, variables, does, asks_namespace })
+        let expressions = asked.into_iter().chain(variables.iter().map(Variable::expression));
+        let expressions = expressions.chain(conditions.iter().map(Condition::expression));
+        let weight = expressions.map(Expression::weight).sum();
+        Ok(Program { conditions, variables, does, asks_namespace, weight })
+    }
+
+    fn weight(&self) -> usize {
+        self.weight
     }
 }
 
@@ -194,7 +246,10 @@ pub(crate) struct ParamRef {
 #[derive(Debug)]
 pub(crate) struct Binding {
     pub name: String,
+    /// Empty where that cannot be read.
     pub policy: String,
+    /// Why it cannot be carried out, where it is not stored as it should be.
+    pub unreadable: Option<String>,
     pub matching: Option<MatchResources>,
     pub params: Option<ParamRef>,
     /// Of a binding of a policy that validates.
@@ -202,7 +257,20 @@ pub(crate) struct Binding {
 }
 
 impl Binding {
-    pub fn read(object: &Value) -> Binding {
+    /// Of what is stored under a name.
+    pub fn stored(name: &str, mutates: bool, bytes: &[u8]) -> Binding {
+        let kind = if mutates { "MutatingAdmissionPolicyBinding" } else { "ValidatingAdmissionPolicyBinding" };
+        match decode(bytes, kind) {
+            Ok(object) => Binding::read(name, &object),
+            Err((object, why)) => {
+                let why = format!("the binding is not stored as it should be: {why}");
+                tracing::error!(%name, "a binding of an admission policy cannot be read: {why}");
+                Binding { unreadable: Some(why), ..Binding::read(name, &object) }
+            }
+        }
+    }
+
+    pub fn read(name: &str, object: &Value) -> Binding {
         let spec = &object["spec"];
         let params = &spec["paramRef"];
         let selector = &params["selector"];
@@ -214,19 +282,19 @@ impl Binding {
                 .then(|| LabelSelector::from_object(selector).map_err(|error| error.to_string())),
             denies: params["parameterNotFoundAction"] != "Allow",
         });
-        let action = |action: &Value| match action.as_str()? {
-            "Deny" => Some(Action::Deny),
-            "Warn" => Some(Action::Warn),
-            "Audit" => Some(Action::Audit),
-            _ => None,
+        let action = |action: &Value| match action.as_str() {
+            Some("Warn") => Action::Warn,
+            Some("Audit") => Action::Audit,
+            _ => Action::Deny,
         };
         let resources = &spec["matchResources"];
         Binding {
-            name: text(&object["metadata"]["name"]),
+            name: name.to_owned(),
             policy: text(&spec["policyName"]),
+            unreadable: None,
             matching: resources.is_object().then(|| MatchResources::of_policy(resources)),
             params,
-            actions: items(&spec["validationActions"]).filter_map(action).collect(),
+            actions: items(&spec["validationActions"]).map(action).collect(),
         }
     }
 }

@@ -70,6 +70,7 @@ pub(crate) fn object_in(
         }
     })?;
     let Read { api_version, kind, value, problems } = read;
+    call.has_sent(&value);
     if api_version != expected.api_version {
         return Err(Status::bad_request(format!(
             "the API version in the data ({api_version}) does not match the expected API version ({})",

@@ -192,6 +192,20 @@ impl Call {
         }
     }
 
+    /// The same, whatever was said before.
+    pub fn annotate_anew(&self, key: &str, value: &str) {
+        if let Some(annotations) = &self.annotations {
+            annotations.set(key, value);
+        }
+    }
+
+    /// The object that was sent is this one.
+    pub fn has_sent(&self, object: &serde_json::Value) {
+        if let Some(annotations) = &self.annotations {
+            annotations.sent(object);
+        }
+    }
+
     /// The values of the `Warning` headers.
     pub fn warning_headers(&self) -> Vec<http::HeaderValue> {
         let warnings = self.warnings.lock();

@@ -4,6 +4,7 @@ use coracle_api::kinds::{FieldError, FieldErrors};
 use coracle_api::meta::field::Path;
 use coracle_api::meta::validate_field_manager;
 use coracle_api::status::Status;
+use coracle_keyspace::Op;
 use serde_json::Value;
 
 use super::call::Call;
@@ -26,8 +27,27 @@ pub(crate) struct WriteOptions {
     pub force: bool,
     /// The server's own hand, which may write what clients may not (endpoints at loopback).
     pub own: bool,
-    /// It is a part of what was admitted as something else (an eviction's deletion): nobody is asked again.
-    pub admitted: bool,
+    pub admitted: Admitted,
+}
+
+/// Who is asked about a write.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Admitted {
+    /// Whoever is configured.
+    #[default]
+    Asks,
+    /// Nobody: it is a part of what was admitted as something else (an eviction's deletion). What configured admission then is
+    /// in this, where that has to be said in the transaction.
+    As(Option<Op>),
+}
+
+impl Admitted {
+    pub fn guard(&self) -> Option<&Op> {
+        match self {
+            Admitted::Asks => None,
+            Admitted::As(guard) => guard.as_ref(),
+        }
+    }
 }
 
 /// `kind` is the name of the options in errors, as `CreateOptions`; `patch_type` is given for patches.
@@ -57,7 +77,14 @@ pub(crate) fn write_options(call: &Call, kind: &str, patch_type: Option<&str>) -
         return Err(Status::invalid("meta.k8s.io", kind, "", errors));
     }
     let manager = if asked.is_empty() { call.default_manager() } else { asked.to_owned() };
-    Ok(WriteOptions { dry_run, manager, validation, force: force.unwrap_or(false), own: false, admitted: false })
+    Ok(WriteOptions {
+        dry_run,
+        manager,
+        validation,
+        force: force.unwrap_or(false),
+        own: false,
+        admitted: Admitted::Asks,
+    })
 }
 
 fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut FieldErrors) -> bool {
@@ -87,6 +114,8 @@ pub(crate) struct DeleteOptions {
     /// The older form of the same.
     pub orphan_dependents: Option<bool>,
     pub dry_run: bool,
+    /// Whether it is a part of what was admitted as something else.
+    pub admitted: Admitted,
 }
 
 impl DeleteOptions {
@@ -116,6 +145,7 @@ impl DeleteOptions {
             propagation: propagation(body["propagationPolicy"].as_str(), &mut errors),
             orphan_dependents: body["orphanDependents"].as_bool(),
             dry_run: dry_run(dry.iter().filter_map(Value::as_str), &mut errors),
+            admitted: Admitted::Asks,
         };
         options.checked(errors)
     }

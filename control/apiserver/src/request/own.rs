@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::Method;
 
 use super::call::Call;
-use super::options::{Validation, WriteOptions};
+use super::options::{Admitted, Validation, WriteOptions};
 use super::path::ResourcePath;
 use crate::identity::Identity;
 
@@ -25,7 +25,7 @@ pub(crate) fn own_call(namespace: Option<&str>, name: &str) -> (Call, WriteOptio
         validation: Validation::Ignore,
         force: false,
         own: true,
-        admitted: true,
+        admitted: Admitted::As(None),
     };
     (Call::new(parts, Arc::new(identity), target), options)
 }

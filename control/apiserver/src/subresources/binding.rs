@@ -45,9 +45,9 @@ pub(crate) async fn create(cluster: &Cluster, request: &Request, by_body: bool) 
     let mut target_path = call.target.clone();
     target_path.name = Some(name.clone());
     let pod_call = Call::acting_on(call, target_path);
-    admit(cluster, call, &pods, &mut binding, options.dry_run).await?;
+    let admitted = admit(cluster, call, &pods, &mut binding, options.dry_run).await?;
     let target = target(&binding, &name)?;
-    let options = WriteOptions { admitted: true, ..options };
+    let options = WriteOptions { admitted, ..options };
     let write = Write { cluster, call: &pod_call, resource: &pods, options: &options, subresource: "binding" };
     let uid = meta::uid(&binding).to_owned();
     let step = |old: &Value| {

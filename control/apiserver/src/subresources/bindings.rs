@@ -115,6 +115,8 @@ impl Bindings {
         let mut results: Vec<Option<Status>> = bindings.iter().map(|_| None).collect();
         let mut named = std::collections::HashSet::new();
         let mut open: Vec<usize> = Vec::with_capacity(bindings.len());
+        // Taken before anybody is asked, and before it is looked whether anybody is.
+        let guard = cluster.hooks.guard(&cluster.store.keyspace);
         if cluster.webhooks().is_some() || cluster.policies.any() {
             let pods = pods(cluster)?;
             let asked: Vec<_> = bindings.iter_mut().map(|binding| binding.admit(cluster, &self.call, &pods)).collect();
@@ -135,7 +137,7 @@ impl Bindings {
         }
         // Until all are done or the request's time is up.
         while !open.is_empty() {
-            open = attempt(cluster, &bindings, &mut results, &open).await?;
+            open = attempt(cluster, &bindings, &mut results, &open, guard.as_ref()).await?;
             // A round that had nothing to store has not waited for anything.
             tokio::task::yield_now().await;
         }
@@ -150,12 +152,13 @@ impl Bindings {
     }
 }
 
-/// Binds what can be bound of `open`. What is left has to be tried again.
+/// Binds what can be bound of `open`, as long as `guard` holds. What is left has to be tried again.
 async fn attempt(
     cluster: &Cluster,
     bindings: &[Binding],
     results: &mut [Option<Status>],
     open: &[usize],
+    guard: Option<&Op>,
 ) -> Result<Vec<usize>, Status> {
     let pods = pods(cluster)?;
     let (mut writes, mut later, mut size, mut read) = (Vec::new(), Vec::new(), 0, 0);
@@ -182,13 +185,18 @@ async fn attempt(
                 let value = object::encode(&pod);
                 size += value.bytes.len();
                 let op = Op::Put { key: Store::key(&pods, &name), value, guard: Guard::Revision(record.revision) };
-                writes.push(async move { (at, cluster.store.transact(vec![op]).await) });
+                let ops: Vec<Op> = std::iter::once(op).chain(guard.cloned()).collect();
+                writes.push(async move { (at, cluster.store.transact(ops).await) });
             }
         }
     }
     for (at, written) in join_all(writes).await {
         match written {
             Ok(_) => {}
+            // What configures admission has changed: whoever asks again is admitted anew.
+            Err(Refused::Guard(failed)) if failed.op > 0 => {
+                results[at] = Some(Status::server_timeout("", "pods/binding", "create", 1));
+            }
             // The pod has changed: it is tried again with its newer content.
             Err(Refused::Guard(_)) => later.push(at),
             Err(Refused::Final(status)) => results[at] = Some(status),
@@ -196,4 +204,39 @@ async fn attempt(
     }
     later.sort_unstable();
     Ok(later)
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_keyspace::{Key, Keyspace};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_admitted_by_what_is_configured_no_more_is_not_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        let cluster = Cluster::new(Store::new(keyspace), None);
+        let pods = pods(&cluster).unwrap();
+        let pod = json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": {}});
+        let name = pods.record_name(Some("ns"), "p");
+        let put = Op::Put { key: Store::key(&pods, &name), value: object::encode(&pod), guard: Guard::Absent };
+        assert!(cluster.store.transact(vec![put]).await.is_ok());
+        let binding = Binding {
+            namespace: "ns".to_owned(),
+            name: "p".to_owned(),
+            uid: "u".to_owned(),
+            node: "n".to_owned(),
+            admitted: Value::Null,
+        };
+        for (guard, reason) in [(Guard::Present, Some("ServerTimeout")), (Guard::Absent, None)] {
+            let guard = Op::Check { key: Key::new("known", "known"), guard };
+            let mut results = [None];
+            let left =
+                attempt(&cluster, std::slice::from_ref(&binding), &mut results, &[0], Some(&guard)).await.unwrap();
+            assert!(left.is_empty());
+            assert_eq!(results[0].as_ref().map(|status| status.reason.to_string()).as_deref(), reason);
+        }
+        cluster.store.keyspace.shutdown().await;
+    }
 }

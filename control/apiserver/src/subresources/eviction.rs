@@ -21,7 +21,7 @@ use crate::request::call::{Call, Request};
 use crate::request::negotiate::Offer;
 use crate::request::options::{DeleteOptions, WriteOptions, write_options};
 use crate::store::Seen;
-use crate::verbs::delete::{Asks, check_preconditions, remove};
+use crate::verbs::delete::{check_preconditions, remove};
 use crate::verbs::update::{Changed, change};
 use crate::verbs::write::Write;
 
@@ -35,11 +35,13 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
     let api_version = if version == "policy/v1beta1" { "policy/v1beta1" } else { "policy/v1" };
     let expected = Expected { api_version, kind: "Eviction", schema: &schema };
     let mut eviction = body::object(call, &request.body, &expected, options.validation)?;
-    admit(cluster, call, resource, &mut eviction, options.dry_run).await?;
+    let admitted = admit(cluster, call, resource, &mut eviction, options.dry_run).await?;
     if meta::name(&eviction) != call.name() {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let mut delete = DeleteOptions::from_body(&eviction["deleteOptions"])?;
+    // What follows is what was admitted.
+    delete.admitted = admitted.clone();
     delete.dry_run |= options.dry_run;
     let name = resource.record_name(call.namespace(), call.name());
     let found = cluster.store.read(resource, &name).await?.ok_or_else(|| resource.not_found(call.name()))?;
@@ -49,10 +51,9 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
     check_preconditions(resource, &pod, &delete)?;
     let grant = budget::ask(cluster, &pod, delete.dry_run).await?;
     if delete.dry_run {
-        remove(cluster, call, resource, call.name(), &delete, Asks::Nobody).await?;
+        remove(cluster, call, resource, call.name(), &delete).await?;
     } else {
-        // What follows is what was admitted.
-        let options = WriteOptions { admitted: true, ..options };
+        let options = WriteOptions { admitted, ..options };
         let write = Write { cluster, call, resource, options: &options, subresource: "status" };
         let step = |old: &Value| {
             check_preconditions(resource, old, &delete)?;
@@ -82,7 +83,7 @@ async fn remove_marked(
         delete.resource_version = Some(meta::resource_version(marked).to_owned());
     }
     delete.uid = Some(meta::uid(marked).to_owned());
-    let Err(status) = remove(cluster, call, resource, call.name(), &delete, Asks::Nobody).await else { return Ok(()) };
+    let Err(status) = remove(cluster, call, resource, call.name(), &delete).await else { return Ok(()) };
     let record = cluster.store.get(resource, &resource.record_name(call.namespace(), call.name()));
     let is_another = record.is_some_and(|record| Seen::new(resource, &record).facts().uid != meta::uid(marked));
     Err(if is_another { resource.not_found(call.name()) } else { status })
@@ -110,10 +111,12 @@ fn disrupted(old: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use coracle_keyspace::{Guard, Keyspace, Op};
+    use coracle_keyspace::{Guard, Key, Keyspace, Op};
 
     use super::*;
     use crate::identity::Identity;
+    use crate::request::options::Admitted;
+    use crate::request::own::own_call;
     use crate::request::path::ResourcePath;
     use crate::store::{Store, object as stored};
 
@@ -134,12 +137,48 @@ mod tests {
         let evict = |uid: &str| {
             let marked = pod(uid);
             let (cluster, call, pods) = (&cluster, &call, &pods);
-            async move { remove_marked(cluster, call, pods, DeleteOptions::default(), &marked).await }
+            let options = DeleteOptions { admitted: Admitted::As(None), ..DeleteOptions::default() };
+            async move { remove_marked(cluster, call, pods, options, &marked).await }
         };
         assert_eq!(evict("old").await.unwrap_err().code(), 404);
         assert!(cluster.store.get(&pods, &name).is_some());
         evict("new").await.unwrap();
         assert!(cluster.store.get(&pods, &name).is_none());
+        cluster.store.keyspace.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn what_was_admitted_by_what_is_configured_no_more_is_not_carried_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        let cluster = Cluster::new(Store::new(keyspace), None);
+        let pods = cluster.catalog.named("", "pods").unwrap().clone();
+        let pod = object!({"metadata": {"name": "p", "namespace": "ns", "uid": "u", "resourceVersion": "1"}});
+        let name = pods.record_name(Some("ns"), "p");
+        let op = Op::Put { key: Store::key(&pods, &name), value: stored::encode(&pod), guard: Guard::Absent };
+        assert!(cluster.store.transact(vec![op]).await.is_ok());
+        let (call, mut options) = own_call(Some("ns"), "p");
+        let admitted = |guard| Admitted::As(Some(Op::Check { key: Key::new("known", "known"), guard }));
+        for (guard, holds) in [(Guard::Present, false), (Guard::Absent, true)] {
+            options.admitted = admitted(guard);
+            let write =
+                Write { cluster: &cluster, call: &call, resource: &pods, options: &options, subresource: "status" };
+            let step = |old: &Value| Ok(Changed { object: disrupted(old), owned: true, names_version: false });
+            let changed = change(&write, step).await.map(drop);
+            assert_eq!(
+                changed.map_err(|status| status.reason.to_string()),
+                if holds { Ok(()) } else { Err("ServerTimeout".to_owned()) }
+            );
+        }
+        for (guard, holds) in [(Guard::Present, false), (Guard::Absent, true)] {
+            let options = DeleteOptions { admitted: admitted(guard), ..DeleteOptions::default() };
+            let removed = remove_marked(&cluster, &call, &pods, options, &pod).await;
+            assert_eq!(
+                removed.map_err(|status| status.reason.to_string()),
+                if holds { Ok(()) } else { Err("ServerTimeout".to_owned()) }
+            );
+            assert_eq!(cluster.store.get(&pods, &name).is_none(), holds);
+        }
         cluster.store.keyspace.shutdown().await;
     }
 }

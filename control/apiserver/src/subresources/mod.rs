@@ -29,6 +29,7 @@ use crate::cluster::Cluster;
 use crate::limits::{Connection, Place};
 use crate::nodes::Nodes;
 use crate::request::call::{Call, Request};
+use crate::request::options::Admitted;
 use crate::verbs;
 
 /// A request that somebody else answers; its body is still arriving.
@@ -55,14 +56,15 @@ pub(crate) fn is_stream(call: &Call, resource: &Resource) -> bool {
         }
 }
 
-/// Admits something of a subresource's own, which somebody makes.
+/// Admits something of a subresource's own, which somebody makes; gives by what it was admitted, which goes into the
+/// transactions that carry it out.
 async fn admit(
     cluster: &Cluster,
     call: &Call,
     resource: &Resource,
     object: &mut Value,
     dry_run: bool,
-) -> Result<(), Status> {
+) -> Result<Admitted, Status> {
     let subresource = match call.subresource() {
         // The older path of the same.
         "" => "binding",
@@ -70,7 +72,9 @@ async fn admit(
     };
     let at = attributes(cluster, call, resource, subresource);
     let name = if call.name().is_empty() { meta::name(object) } else { call.name() }.to_owned();
-    Box::pin(admission::admit(&at, Operation::Create, &name, object, dry_run)).await.map(drop)
+    let guard = at.guard();
+    Box::pin(admission::admit(&at, Operation::Create, &name, object, dry_run)).await?;
+    Ok(Admitted::As(guard))
 }
 
 fn attributes<'a>(

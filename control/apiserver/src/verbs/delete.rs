@@ -23,7 +23,7 @@ use crate::identity::Identity;
 use crate::request::call::{Call, Request};
 use crate::request::codec;
 use crate::request::negotiate::{self, Offer};
-use crate::request::options::{DeleteOptions, Propagation};
+use crate::request::options::{Admitted, DeleteOptions, Propagation};
 use crate::store::{Refused, Seen, Store, object};
 
 const ORPHAN: &str = "orphan";
@@ -57,7 +57,7 @@ pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<
     let include = Include::of(&call.query)?;
     let options = options(request)?;
     warn(call, resource, &options);
-    let deleted = remove(cluster, call, resource, call.name(), &options, Asks::Webhooks).await?;
+    let deleted = remove(cluster, call, resource, call.name(), &options).await?;
     let code = match (&deleted, options.orphan_dependents) {
         (Deleted::Marked(_) | Deleted::Would(_), Some(false)) => 202,
         _ => 200,
@@ -133,20 +133,12 @@ pub(crate) enum Deleted {
     Would(Value),
 }
 
-/// Who is asked whether something may be deleted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asks {
-    Webhooks,
-    /// Nobody: it is a part of what was admitted.
-    Nobody,
-}
-
 /// What admission is told of a deletion.
 pub(crate) fn attributes<'a>(
     cluster: &'a Cluster,
     call: &'a Call,
     resource: &'a Resource,
-    asks: Asks,
+    options: &DeleteOptions,
 ) -> admission::Attributes<'a> {
     admission::Attributes {
         cluster,
@@ -156,7 +148,7 @@ pub(crate) fn attributes<'a>(
         is_here: call.is_here,
         namespace: call.namespace(),
         subresource: "",
-        is_admitted: asks == Asks::Nobody,
+        is_admitted: matches!(options.admitted, Admitted::As(_)),
     }
 }
 
@@ -167,12 +159,11 @@ pub(crate) async fn remove(
     resource: &Arc<Resource>,
     name: &str,
     options: &DeleteOptions,
-    asks: Asks,
 ) -> Result<Deleted, Status> {
     admission::delete(resource, name)?;
-    let at = attributes(cluster, call, resource, asks);
+    let at = attributes(cluster, call, resource, options);
     let asked = at.asks();
-    let by = Some((&at, name)).filter(|_| asks == Asks::Webhooks);
+    let by = Some((&at, name)).filter(|_| !at.is_admitted);
     let record_name = resource.record_name(call.namespace(), name);
     // Whoever is asked is asked about what there is.
     let (mut turn, mut confirmed) = (None, asked);
@@ -232,7 +223,8 @@ pub(crate) async fn remove_record(
     let old = if is_converted { seen.in_own_version()? } else { seen.to_remove()? };
     check_preconditions(resource, &old, options)?;
     let step = plan(resource, &old, options, Timestamp::now());
-    let admitted = by.and_then(|(at, _)| at.guard()).or_else(|| admission::mark(resource));
+    let before = options.admitted.guard();
+    let admitted = by.and_then(|(at, _)| at.guard()).or_else(|| admission::mark(resource)).or_else(|| before.cloned());
     if let Some((at, name)) = by.filter(|(at, _)| step != Step::Nothing && at.may_ask()) {
         let shown = conversion::one(cluster, resource, record).await?;
         let old = Seen::new(resource, &shown).to_remove()?;
@@ -266,9 +258,11 @@ pub(crate) async fn remove_record(
         }
         _ => None,
     };
+    // What was admitted before is not admitted anew here.
+    let readmits = before.is_some().then_some(ops.len());
     ops.extend(admitted);
     match cluster.store.transact(ops).await {
-        Err(Refused::Guard(failed)) if Some(failed.op) == defined => {
+        Err(Refused::Guard(failed)) if Some(failed.op) == defined || Some(failed.op) == readmits => {
             Err(Status::server_timeout(resource.row.group(), resource.row.resource(), "delete", 1))
         }
         Ok(committed) => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::response::Response;
 use coracle_api::status::Status;
 
-use super::delete::{self, Asks};
+use super::delete;
 use super::list::{self, Page};
 use super::selection::ListOptions;
 use crate::admission;
@@ -32,7 +32,7 @@ pub(crate) async fn deletecollection(
     delete::warn(call, resource, &options);
     let selection = ListOptions::of(call, resource, false)?;
     let Page { revision, records, next, remaining, held } = list::page(cluster, call, resource, &selection).await?;
-    let at = delete::attributes(cluster, call, resource, Asks::Webhooks);
+    let at = delete::attributes(cluster, call, resource, &options);
     let (at, asked) = (&at, at.asks());
     let outcomes: Vec<Result<Option<_>, Status>> = stream::iter(records)
         .map(|record| {

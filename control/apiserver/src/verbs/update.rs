@@ -145,7 +145,8 @@ async fn attempt(
     let (resource, call) = (write.resource, write.call);
     let row = &resource.row;
     authz::node::sees(write.cluster, &call.identity, resource, record, authz::node::UPDATE)?;
-    let admitted = write.attributes().guard();
+    let before = write.options.admitted.guard();
+    let admitted = write.attributes().guard().or_else(|| before.cloned());
     let converted = conversion::one(write.cluster, resource, record).await?;
     let seen = Seen::new(resource, &converted);
     let old = seen.stored()?;
@@ -201,9 +202,11 @@ async fn attempt(
     }
     ops.append(&mut charge.ops);
     let defined = write.guard(&mut ops);
+    // What was admitted before is not admitted anew here.
+    let readmits = before.is_some().then_some(ops.len());
     ops.extend(admitted);
     match write.cluster.store.transact(ops).await {
-        Err(Refused::Guard(failed)) if Some(failed.op) == defined => {
+        Err(Refused::Guard(failed)) if Some(failed.op) == defined || Some(failed.op) == readmits => {
             Err(write.redefined(authz::verb(write.call)).into())
         }
         Ok(committed) if gone => {

@@ -406,7 +406,11 @@ impl Watch {
         match in_time(&self.stop, self.end, conversion::events(&cluster, &resource, events)).await {
             Some(Ok(events)) => self.events(&events),
             Some(Err(status)) => self.broken(&status),
-            None => Bytes::new(),
+            // What was to be told is not: whoever goes on does so from before it.
+            None => {
+                self.ended = true;
+                Bytes::new()
+            }
         }
     }
 

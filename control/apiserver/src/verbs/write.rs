@@ -22,7 +22,7 @@ use crate::conversion;
 use crate::identity::new_uuid;
 use crate::request::call::Call;
 use crate::request::negotiate::Form;
-use crate::request::options::WriteOptions;
+use crate::request::options::{Admitted, WriteOptions};
 use crate::store::{Seen, Store, object};
 
 /// A write under way.
@@ -95,7 +95,7 @@ impl Write<'_> {
             is_here: self.call.is_here,
             namespace: self.call.namespace(),
             subresource: self.subresource,
-            is_admitted: self.options.own || self.options.admitted,
+            is_admitted: self.options.own || matches!(self.options.admitted, Admitted::As(_)),
         }
     }
 

@@ -96,6 +96,60 @@ async fn who_acts_as_whom_and_who_is_refused_is_told() {
 }
 
 #[tokio::test]
+async fn nobody_hides_what_it_sends_or_why_it_failed() {
+    let policy = "{apiVersion: audit.k8s.io/v1, kind: Policy, omitStages: [RequestReceived], rules: [\
+        {level: Request, resources: [{group: '', resources: [configmaps]}]}, {level: Metadata}]}";
+    let (server, dir) = audited(policy).await;
+    let path = "/api/v1/namespaces/default/configmaps";
+    let make = async |body: String, headers: &[(&str, &str)]| {
+        let request = headers.iter().fold(Request::post(path), |request, (name, value)| request.header(*name, *value));
+        server.send(Some(admin()), request.body(Body::from(body)).expect("a request")).await.code
+    };
+    let json = ("content-type", "application/json");
+    // The server reads no encoding of requests.
+    assert_eq!(make(config_map("a", json!({})).to_string(), &[json, ("content-encoding", "gzip")]).await, 201);
+    let twice = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x", "uid": null}, "metadata": {"name": "b"}}"#;
+    assert_eq!(make(twice.to_owned(), &[json]).await, 201);
+    assert_eq!(
+        make(
+            "kind: ConfigMap\napiVersion: v1\nmetadata: {name: c}\n".to_owned(),
+            &[("content-type", "application/yaml")]
+        )
+        .await,
+        201
+    );
+    let protobuf = ("accept", "application/vnd.kubernetes.protobuf");
+    assert_eq!(make(config_map("a", json!({})).to_string(), &[json, protobuf]).await, 409);
+    let events = told(&server, &dir).await;
+    let made: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["objectRef"]["resource"] == "configmaps" && event["verb"] == "create")
+        .collect();
+    assert_eq!(made.len(), 4, "{events:#?}");
+    let names: Vec<&Value> = made.iter().map(|event| &event["objectRef"]["name"]).collect();
+    assert_eq!(names, ["a", "b", "c", "a"]);
+    assert!(made.iter().all(|event| event["requestObject"]["kind"] == "ConfigMap"), "{made:#?}");
+    assert_eq!(made[3]["responseStatus"]["reason"], "AlreadyExists");
+}
+
+#[tokio::test]
+async fn what_a_client_asked_for_that_left_is_told() {
+    let (server, dir) = audited(POLICY).await;
+    let path = "/api/v1/namespaces/default/configmaps";
+    let mut request = Request::post(path).header("content-type", "application/json");
+    request.extensions_mut().expect("a request").insert(admin());
+    // A body that does not end: the client leaves while it is read.
+    let body = Body::from_stream(futures::stream::pending::<Result<bytes::Bytes, std::convert::Infallible>>());
+    let request = request.body(body).expect("a request");
+    let mut asked = Box::pin(server.api.router().oneshot(request));
+    assert!(futures::poll!(&mut asked).is_pending());
+    drop(asked);
+    let events = told(&server, &dir).await;
+    let event = events.iter().find(|event| event["requestURI"] == path).expect("an event");
+    assert_eq!((&event["stage"], &event["responseStatus"]["code"]), (&json!("ResponseComplete"), &json!(499)));
+}
+
+#[tokio::test]
 async fn what_violates_what_its_namespace_only_has_audited_is_told() {
     let (server, dir) = audited("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}").await;
     let server = server.with_account().await;
@@ -110,6 +164,30 @@ async fn what_violates_what_its_namespace_only_has_audited_is_told() {
     assert_eq!(annotations["pod-security.kubernetes.io/enforce-policy"], "privileged:latest");
     let why = annotations["pod-security.kubernetes.io/audit-violations"].as_str().expect("why");
     assert!(why.starts_with("would violate PodSecurity \"restricted:latest\""), "{why}");
+}
+
+#[tokio::test]
+async fn what_admission_policies_say_is_told() {
+    let (server, dir) = audited("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}").await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let rules =
+        json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}]);
+    let spec = json!({
+        "matchConstraints": {"resourceRules": rules},
+        "validations": [{"expression": "false", "message": "never"}],
+        "auditAnnotations": [{"key": "name", "valueExpression": "string(object.metadata.name)"}],
+    });
+    let policy = json!({"metadata": {"name": "p"}, "spec": spec});
+    server.make(&format!("{group}/validatingadmissionpolicies"), policy).await;
+    let binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Audit"]}});
+    server.make(&format!("{group}/validatingadmissionpolicybindings"), binding).await;
+    server.make("/api/v1/namespaces/default/configmaps", config_map("a", json!({}))).await;
+    let events = told(&server, &dir).await;
+    let made = events.iter().rfind(|event| event["objectRef"]["resource"] == "configmaps").expect("the map's");
+    assert_eq!(made["annotations"]["p/name"], "a");
+    let failures = made["annotations"]["validation.policy.admission.k8s.io/validation_failure"].as_str();
+    let failures: Value = serde_json::from_str(failures.expect("the failure")).expect("JSON");
+    assert_eq!((&failures[0]["message"], &failures[0]["policy"]), (&json!("never"), &json!("p")));
 }
 
 #[tokio::test]

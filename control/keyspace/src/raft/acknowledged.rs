@@ -42,9 +42,12 @@ impl Acknowledged {
         true
     }
 
-    /// Who has lost something, to this member's knowledge.
-    pub fn lost(&self) -> Vec<MemberId> {
-        self.0.lock().iter().filter(|(_, known)| known.lost).map(|(member, _)| *member).collect()
+    /// Who has lost something, to this member's knowledge. Whoever is in the group no more is forgotten: its number never comes back,
+    /// and nothing is left to be done about it.
+    pub fn lost(&self, is_member: impl Fn(MemberId) -> bool) -> Vec<MemberId> {
+        let mut all = self.0.lock();
+        all.retain(|member, _| is_member(*member));
+        all.iter().filter(|(_, known)| known.lost).map(|(member, _)| *member).collect()
     }
 }
 
@@ -70,10 +73,22 @@ mod tests {
         assert!(!all.is_lost(2, &first, 11), "it is behind");
         assert!(!all.is_lost(3, &first, 5), "it has acknowledged nothing");
         assert!(!all.is_lost(2, &next, 5), "another may have led meanwhile");
-        assert_eq!(all.lost(), Vec::<MemberId>::new());
+        assert_eq!(all.lost(|_| true), Vec::<MemberId>::new());
         assert!(all.is_lost(2, &first, 10));
-        assert_eq!(all.lost(), [2]);
+        assert_eq!(all.lost(|_| true), [2]);
         all.note(2, &next, 3);
-        assert_eq!(all.lost(), Vec::<MemberId>::new(), "it was sent everything again");
+        assert_eq!(all.lost(|_| true), Vec::<MemberId>::new(), "it was sent everything again");
+    }
+
+    #[test]
+    fn whoever_was_removed_is_no_alarm_any_more() {
+        let vote = Vote { leader_id: LeaderId { term: 1, node_id: 1 }, committed: true };
+        let all = Acknowledged::default();
+        for member in [2, 3] {
+            all.note(member, &vote, 10);
+            assert!(all.is_lost(member, &vote, 10));
+        }
+        assert_eq!(all.lost(|member| member != 2), [3]);
+        assert_eq!(all.0.lock().len(), 1, "nor is it remembered");
     }
 }

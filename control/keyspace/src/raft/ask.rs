@@ -19,6 +19,7 @@ use super::network::{Answer, Call, TransportError};
 use super::types::{MemberId, Transaction};
 use super::{GROWTH_AT_QUOTA, Member, ROOM_TIMEOUT, SMALL_BYTES};
 use crate::NoRoom;
+use crate::formats::Formats;
 use crate::record::{Op, Record, Revision};
 use crate::renewals::Renewal;
 use crate::state::{GuardFailed, Outcome, State};
@@ -80,6 +81,13 @@ pub enum Change {
     },
     /// These go.
     Remove(BTreeSet<MemberId>),
+    /// A member ends for a while and begins anew, with a program that understands these versions of the log's entries.
+    BeginAnew {
+        /// Who.
+        member: MemberId,
+        /// Which.
+        formats: Formats,
+    },
 }
 
 /// What a leader did.
@@ -171,7 +179,10 @@ impl Member {
                 }
                 told
             }
-            Err(TransportError::Unreachable(_)) => Err(Refusal::NotLeader(None)),
+            Err(TransportError::Unreachable(_)) => {
+                self.machine().found.nobody_at(leader, address);
+                Err(Refusal::NotLeader(None))
+            }
             Ok(_) => Err(Refusal::Unknown),
             Err(error @ TransportError::Failed { .. }) => {
                 tracing::warn!(%error, "what was forwarded to the leader has no known outcome");

@@ -1056,6 +1056,28 @@ mod tests {
         }
     }
 
+    /// It answered elsewhere while nobody led, and has gone back to where the group knows it to be.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_was_found_elsewhere_and_is_back_is_reached_where_the_group_knows_it_to_be() {
+        let authority = Authority::new();
+        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let members = three_in(&authority, &dirs).await;
+        let (first, second) = (&members[0].0, &members[1].0);
+        for (member, other) in [(first, 3), (second, 1)] {
+            let known = member.0.member.address_of(other).unwrap();
+            member.0.machine.found.note(other, known, "127.0.0.1:1".to_owned());
+        }
+        // The leader's entries, and what is forwarded to it.
+        let value = Value { bytes: "x".into(), revision_at: 1 };
+        let put = Op::Put { key: Key::new("things", "a"), value, guard: Guard::None };
+        let done = second.transact(vec![put]).await.unwrap().revision;
+        let reached = async || members[2].0.get("things", "a").filter(|record| record.revision == done).map(drop);
+        until("the third has it", reached).await;
+        for (member, _) in members.into_iter().rev() {
+            member.shutdown().await;
+        }
+    }
+
     fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
         for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
             let to = to.join(entry.file_name());

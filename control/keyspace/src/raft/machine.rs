@@ -4,7 +4,7 @@
 //! Who reads takes the state's lock only to clone a root; who applies holds it for a few hundred entries at most. An
 //! answer goes out after the lock is released and watchers are woken, so whoever got it finds what it did.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::codec::{self, Head};
+use super::found::Found;
 use super::snapshot::{Content, SnapshotData};
 use super::types::{LogId, MemberId, Reply, SnapshotMeta, Stored, TypeConfig};
 use crate::checkpoint::{Checkpoint, Loaded};
@@ -69,8 +70,8 @@ pub struct Machine {
     /// Held by who writes to the history. Whether the last attempt failed, which is said once.
     history_failed: Mutex<bool>,
     history_readers: Arc<Semaphore>,
-    /// Members that were found elsewhere than where the group knew them to be: where that was, and where they are.
-    found: Mutex<BTreeMap<MemberId, (String, String)>>,
+    /// Members that were found elsewhere than where the group knew them to be.
+    pub found: Found,
 }
 
 impl Machine {
@@ -101,7 +102,7 @@ impl Machine {
             paced: Notify::new(),
             history_failed: Mutex::new(false),
             history_readers: Arc::new(Semaphore::new(HISTORY_READERS)),
-            found: Mutex::default(),
+            found: Found::default(),
         }))
     }
 
@@ -118,17 +119,6 @@ impl Machine {
     /// Where `member` is reached, by the membership that was applied last; `None` before it is in one.
     pub fn address_of(&self, member: MemberId) -> Option<String> {
         self.head.lock().membership.membership().get_node(&member).map(|node| node.addr.clone())
-    }
-
-    /// Where `member` was found, unless the group knows it to be elsewhere by now than at `known`.
-    pub fn found_at(&self, member: MemberId, known: &str) -> Option<String> {
-        let found = self.found.lock();
-        found.get(&member).filter(|(before, _)| before == known).map(|(_, at)| at.clone())
-    }
-
-    /// Notes that `member`, which the group knows to be at `known`, was found `at` another address.
-    pub fn note_found(&self, member: MemberId, known: String, at: String) {
-        self.found.lock().insert(member, (known, at));
     }
 
     /// Index of the last entry in the checkpoint.
@@ -172,6 +162,8 @@ impl Machine {
                     }
                     EntryPayload::Membership(membership) => {
                         head.membership = StoredMembership::new(Some(entry.log_id), membership);
+                        let known = head.membership.membership();
+                        self.found.told(|member| known.get_node(&member).map(|node| node.addr.as_str()));
                         state.skip(revision);
                         None
                     }
@@ -486,7 +478,10 @@ impl RaftStateMachine<TypeConfig> for Applier {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
         let head = Head { applied: meta.last_log_id, membership: meta.last_membership.clone() };
-        self.0.install(head, snapshot).await
+        self.0.install(head, snapshot).await?;
+        // Who was where in between is not known.
+        self.0.found.forget();
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<RaftSnapshot>, io::Error> {

@@ -23,8 +23,9 @@ use super::Member;
 use super::ask::{Ask, Change, Refusal, Told};
 use super::network::{Answer, Answering, Call};
 use super::types::{MemberId, Transaction, TypeConfig};
-use crate::formats;
+use crate::formats::{self, Formats};
 use crate::group::{self, Lead, MemberStatus, Number, Role};
+use crate::host;
 use crate::record::Revision;
 
 /// Most voters: each further one makes every write wait for one more disk.
@@ -43,6 +44,8 @@ pub const LOOKS_AFTER: Duration = Duration::from_secs(3);
 const BEHIND_MAX: u64 = 256;
 /// How long whoever is asked which process it is may take.
 const PROCESS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a removal waits for those who are left to say that they have what is kept beside the log.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// How long a leader waits for the one that it hands over to.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -136,7 +139,7 @@ impl Member {
     /// Where `member` is reached: where it was found, as long as the group knows nothing newer.
     pub fn reached_at(&self, member: MemberId) -> Option<String> {
         let known = self.address_of(member)?;
-        Some(self.machine().found_at(member, &known).unwrap_or(known))
+        Some(self.machine().found.at(member, &known).unwrap_or(known))
     }
 
     /// Who answers as `member` at `address`.
@@ -155,7 +158,7 @@ impl Member {
         let is_found = matches!(asked, (Answering::Nobody, Answering::Process(_)));
         if is_found {
             tracing::info!(member, address, "found where it was not known to be");
-            self.machine().note_found(member, known, address.to_owned());
+            self.machine().found.note(member, known, address.to_owned());
         }
         is_found
     }
@@ -281,6 +284,7 @@ impl Member {
             match change {
                 Change::Announce { member: announced, address } => member.announced(announced, address).await,
                 Change::Remove(members) => member.remove(&members).await,
+                Change::BeginAnew { member: beginning, formats } => member.let_begin_anew(beginning, formats).await,
             }
         });
         changing.await.unwrap_or(Err(Refusal::Unknown))
@@ -389,12 +393,18 @@ impl Member {
                     let learners: BTreeSet<MemberId> = left.difference(&view.voters).copied().collect();
                     let none = || Refusal::Refused("no member that is left can lead now: try again in a moment".into());
                     let successor = learners.last().copied().ok_or_else(none)?;
+                    self.count(&view.voters.union(&learners).copied().collect(), &learners).await?;
                     self.change_members(ChangeMembers::AddVoterIds(learners)).await?;
                     successor
                 }
             };
             self.transfer(successor).await;
             return Err(Refusal::NotLeader(Some(successor)));
+        }
+        if left != view.voters {
+            // What those have who are away already is no more by waiting.
+            let nobody = BTreeSet::new();
+            self.count(&left, if members.is_disjoint(&view.up) { &nobody } else { &left }).await?;
         }
         // From the next step on whoever leads finishes it. It is also what a full disk refuses.
         let marks = group::mark_leaving(&self.machine().state.read(), &members);
@@ -415,6 +425,53 @@ impl Member {
         self.forget(&absent.union(&members).copied().collect()).await
     }
 
+    /// Lets a member end and begin anew, when the others are a majority that has everything, and nobody else is on the way.
+    async fn let_begin_anew(&self, beginning: MemberId, formats: Formats) -> Result<(), Refusal> {
+        self.all_others(beginning).await.map_err(Refusal::Refused)?;
+        let ops = group::let_begin_anew(&self.machine().state.read(), beginning, formats).map_err(Refusal::Refused)?;
+        match self.write(Transaction::new(ops)).await? {
+            Told::Written(_, Ok(_)) => Ok(()),
+            _ => {
+                let others = group::beginning_anew(&self.machine().state.read(), beginning);
+                Err(match others.first() {
+                    Some(other) => Refusal::Refused(format!("member {other} is beginning anew, and is not back yet")),
+                    // What it depends on changed meanwhile; it is asked again.
+                    None => Refusal::NotLeader(None),
+                })
+            }
+        }
+    }
+
+    /// Waits until all voters but `not` were heard of after this was called and have what the log holds now, and no longer than after
+    /// which whoever is silent is down; an error says who does not. Of three, two go on without the third, but not without two.
+    async fn all_others(&self, not: MemberId) -> Result<(), String> {
+        let (last, asked) = (self.raft().metrics().borrow_watched().last_log_index, host::now());
+        let others: Vec<MemberId> =
+            self.view().voters.into_iter().filter(|voter| ![not, self.id()].contains(voter)).collect();
+        let is_heard = move |raft: &openraft::RaftMetrics<TypeConfig>, other: &MemberId| {
+            let heard = raft.heartbeat.as_ref().and_then(|all| all.get(other)?.as_ref().map(|at| at.elapsed()));
+            heard.is_some_and(|heard| heard <= asked.elapsed())
+        };
+        let has_all = move |raft: &openraft::RaftMetrics<TypeConfig>, other: &MemberId| {
+            raft.replication.as_ref().and_then(|all| all.get(other)?.as_ref().map(|id| id.index)) >= last
+        };
+        let all = others.clone();
+        let are_well = move |raft: &openraft::RaftMetrics<TypeConfig>| {
+            all.iter().all(|other| is_heard(raft, other) && has_all(raft, other))
+        };
+        if self.raft().wait(Some(self.up_within())).metrics(are_well, "all others are well").await.is_ok() {
+            return Ok(());
+        }
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched().clone();
+        let why = others.iter().find_map(|other| match (is_heard(&metrics, other), has_all(&metrics, other)) {
+            (false, _) => Some(format!("member {other} cannot be reached, and the others need this one")),
+            (true, false) => Some(format!("member {other} does not have everything yet that the others have")),
+            (true, true) => None,
+        });
+        why.map_or(Ok(()), Err)
+    }
+
     /// Waits until everybody was heard of in this term, and no longer than after which those who were not are down: whoever has
     /// just begun to lead has heard of nobody.
     async fn hear_all(&self) {
@@ -432,7 +489,9 @@ impl Member {
     pub fn tend(self: &Arc<Self>) {
         let Ok(one) = self.changing().clone().try_lock_owned() else { return };
         let is_unfinished = self.is_joint() || !self.half_removed().is_empty();
-        if !is_unfinished && self.view().promotable().is_empty() {
+        let view = self.view();
+        let is_counted = group::is_counted(&self.machine().state.read(), &view.voters);
+        if !is_unfinished && is_counted && view.promotable().is_empty() {
             return;
         }
         let member = self.clone();
@@ -480,16 +539,55 @@ impl Member {
         None
     }
 
-    /// Makes voters of learners that are ready, if that gives an odd number.
+    /// Makes voters of learners that are ready, if that gives an odd number, and they say that they have everything; what is waited for
+    /// comes with the next look. Where there are none the voters are those who count.
     async fn promote(&self) {
-        let promotable = self.view().promotable();
-        if promotable.is_empty() {
+        let view = self.view();
+        let promotable = view.promotable();
+        let voters = view.voters.union(&promotable).copied().collect();
+        if let Err(error) = self.say_who_counts(&voters, &promotable).await {
+            tracing::debug!(?error, ?voters, "say who is to count; it is tried again");
+            return;
+        }
+        if promotable.is_empty() || !group::asked(&self.machine().state.read(), &promotable).is_empty() {
             return;
         }
         match self.change_members(ChangeMembers::AddVoterIds(promotable.clone())).await {
             Ok(()) => tracing::info!(members = ?promotable, "they are voters now"),
             Err(error) => tracing::warn!(?error, members = ?promotable, "make them voters; it is tried again"),
         }
+    }
+
+    /// Has `voters` count for what is kept beside the log, before they are the voters, and asks those of `asked` whether they have it.
+    async fn say_who_counts(&self, voters: &BTreeSet<MemberId>, asked: &BTreeSet<MemberId>) -> Result<(), Refusal> {
+        let ops = group::count(&self.machine().state.read(), voters, asked);
+        if ops.is_empty() {
+            return Ok(());
+        }
+        match self.write(Transaction::new(ops)).await? {
+            Told::Written(_, Ok(_)) => Ok(()),
+            // One of them has said something meanwhile; it is asked again.
+            _ => Err(Refusal::NotLeader(None)),
+        }
+    }
+
+    /// The same, and waits until most of `voters` have what is kept beside the log: what was on a majority before is on one of them.
+    async fn count(&self, voters: &BTreeSet<MemberId>, asked: &BTreeSet<MemberId>) -> Result<(), Refusal> {
+        self.say_who_counts(voters, asked).await?;
+        let mut applied = self.machine().applied.subscribe();
+        let lacking = || group::asked(&self.machine().state.read(), asked);
+        let answered = async {
+            // What was applied before the first look is in it.
+            while lacking().len() * 2 >= voters.len() && applied.changed().await.is_ok() {}
+        };
+        if tokio::time::timeout(ANSWERS_WITHIN, answered).await.is_ok() {
+            return Ok(());
+        }
+        let lacking: Vec<String> = lacking().iter().map(MemberId::to_string).collect();
+        Err(Refusal::Refused(format!(
+            "of those that would be left, member {} does not have all images yet: try again in a moment",
+            lacking.join(" and member ")
+        )))
     }
 
     /// Raises the version of the entries that is in use to what all members understand.

@@ -6,6 +6,7 @@
 mod acknowledged;
 mod ask;
 mod codec;
+mod found;
 mod greetings;
 mod hub;
 mod link;
@@ -339,9 +340,12 @@ impl Member {
         self.called.lock().get(&member).map(Instant::elapsed)
     }
 
-    /// Who lacks what it has acknowledged to this member, which leads.
+    /// Who of the group lacks what it has acknowledged to this member, which leads.
     pub fn lost(&self) -> Vec<MemberId> {
-        if self.leading().is_some() { self.acknowledged.lost() } else { Vec::new() }
+        match self.leading() {
+            Some(_) => self.acknowledged.lost(|member| self.address_of(member).is_some()),
+            None => Vec::new(),
+        }
     }
 
     /// Notes that another member has said that this one was removed.

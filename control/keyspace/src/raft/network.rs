@@ -259,7 +259,7 @@ impl Peer {
     /// Where it is now, as far as is known.
     fn address(&self) -> String {
         let known = self.machine.address_of(self.to).unwrap_or_else(|| self.address.clone());
-        self.machine.found_at(self.to, &known).unwrap_or(known)
+        self.machine.found.at(self.to, &known).unwrap_or(known)
     }
 
     async fn call(&self, call: Call, option: &RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
@@ -268,13 +268,17 @@ impl Peer {
             _ => 0,
         };
         let deadline = option.soft_ttl() + Duration::from_millis(bytes * 1000 / LINK_BYTES_PER_SECOND);
-        let call = self.transport.call(self.to, &self.address(), call);
+        let address = self.address();
+        let call = self.transport.call(self.to, &address, call);
         match tokio::time::timeout(deadline, call).await {
             Ok(Ok(answer)) => {
                 self.heard.lock().insert(self.to, host::now());
                 Ok(answer)
             }
-            Ok(Err(error @ TransportError::Unreachable(_))) => Err(Unreachable::new(&error).into()),
+            Ok(Err(error @ TransportError::Unreachable(_))) => {
+                self.machine.found.nobody_at(self.to, &address);
+                Err(Unreachable::new(&error).into())
+            }
             Ok(Err(error @ TransportError::Failed { .. })) => Err(NetworkError::new(&error).into()),
             Err(elapsed) => Err(NetworkError::new(&elapsed).into()),
         }

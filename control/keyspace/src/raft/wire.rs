@@ -19,6 +19,7 @@ use super::network::{Answer, Call, TransportError};
 use super::snapshot::Parts;
 use super::types::{Entry, LeaderId, MemberId, SnapshotMeta, Transaction, Vote};
 use crate::NoRoom;
+use crate::formats::Formats;
 use crate::record::{Committed, Guard, Op, Record, Revision};
 use crate::renewals::Renewal;
 use crate::state::GuardFailed;
@@ -80,6 +81,10 @@ enum WireCall<'a> {
         name: &'a str,
     },
     Process,
+    BeginAnew {
+        member: MemberId,
+        formats: Formats,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -187,6 +192,9 @@ pub fn call(call: &Call) -> Vec<u8> {
             (WireCall::Announce { member: *member, address }, address.len() + 16)
         }
         Call::Ask(Ask::Change(Change::Remove(members))) => (WireCall::Remove(members.iter().copied().collect()), 64),
+        Call::Ask(Ask::Change(Change::BeginAnew { member, formats })) => {
+            (WireCall::BeginAnew { member: *member, formats: *formats }, 32)
+        }
         Call::Ask(Ask::Renew(renewal)) => {
             let Renewal { key, revision, value } = renewal.clone();
             let put = Op::Put { key, value, guard: Guard::None };
@@ -250,6 +258,7 @@ pub fn incoming(bytes: &Bytes) -> io::Result<Incoming> {
             Call::Ask(Ask::Renewed { collection: collection.into(), of: Renewed::After(name.into()) })
         }
         WireCall::Remove(members) => Call::Ask(Ask::Change(Change::Remove(BTreeSet::from_iter(members)))),
+        WireCall::BeginAnew { member, formats } => Call::Ask(Ask::Change(Change::BeginAnew { member, formats })),
         WireCall::Snapshot { vote: by, head } => {
             let head = codec::head(head.0)?;
             let meta = SnapshotMeta { last_log_id: head.applied, last_membership: head.membership };
@@ -502,6 +511,7 @@ mod tests {
             Call::Ask(Ask::Renewed { collection: "things".into(), of: Renewed::All }),
             Call::Ask(Ask::Renewed { collection: "things".into(), of: Renewed::After("a".into()) }),
             Call::Ask(Ask::Process),
+            Call::Ask(Ask::Change(Change::BeginAnew { member: 4, formats: Formats { oldest: 2, newest: 3 } })),
         ]
     }
 
@@ -565,7 +575,7 @@ mod tests {
         fn any_bytes_are_read_or_refused(
             bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
             at in proptest::prelude::any::<proptest::sample::Index>(),
-            which in 0..13_usize,
+            which in 0..14_usize,
         ) {
             let asked = transaction();
             let bytes = Bytes::from(bytes);

@@ -8,7 +8,9 @@ mod replicas;
 use std::sync::Once;
 
 use axum::Router;
-use coracle_registry::{Catalog, CatalogError, Change, Config, Entry, Only, Registry, Replica, Replicas, To};
+use coracle_registry::{
+    Catalog, CatalogError, Change, Config, Electorate, Entry, Only, Registry, Replica, Replicas, To,
+};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 

@@ -1,15 +1,15 @@
 //! A catalog in memory, which several registries may share, and a registry that is alone with one.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
 use futures::future::{BoxFuture, FutureExt};
 use http::{Request, Response};
 use tokio::sync::Notify;
 
-use super::{Catalog, CatalogError, Change, Config, Entry, Only, Registry, Replica, Replicas, To};
+use super::{Catalog, CatalogError, Change, Config, Electorate, Entry, Only, Registry, Replica, Replicas, To};
 
 type Entries = (u64, BTreeMap<String, Entry>);
 
@@ -25,6 +25,9 @@ pub struct Memory {
 struct Shared {
     entries: Mutex<Entries>,
     changed: Notify,
+    electorate: AtomicU64,
+    /// Happens before the next change that is counted.
+    before: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Memory {
@@ -32,6 +35,17 @@ impl Memory {
     pub fn beside(&self) -> Memory {
         let seen = self.shared.entries.lock().unwrap().clone();
         Memory { shared: self.shared.clone(), seen: Mutex::new(seen) }
+    }
+
+    /// The version of who counts.
+    pub fn electorate(&self) -> u64 {
+        self.shared.electorate.load(Ordering::SeqCst)
+    }
+
+    /// Others count from the next change on that is counted: `now` they do.
+    #[allow(dead_code, reason = "only tests of several servers have others")]
+    pub fn recount(&self, now: impl FnOnce() + Send + 'static) {
+        *self.shared.before.lock().unwrap() = Some(Box::new(now));
     }
 
     fn see(&self) {
@@ -62,7 +76,16 @@ impl Catalog for Memory {
         all.take(most).cloned().collect()
     }
 
-    fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), CatalogError>> {
+    fn change(&self, changes: Vec<Change>, counted: Option<u64>) -> BoxFuture<'_, Result<(), CatalogError>> {
+        if let Some(counted) = counted {
+            if let Some(now) = self.shared.before.lock().unwrap().take() {
+                now();
+                self.shared.electorate.fetch_add(1, Ordering::SeqCst);
+            }
+            if counted != self.electorate() {
+                return std::future::ready(Err(CatalogError::Recounted)).boxed();
+            }
+        }
         let mut entries = self.shared.entries.lock().unwrap();
         let version = |entries: &BTreeMap<String, Entry>, key: &str| entries.get(key).map(|entry| entry.version);
         let holds = changes.iter().all(|change| match change.only {
@@ -106,7 +129,11 @@ struct Alone;
 
 impl Replicas for Alone {
     fn members(&self) -> Vec<Replica> {
-        vec![Replica { member: 1, votes: true, own: true }]
+        vec![Replica { member: 1, own: true }]
+    }
+
+    fn electorate(&self) -> Electorate {
+        Electorate { sets: vec![[1].into()], version: 0 }
     }
 
     fn call(&self, to: u64, _: Request<Body>) -> BoxFuture<'static, std::io::Result<Response<Body>>> {

@@ -1,8 +1,8 @@
 //! Three registries that share a catalog: what one is given all serve, with one of them dead, full, lying or late.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
-use coracle_registry::{Caller, Config, Registry, Replica, Replicas, peers_router};
+use coracle_registry::{Caller, Config, Electorate, Registry, Replica, Replicas, peers_router};
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{self, StreamExt as _};
 use http::{Method, Request, Response, StatusCode};
@@ -49,6 +49,8 @@ struct Net {
     routers: Mutex<HashMap<u64, Router>>,
     faults: Mutex<HashMap<u64, Fault>>,
     learners: Mutex<HashSet<u64>>,
+    /// Who is to count next.
+    next: Mutex<Option<BTreeSet<u64>>>,
     unanswered: AtomicUsize,
 }
 
@@ -68,13 +70,21 @@ impl Net {
 
 struct Port {
     net: Arc<Net>,
+    catalog: Arc<Memory>,
     own: u64,
 }
 
 impl Replicas for Port {
     fn members(&self) -> Vec<Replica> {
+        (1..=3).map(|member| Replica { member, own: member == self.own }).collect()
+    }
+
+    fn electorate(&self) -> Electorate {
         let learners = self.net.learners.lock().unwrap();
-        (1..=3).map(|member| Replica { member, votes: !learners.contains(&member), own: member == self.own }).collect()
+        let voters = (1..=3).filter(|member| !learners.contains(member)).collect();
+        let mut sets = vec![voters];
+        sets.extend(self.net.next.lock().unwrap().clone());
+        Electorate { sets, version: self.catalog.electorate() }
     }
 
     fn call(&self, to: u64, mut request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>> {
@@ -129,6 +139,7 @@ struct Server {
 
 struct Group {
     net: Arc<Net>,
+    catalog: Memory,
     servers: Vec<Server>,
 }
 
@@ -143,14 +154,15 @@ impl Group {
             let dir = tempfile::tempdir().unwrap();
             let mut config = Config::new(dir.path());
             change(own, &mut config);
-            let port = Port { net: net.clone(), own };
-            let registry = Registry::open(config, Arc::new(catalog.beside()), Arc::new(port)).unwrap();
+            let beside = Arc::new(catalog.beside());
+            let port = Port { net: net.clone(), catalog: beside.clone(), own };
+            let registry = Registry::open(config, beside, Arc::new(port)).unwrap();
             net.routers.lock().unwrap().insert(own, peers_router(registry.clone()));
             let router = coracle_registry::router(registry.clone());
             Server { dir, registry, router }
         });
         let servers = servers.collect();
-        Group { net, servers }
+        Group { net, catalog, servers }
     }
 
     fn server(&self, member: u64) -> &Server {
@@ -312,6 +324,42 @@ async fn without_a_majority_a_push_is_refused_and_the_next_one_succeeds() {
     assert_eq!(group.push(3, content(4)).await.0, StatusCode::SERVICE_UNAVAILABLE);
 }
 
+/// Two join the one that there is: what is pushed meanwhile is on a majority of the three before it is acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pushed_while_others_begin_to_count_is_held_by_a_majority_of_them() {
+    let group = Group::new();
+    group.net.learners.lock().unwrap().extend([2, 3]);
+    group.net.set(3, Fault::Down);
+    let (status, why) = group.push(1, content(31)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    assert_eq!(group.holders(&digest(&content(31))), [1]);
+    // It was asked of the one, and is to be named when two more are to count.
+    for (seed, name) in [(32, None), (33, Some("/v2/app/manifests/v1"))] {
+        *group.net.next.lock().unwrap() = None;
+        let net = group.net.clone();
+        group.catalog.recount(move || *net.next.lock().unwrap() = Some([1, 2, 3].into()));
+        let pushed = match name {
+            None => {
+                let (status, why) = group.push(1, content(seed)).await;
+                assert_eq!(status, StatusCode::CREATED, "{why}");
+                digest(&content(seed))
+            }
+            Some(path) => {
+                let manifest =
+                    json!({"schemaVersion": 2, "config": {"digest": digest(&content(31))}, "layers": []}).to_string();
+                let (status, _) = group.server(1).send(Method::PUT, path, manifest.clone().into_bytes()).await;
+                assert_eq!(status, StatusCode::CREATED);
+                digest(manifest.as_bytes())
+            }
+        };
+        assert_eq!(group.holders(&pushed), [1, 2]);
+    }
+    // Nor without them.
+    group.net.set(2, Fault::Down);
+    let (status, why) = group.push(1, content(34)).await;
+    assert!(status == StatusCode::SERVICE_UNAVAILABLE && why.contains("1 of 2 servers"), "{status} {why}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_of_one_is_no_reason_and_of_a_majority_is_said() {
     let group = Group::with(|member, config| {
@@ -424,6 +472,112 @@ async fn what_a_disk_has_changed_is_found_before_anybody_asks_and_told() {
     group.net.set(2, None);
     assert_eq!(first.registry.complete().await, Ok(()));
     assert_eq!(first.registry.alarms().len(), 1);
+}
+
+/// Has the disk of a server not give what is at `path`, until what this gives is called: the system answers whoever reads the
+/// beginning of a process's memory as it answers for a bad sector.
+fn unreadable(path: &Path) -> impl FnOnce() + use<> {
+    let (path, kept) = (path.to_owned(), path.with_extension("kept"));
+    std::fs::rename(&path, &kept).unwrap();
+    std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+    let error = std::fs::read(&path).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{error}");
+    move || std::fs::rename(&kept, &path).unwrap()
+}
+
+#[tokio::test]
+async fn what_a_disk_does_not_give_for_a_while_is_not_damaged_and_keeps_no_round_from_going_on() {
+    let group = Group::new();
+    for seed in [23, 24, 25] {
+        let (status, why) = group.push(1, content(seed)).await;
+        assert_eq!(status, StatusCode::CREATED, "{why}");
+    }
+    let first = group.server(1);
+    let readable = unreadable(&first.path(&digest(&content(24))));
+    group.net.set(2, Fault::Down);
+    group.net.set(3, Fault::Down);
+    let round = first.registry.scrub_once(u64::MAX).await.unwrap();
+    assert_eq!((round.read, round.damaged, round.unread), (2, 0, 1));
+    assert!(!first.dir.path().join("damaged").exists());
+    let alarms = first.registry.alarms();
+    assert!(alarms.len() == 1 && alarms[0].contains("did not give 1 contents"), "{alarms:?}");
+    // Nobody is told that it is not there, but who would push it.
+    let path = format!("/v2/app/blobs/{}", digest(&content(24)));
+    assert_eq!(first.send(Method::HEAD, &path, Vec::new()).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    readable();
+    let round = first.registry.scrub_once(u64::MAX).await.unwrap();
+    assert_eq!((round.read, round.damaged, round.unread), (3, 0, 0));
+    assert!(std::fs::read(first.path(&digest(&content(24)))).unwrap() == content(24));
+    assert_eq!(first.registry.alarms(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_a_disk_does_not_give_any_more_comes_from_another_server() {
+    let group = Group::new();
+    let (status, why) = group.push(1, content(26)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    let blob = digest(&content(26));
+    until("all have it", || group.holders(&blob) == [1, 2, 3]).await;
+    let first = group.server(1);
+    let is_whole = |member: u64| std::fs::read(group.server(member).path(&blob)).is_ok_and(|is| is == content(26));
+    // Read by the round, asked for by a client, pulled, and asked by another server to hold it.
+    drop(unreadable(&first.path(&blob)));
+    assert_eq!(first.registry.scrub_once(u64::MAX).await.unwrap().unread, 1);
+    assert!(is_whole(1));
+    drop(unreadable(&first.path(&blob)));
+    let path = format!("/v2/app/blobs/{blob}");
+    assert_eq!(first.send(Method::HEAD, &path, Vec::new()).await.0, StatusCode::OK);
+    assert!(is_whole(1));
+    drop(unreadable(&first.path(&blob)));
+    let request = Request::get(&path).body(Body::empty()).unwrap();
+    let answer = first.router.clone().oneshot(request).await.unwrap();
+    assert!(answer.into_body().collect().await.is_err(), "it breaks off");
+    until("it came", || is_whole(1)).await;
+    for member in [2, 3] {
+        drop(unreadable(&group.server(member).path(&blob)));
+    }
+    let (status, why) = group.push(1, content(26)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    until("the others have it again", || is_whole(2) && is_whole(3)).await;
+    assert!((1..=3).all(|member| !group.server(member).dir.path().join("damaged").exists()));
+}
+
+#[tokio::test]
+async fn what_is_damaged_lies_aside_until_a_whole_one_is_here() {
+    let group = Group::new();
+    let (status, why) = group.push(1, content(28)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    let blob = digest(&content(28));
+    let manifest = json!({"schemaVersion": 2, "config": {"digest": blob}, "layers": []}).to_string();
+    let first = group.server(1);
+    assert_eq!(first.send(Method::PUT, "/v2/app/manifests/v1", manifest.into_bytes()).await.0, StatusCode::CREATED);
+    until("all have it", || group.holders(&blob) == [1, 2, 3]).await;
+    for other in [2, 3] {
+        group.net.set(other, Fault::Down);
+    }
+    let mut bytes = content(28);
+    bytes[LENGTH / 2] ^= 1;
+    std::fs::write(first.path(&blob), &bytes).unwrap();
+    assert_eq!(first.registry.scrub_once(u64::MAX).await.unwrap().damaged, 1);
+    let aside = first.dir.path().join("damaged").join(blob.strip_prefix("sha256:").unwrap());
+    first.registry.collect_garbage(Duration::ZERO).await.unwrap();
+    assert!(std::fs::read(&aside).unwrap() == bytes, "nobody else may have more of it");
+    group.net.set(2, None);
+    assert_eq!(first.registry.complete().await, Ok(()));
+    assert!(!aside.exists() && std::fs::read(first.path(&blob)).unwrap() == content(28));
+}
+
+#[tokio::test]
+async fn one_content_that_cannot_be_had_keeps_no_other_away() {
+    let group = Group::new();
+    let blobs = [group.push_without_third(29).await, group.push_without_third(30).await];
+    let third = group.server(3);
+    // The directory that it would be in is none.
+    let at = third.path(&blobs[0]);
+    std::fs::write(at.parent().unwrap(), "").unwrap();
+    let why = third.registry.complete().await.unwrap_err();
+    assert!(why.contains("cannot use its disk"), "{why}");
+    assert_eq!(group.holders(&blobs[1]), [1, 2, 3]);
 }
 
 /// A push may wait for minutes for another server to have what is large; who stops does not.

@@ -392,7 +392,7 @@ mod tests {
         };
         let catalog = crate::images::Images::new(keyspace.clone(), tokio_util::task::TaskTracker::new());
         let change = vec![named(format!("layer app {digest}"))];
-        coracle_registry::Catalog::change(&*catalog, change).await.unwrap();
+        coracle_registry::Catalog::change(&*catalog, change, None).await.unwrap();
         fs::write(registry.join(&places[1]), &blob).unwrap();
         let (code, whole) = ask(&router, &[crate::MASTERS], "").await;
         let contents = verify(&whole[..]).unwrap();

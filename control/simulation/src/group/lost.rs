@@ -48,5 +48,9 @@ async fn play() {
     assert!(!write(&leader, 11).await, "it makes no majority");
     world.start_again(witness).await;
     until(async || write(&leader, 12).await.then_some(())).await.expect("the two others go on again");
+    // Whoever was told has done what there is to be done.
+    let is_removed = async || leader.remove([loser].into()).await.ok();
+    until(is_removed).await.expect("it is removed");
+    assert_eq!(leader.alarms(), Vec::new());
     assert_eq!(*world.wrong.lock(), Vec::<String>::new());
 }

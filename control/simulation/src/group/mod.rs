@@ -10,6 +10,7 @@
 
 mod clients;
 mod lost;
+mod returns;
 mod storm;
 mod watches;
 

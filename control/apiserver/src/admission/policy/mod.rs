@@ -23,9 +23,9 @@ use serde_json::{Value, json};
 use super::is;
 use super::matching::Versioned;
 use super::review::Review;
-use crate::policies::{Action, Binding, Bound, Does, Policy, Program};
+use crate::policies::{Action, Binding, Bound, Configured, Does, Policy, Program};
 use crate::store::Seen;
-use params::Missing;
+use params::{Missing, Param};
 use validate::Refusal;
 
 /// What all policies of one request may cost together: ten bindings may cost all that one may.
@@ -34,17 +34,39 @@ const REQUEST_BUDGET: usize = 100_000_000;
 const ASKED_FOR: Duration = Duration::from_secs(10);
 /// Most failures that one annotation of a request tells (Kubernetes').
 const FAILURES_MAX: usize = 50;
+/// Most bytes of a message, which may show an expression, and of all that is told in the log of one request.
+const MESSAGE_BYTES_MAX: usize = 16 << 10;
+const TOLD_BYTES_MAX: usize = 256 << 10;
+/// What telling something takes beside its own bytes.
+const TOLD_BYTES: usize = 64;
 const FAILURES: &str = "validation.policy.admission.k8s.io/validation_failure";
+
+/// Units after which others have their turn: some milliseconds of a thread that many share.
+const TURN_COST: usize = 100_000;
+/// Bytes of an object that is read, or made, for one unit.
+const UNIT_BYTES: usize = 10;
 
 /// What a request has taken.
 struct Spent {
     cost: usize,
+    /// Since others had their turn.
+    turn: usize,
     since: Instant,
 }
 
 impl Spent {
     fn new() -> Spent {
-        Spent { cost: 0, since: Instant::now() }
+        Spent { cost: 0, turn: 0, since: Instant::now() }
+    }
+
+    /// Takes more; others have their turn after much.
+    async fn take(&mut self, cost: usize) {
+        self.cost += cost;
+        self.turn += cost;
+        if self.turn >= TURN_COST {
+            self.turn = 0;
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Why no further policy can be asked.
@@ -52,6 +74,15 @@ impl Spent {
         let is_over = self.cost >= REQUEST_BUDGET || self.since.elapsed() >= ASKED_FOR;
         is_over.then(|| "the admission policies of this request cost more than they may together".to_owned())
     }
+}
+
+/// No more of a message than may be told.
+fn told(mut message: String) -> String {
+    if message.len() > MESSAGE_BYTES_MAX {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+        message.push('…');
+    }
+    message
 }
 
 /// A version of the objects of a request, with the request as it is told of it.
@@ -117,7 +148,6 @@ struct Asked<'a> {
     binding: &'a Binding,
     program: &'a Program,
     version: Versioned,
-    params: Vec<Option<Value>>,
 }
 
 /// What is configured and cannot be carried out.
@@ -134,7 +164,7 @@ impl Wrong<'_> {
     }
 }
 
-/// Which policies are asked about a request, and with what.
+/// Which policies are asked about a request.
 async fn asked<'a>(
     review: &Review<'_>,
     policies: &'a [Bound],
@@ -169,30 +199,52 @@ async fn asked<'a>(
             }
         };
         for binding in bindings {
-            let matches = match &binding.matching {
-                Some(matching) => matching.matches(&subject, |_| labels.clone()).map(|found| found.is_some()),
-                None => Ok(true),
-            };
-            let outcome = match matches {
-                Ok(false) => continue,
-                Ok(true) => params::collect(review.at.cluster, policy, binding, review.namespace()).await,
-                Err(status) => Err(Missing::Wrong(status.message.clone())),
-            };
-            match outcome {
-                Ok(params) => {
-                    asked.push(Asked { policy, binding, program, version: version.clone(), params });
+            let matches = match (&binding.unreadable, &binding.matching) {
+                (Some(why), _) => Err(why.clone()),
+                (None, Some(matching)) => {
+                    let found = matching.matches(&subject, |_| labels.clone());
+                    found.map(|found| found.is_some()).map_err(|status| status.message.clone())
                 }
-                Err(Missing::Wrong(why)) => wrong.push(Wrong { policy, binding: Some(binding), why }),
-                Err(Missing::Failed(status)) => return Err(status),
+                (None, None) => Ok(true),
+            };
+            match matches {
+                Ok(false) => {}
+                Ok(true) => asked.push(Asked { policy, binding, program, version: version.clone() }),
+                Err(why) => wrong.push(Wrong { policy, binding: Some(binding), why }),
             }
         }
     }
     Ok((asked, wrong))
 }
 
+impl<'a> Asked<'a> {
+    /// What it is asked with; or why it cannot be asked.
+    async fn params(&self, review: &Review<'_>) -> Result<Result<Vec<Option<Param>>, Wrong<'a>>, Status> {
+        match params::collect(review.at.cluster, self.policy, self.binding, review.namespace()).await {
+            Ok(params) => Ok(Ok(params)),
+            Err(Missing::Wrong(why)) => Ok(Err(Wrong { policy: self.policy, binding: Some(self.binding), why })),
+            Err(Missing::Failed(status)) => Err(status),
+        }
+    }
+}
+
+/// One of what a policy is asked with.
+async fn read(review: &Review<'_>, param: Option<&Param>, spent: &mut Spent) -> Result<Option<Value>, Status> {
+    let Some(param) = param else { return Ok(None) };
+    spent.take(param.bytes() / UNIT_BYTES).await;
+    param.read(review.at.cluster).await.map(Some)
+}
+
 /// The namespace when one of these asks about it.
 async fn namespace_for(review: &Review<'_>, asked: &[Asked<'_>]) -> Result<Option<Value>, Status> {
     if asked.iter().any(|one| one.program.asks_namespace) { namespace(review).await } else { Ok(None) }
+}
+
+/// That it is known what is bound: what a binding would refuse that cannot be read nobody knows.
+pub(super) fn readable(review: &Review<'_>, policies: &Configured) -> Result<(), Status> {
+    let Some(binding) = policies.unreadable.first() else { return Ok(()) };
+    let (name, why) = (&binding.name, binding.unreadable.as_deref().unwrap_or_default());
+    Err(review.forbidden(format_args!("admission policies cannot be asked: binding '{name}': {why}")))
 }
 
 /// Asks the policies that validate.
@@ -205,14 +257,20 @@ pub(super) async fn validate(
     if policies.is_empty() {
         return Ok(());
     }
+    let mut spent = Spent::new();
     let (asked, wrong) = asked(review, policies, object, old).await?;
     let namespace = namespace_for(review, &asked).await?;
-    let (mut denied, mut told, mut spent) = (Denied::default(), Told::default(), Spent::new());
-    for one in wrong.iter().filter(|one| one.policy.fails) {
-        denied.add(one.policy, one.binding, &Refusal::failed(one.told()));
+    let (mut denied, mut told) = (Denied::default(), Told::default());
+    for one in &wrong {
+        denied.wrong(one);
     }
     let mut shown: Vec<Shown> = Vec::new();
     for one in &asked {
+        let Does::Validates { validations, annotations } = &one.program.does else { continue };
+        if let Some(why) = spent.over() {
+            denied.failed(one, why);
+            continue;
+        }
         let at = match shown.iter().position(|known| known.version == one.version) {
             Some(at) => at,
             None => {
@@ -220,19 +278,23 @@ pub(super) async fn validate(
                 shown.len() - 1
             }
         };
-        let (Some(shown), Does::Validates { validations, annotations }) = (shown.get(at), &one.program.does) else {
-            continue;
-        };
-        for params in &one.params {
-            if let Some(why) = spent.over() {
-                if one.policy.fails {
-                    denied.add(one.policy, Some(one.binding), &Refusal::failed(why));
-                }
+        let Some(shown) = shown.get(at) else { continue };
+        let params = match one.params(review).await? {
+            Ok(params) => params,
+            Err(wrong) => {
+                denied.wrong(&wrong);
                 continue;
             }
+        };
+        for param in &params {
+            if let Some(why) = spent.over() {
+                denied.failed(one, why);
+                break;
+            }
+            let params = read(review, param.as_ref(), &mut spent).await?;
             let inputs = shown.inputs(review, params.as_ref(), namespace.as_ref());
-            let verdict = validate::ask(one.program, (validations, annotations), one.policy.fails, &inputs);
-            spent.cost += verdict.spent;
+            let verdict =
+                validate::ask(one.program, (validations, annotations), one.policy.fails, &inputs, &mut spent).await;
             for refusal in &verdict.refusals {
                 for action in &one.binding.actions {
                     match action {
@@ -266,12 +328,26 @@ struct Denied {
 }
 
 impl Denied {
+    /// What is configured and cannot be carried out.
+    fn wrong(&mut self, one: &Wrong<'_>) {
+        if one.policy.fails {
+            self.add(one.policy, one.binding, &Refusal::failed(one.told()));
+        }
+    }
+
+    /// What cannot be asked any more.
+    fn failed(&mut self, one: &Asked<'_>, why: String) {
+        if one.policy.fails {
+            self.add(one.policy, Some(one.binding), &Refusal::failed(why));
+        }
+    }
+
     fn add(&mut self, policy: &Policy, binding: Option<&Binding>, refusal: &Refusal) {
         self.first.get_or_insert_with(|| {
             let bound = binding.map(|binding| format!(" with binding '{}'", binding.name)).unwrap_or_default();
             let message =
                 format!("ValidatingAdmissionPolicy '{}'{bound} denied request: {}", policy.name, refusal.message);
-            (message, refusal.reason.clone())
+            (told(message), refusal.reason.clone())
         });
     }
 }
@@ -290,16 +366,35 @@ fn refused(review: &Review<'_>, message: String, reason: &str) -> Status {
     status.with_cause("", message, "")
 }
 
-/// What is told in the log of the server: there is no audit log yet.
-#[derive(Default)]
+/// What is told in the audit log or, where there is none, in the log of the server.
 struct Told {
     failures: Vec<Value>,
     annotations: Vec<(String, Vec<String>)>,
+    /// Bytes that may still be told.
+    left: usize,
+    /// How many there was no room for.
+    untold: usize,
+}
+
+impl Default for Told {
+    fn default() -> Told {
+        Told { failures: Vec::new(), annotations: Vec::new(), left: TOLD_BYTES_MAX, untold: 0 }
+    }
 }
 
 impl Told {
+    /// Whether there is room for something of so many bytes.
+    fn takes(&mut self, bytes: usize) -> bool {
+        match self.left.checked_sub(TOLD_BYTES + bytes) {
+            Some(left) => self.left = left,
+            None => self.untold += 1,
+        }
+        self.untold == 0
+    }
+
     fn failure(&mut self, binding: &Binding, refusal: &Refusal) {
-        if self.failures.len() < FAILURES_MAX {
+        let bytes = refusal.message.len() + binding.policy.len() + binding.name.len();
+        if self.failures.len() < FAILURES_MAX && self.takes(bytes) {
             let actions: Vec<&str> = binding.actions.iter().map(|action| action.name()).collect();
             self.failures.push(json!({
                 "message": refusal.message, "policy": binding.policy, "binding": binding.name,
@@ -310,8 +405,12 @@ impl Told {
 
     /// Several bindings may say several things; what they say again is said once.
     fn annotation(&mut self, key: String, value: String) {
+        let known = self.annotations.iter().position(|(known, _)| *known == key);
+        let known = known.and_then(|at| self.annotations.get(at));
+        if known.is_some_and(|(_, values)| values.contains(&value)) || !self.takes(key.len() + value.len()) {
+            return;
+        }
         match self.annotations.iter_mut().find(|(known, _)| *known == key) {
-            Some((_, values)) if values.contains(&value) => {}
             Some((_, values)) => values.push(value),
             None => self.annotations.push((key, vec![value])),
         }
@@ -320,11 +419,16 @@ impl Told {
     fn publish(self, review: &Review<'_>) {
         let request = format!("{} {}", review.at.call.method, review.at.call.uri.path());
         let user = &review.at.caller.user;
-        for (key, values) in self.annotations {
-            tracing::info!(%user, %request, "{key}: {}", values.join(", "));
+        let failures = (!self.failures.is_empty()).then(|| (FAILURES.to_owned(), json!(self.failures).to_string()));
+        let annotations = self.annotations.into_iter().map(|(key, values)| (key, values.join(", ")));
+        for (key, value) in annotations.chain(failures) {
+            match review.at.call.is_audited() {
+                true => review.at.call.annotate(&key, || value),
+                false => tracing::info!(%user, %request, "{key}: {value}"),
+            }
         }
-        if !self.failures.is_empty() {
-            tracing::info!(%user, %request, "{FAILURES}: {}", json!(self.failures));
+        if self.untold > 0 {
+            tracing::warn!(%user, %request, "{} more audit annotations and failures of policies are too large to be told", self.untold);
         }
     }
 }
@@ -365,16 +469,33 @@ pub(super) async fn mutate(
     if policies.is_empty() {
         return Ok(false);
     }
+    let mut spent = Spent::new();
     // Which are meant is decided before one of them changes anything.
     let (asked, wrong) = asked(review, policies, Some(&*object), old).await?;
     let namespace = namespace_for(review, &asked).await?;
     let mut failed = Failed::default();
-    for one in wrong.iter().filter(|one| one.policy.fails) {
-        failed.add(one.policy, one.binding, &one.told(), "Forbidden");
+    for one in &wrong {
+        failed.wrong(one);
     }
-    let (mut any, mut spent) = (false, Spent::new());
+    let mut any = false;
     for one in &asked {
-        for params in &one.params {
+        if let Some(why) = spent.over() {
+            failed.failed(one, &why);
+            continue;
+        }
+        let params = match one.params(review).await? {
+            Ok(params) => params,
+            Err(wrong) => {
+                failed.wrong(&wrong);
+                continue;
+            }
+        };
+        for param in &params {
+            if let Some(why) = spent.over() {
+                failed.failed(one, &why);
+                break;
+            }
+            let params = read(review, param.as_ref(), &mut spent).await?;
             let with = (params.as_ref(), namespace.as_ref());
             any |= Box::pin(change(review, one, with, (&mut *object, old), (&mut *rounds, &mut spent), &mut failed))
                 .await?;
@@ -403,22 +524,14 @@ async fn change(
     if rounds.is_second && !rounds.again.contains(&key) {
         return Ok(false);
     }
-    let fails = |failed: &mut Failed, why: &str| {
-        if one.policy.fails {
-            failed.add(one.policy, Some(one.binding), why, "Invalid");
-        }
-    };
-    if let Some(why) = spent.over() {
-        fails(failed, &why);
-        return Ok(false);
-    }
     let mut shown = Shown::of(review, Some(&*object), old, &one.version).await?;
-    let conditions = shown.inputs(review, params, None);
-    match expressions::matches(&one.program.conditions, &conditions) {
+    let (holds, cost) = expressions::matches_at_cost(&one.program.conditions, &shown.inputs(review, params, None));
+    spent.take(cost).await;
+    match holds {
         Ok(true) => {}
         Ok(false) => return Ok(false),
         Err(why) => {
-            fails(failed, &why);
+            failed.failed(one, &why);
             return Ok(false);
         }
     }
@@ -431,17 +544,21 @@ async fn change(
     };
     let before = object.clone();
     for mutation in mutations {
+        if let Some(why) = spent.over() {
+            failed.failed(one, &why);
+            break;
+        }
         let Some(current) = shown.object.as_ref() else { break };
         let inputs = shown.inputs(review, params, namespace);
         let (made, cost) = mutate::apply(one.program, mutation, current, &schema, &inputs);
-        spent.cost += cost;
+        spent.take(cost).await;
         match made {
             Ok(made) if made != *current => {
                 review.take(made, &one.version, object).await?;
                 shown.object = Some(review.shown(object, &one.version).await?);
             }
             Ok(_) => {}
-            Err(why) => fails(failed, &why),
+            Err(why) => failed.failed(one, &why),
         }
     }
     let changed = before != *object;
@@ -461,11 +578,26 @@ struct Failed {
 }
 
 impl Failed {
+    /// What is configured and cannot be carried out.
+    fn wrong(&mut self, one: &Wrong<'_>) {
+        if one.policy.fails {
+            self.add(one.policy, one.binding, &one.told(), "Forbidden");
+        }
+    }
+
+    /// What could not be done.
+    fn failed(&mut self, one: &Asked<'_>, why: &str) {
+        if one.policy.fails {
+            self.add(one.policy, Some(one.binding), why, "Invalid");
+        }
+    }
+
     fn add(&mut self, policy: &Policy, binding: Option<&Binding>, why: &str, reason: &'static str) {
         let message = match binding {
             Some(binding) => format!("policy '{}' with binding '{}' denied request: {why}", policy.name, binding.name),
             None => format!("policy {} denied request: {why}", meta::text::quote(&policy.name)),
         };
+        let message = told(message);
         let (_, _, all) = self.status.get_or_insert_with(|| (message.clone(), reason, Vec::new()));
         if all.len() < FAILURES_MAX {
             all.push(message);
@@ -479,4 +611,32 @@ fn refused_change(review: &Review<'_>, (message, reason, all): (String, &'static
     status.message = message;
     status.reason = reason.into();
     all.into_iter().fold(status, |status, message| status.with_cause("", message, ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_a_request_is_bounded() {
+        let binding = Binding::read("b", &json!({"spec": {"policyName": "p", "validationActions": ["Audit"]}}));
+        let refusal = Refusal { index: 0, message: "m".repeat(MESSAGE_BYTES_MAX), reason: String::new() };
+        let mut told = Told::default();
+        for number in 0..20 {
+            told.failure(&binding, &refusal);
+            told.annotation("p/key".to_owned(), number.to_string().repeat(10 << 10));
+        }
+        let values =
+            |told: &Told| told.annotations.iter().flat_map(|(_, values)| values).map(String::len).sum::<usize>();
+        let failures = |told: &Told| told.failures.iter().map(|one| one.to_string().len()).sum::<usize>();
+        assert!(told.untold > 0 && !told.failures.is_empty() && !told.annotations.is_empty());
+        assert!(values(&told) + failures(&told) < TOLD_BYTES_MAX + (16 << 10));
+        // Of many that say little as well.
+        let mut told = Told::default();
+        for number in 0..100_000 {
+            told.annotation("p/key".to_owned(), number.to_string());
+        }
+        assert!(told.untold > 0 && told.annotations[0].1.len() < TOLD_BYTES_MAX / TOLD_BYTES);
+        assert!(super::told("é".repeat(MESSAGE_BYTES_MAX)).len() <= MESSAGE_BYTES_MAX + '…'.len_utf8());
+    }
 }

@@ -1,12 +1,16 @@
 //! One policy that changes objects, asked about one request with one set of params.
 
+use std::io;
+
 use coracle_api::cel::admission::{Evaluation, Inputs, POLICY_BUDGET};
 use coracle_api::patch;
 use coracle_api::schema::Object;
 use serde_json::Value;
 
+use super::UNIT_BYTES;
 use crate::policies::{Mutation, Program};
 use crate::request::codec;
+use crate::store::object::OBJECT_BYTES_MAX;
 
 /// What a mutation makes of an object, in the form of the version that the policy wants to see, or why it makes none, in the
 /// reference's words; and what that cost. An object that was changed is to be filled in anew.
@@ -19,7 +23,33 @@ pub(super) fn apply(
 ) -> (Result<Value, String>, usize) {
     let mut evaluation = Evaluation::new(inputs, &program.variables, POLICY_BUDGET);
     let made = make(&mut evaluation, mutation, object, schema);
-    (made, evaluation.spent())
+    let Some(changed) = made.as_ref().ok().filter(|made| *made != object) else { return (made, evaluation.spent()) };
+    // What one adds the next may add to once more.
+    let bytes = bytes(changed);
+    let made = if bytes > OBJECT_BYTES_MAX {
+        Err(format!("the object is too large: limit is {OBJECT_BYTES_MAX}"))
+    } else {
+        made
+    };
+    (made, evaluation.spent() + bytes / UNIT_BYTES)
+}
+
+/// Bytes of an object as JSON.
+fn bytes(object: &Value) -> usize {
+    struct Count(usize);
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // What has no text is no object either.
+    serde_json::to_writer(&mut count, object).map_or(usize::MAX, |()| count.0)
 }
 
 fn make<'a>(
@@ -31,8 +61,11 @@ fn make<'a>(
     match mutation {
         Mutation::Apply(expression) => {
             let mut config = evaluation.configuration(expression).map_err(|failure| failure.to_string())?;
+            let Some(fields) = config.as_object_mut() else {
+                return Err("unsupported return type from ApplyConfiguration expression: null_type".to_owned());
+            };
             for field in ["apiVersion", "kind"] {
-                config[field] = object[field].clone();
+                fields.insert(field.to_owned(), object[field].clone());
             }
             patch::apply::overlay(object, &config, schema).map_err(|why| format!("error applying patch: {why}"))
         }
@@ -61,7 +94,7 @@ mod tests {
 
     fn change(mutation: Value, object: &Value) -> Result<Value, String> {
         let spec = json!({"mutations": [mutation], "variables": [{"name": "n", "expression": "'v'"}]});
-        let policy = Policy::read(&json!({"kind": "MutatingAdmissionPolicy", "metadata": {"name": "p"}, "spec": spec}));
+        let policy = Policy::read("p", true, &json!({"spec": spec}));
         let program = policy.program.expect("compiled");
         let Does::Mutates { mutations, .. } = &program.does else { panic!("it changes") };
         let schema = schema::named("io.k8s.api.core.v1.ConfigMap").expect("config maps");
@@ -105,6 +138,20 @@ mod tests {
         );
         let wrong = change(applied("Object{nothing: 1}"), &object()).expect_err("refused");
         assert!(wrong.contains(".nothing: field not declared in schema"), "{wrong}");
+    }
+
+    #[test]
+    fn an_object_stays_as_small_as_is_stored() {
+        let mut large = object();
+        large["data"]["k"] = "x".repeat(OBJECT_BYTES_MAX / 2).into();
+        let twice = applied("Object{data: {'again': object.data.k}}");
+        let wrong = change(twice, &large).expect_err("too large");
+        assert!(wrong.contains("the object is too large"), "{wrong}");
+        large["data"]["k"] = "x".repeat(OBJECT_BYTES_MAX / 4).into();
+        assert!(change(applied("Object{data: {'again': object.data.k}}"), &large).is_ok());
+        // What is no object changes nothing.
+        let wrong = change(applied("has(object.nothing) ? Object{} : null"), &object()).expect_err("nothing");
+        assert!(wrong.contains("unsupported return type"), "{wrong}");
     }
 
     #[test]

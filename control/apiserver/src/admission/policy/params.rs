@@ -37,14 +37,23 @@ pub(super) async fn resource(cluster: &Cluster, kind: &ParamKind) -> Result<Arc<
     found.ok_or_else(|| format!("failed to find resource referenced by paramKind: '{}, Kind={}'", shown(), kind.kind))
 }
 
-/// Some of them, in the version that the policy names.
-async fn values(
-    cluster: &Cluster,
-    resource: &Arc<Resource>,
-    records: Vec<Arc<Record>>,
-) -> Result<Vec<Option<Value>>, Missing> {
-    let converted = Box::pin(conversion::each(cluster, resource, records)).await.map_err(Missing::Failed)?;
-    converted.iter().map(|record| Seen::new(resource, record).value().map(Some).map_err(Missing::Failed)).collect()
+/// One of them, as it is stored: read when the policy is asked with it, and only then.
+pub(super) struct Param {
+    resource: Arc<Resource>,
+    record: Arc<Record>,
+}
+
+impl Param {
+    /// Its bytes.
+    pub fn bytes(&self) -> usize {
+        self.record.bytes.len()
+    }
+
+    /// The object, in the version that the policy names.
+    pub async fn read(&self, cluster: &Cluster) -> Result<Value, Status> {
+        let converted = conversion::one(cluster, &self.resource, &self.record).await?;
+        Seen::new(&self.resource, &converted).value()
+    }
 }
 
 /// What a binding asks its policy with: nothing once, where it is bound with nothing.
@@ -53,7 +62,7 @@ pub(super) async fn collect(
     policy: &Policy,
     binding: &Binding,
     namespace: &str,
-) -> Result<Vec<Option<Value>>, Missing> {
+) -> Result<Vec<Option<Param>>, Missing> {
     let (Some(kind), Some(params)) = (&policy.params, &binding.params) else { return Ok(vec![None]) };
     let resource = resource(cluster, kind).await?;
     let place = match (resource.row.namespaced(), params.namespace.as_str()) {
@@ -69,17 +78,14 @@ pub(super) async fn collect(
             return Err(Missing::Wrong(why.to_owned()));
         }
     };
-    let records = match &params.selector {
+    let param = |record: &Arc<Record>| Some(Param { resource: resource.clone(), record: record.clone() });
+    let found: Vec<Option<Param>> = match &params.selector {
         Some(selector) => {
             let selector = selector.as_ref().map_err(|why| Missing::Wrong(why.clone()))?;
             let records = cluster.store.keyspace.snapshot(resource.row.collection()).records;
             let is_meant = |record: &&Arc<Record>| selector.matches(Seen::new(&resource, record).facts().labels());
-            let selected: Vec<Arc<Record>> = store::range(&records, place, None)
-                .map(|(_, record)| record)
-                .filter(is_meant)
-                .take(SELECTED_MAX + 1)
-                .cloned()
-                .collect();
+            let selected = store::range(&records, place, None).map(|(_, record)| record).filter(is_meant);
+            let selected: Vec<_> = selected.take(SELECTED_MAX + 1).map(param).collect();
             if selected.len() > SELECTED_MAX {
                 return Err(Missing::Wrong(format!("a binding can be bound with {SELECTED_MAX} params at most")));
             }
@@ -87,10 +93,9 @@ pub(super) async fn collect(
         }
         None => {
             let name = resource.record_name(place, &params.name);
-            cluster.store.find(&resource, &name).await.map_err(Missing::Failed)?.into_iter().collect()
+            cluster.store.find(&resource, &name).await.map_err(Missing::Failed)?.iter().map(param).collect()
         }
     };
-    let found = values(cluster, &resource, records).await?;
     if found.is_empty() && params.denies {
         let why = "no params found for policy binding with `Deny` parameterNotFoundAction";
         return Err(Missing::Wrong(why.to_owned()));

@@ -1,7 +1,8 @@
 //! One policy that validates, asked about one request with one set of params.
 
-use coracle_api::cel::admission::{self, Evaluation, Inputs, Outcome, POLICY_BUDGET};
+use coracle_api::cel::admission::{self, Evaluation, Expression, Inputs, Outcome, POLICY_BUDGET};
 
+use super::{Spent, told};
 use crate::policies::{Annotation, Program, Validation};
 
 /// Longest message that an expression may give.
@@ -35,51 +36,75 @@ pub(super) struct Verdict {
     pub denials: Vec<Refusal>,
     /// Annotations of the request.
     pub annotations: Vec<(String, String)>,
-    /// What that has cost.
-    pub spent: usize,
 }
 
-/// Asks a policy. `fails` says whether it refuses what it cannot be asked about.
-pub(super) fn ask(
+impl Verdict {
+    fn refuse(&mut self, index: usize, message: String, reason: &str) {
+        self.refusals.push(Refusal { index, message: told(message), reason: reason.to_owned() });
+    }
+}
+
+/// Asks a policy. `fails` says whether it refuses what it cannot be asked about. Others have their turn between two expressions.
+pub(super) async fn ask(
     program: &Program,
     (validations, annotations): (&[Validation], &[Annotation]),
     fails: bool,
     inputs: &Inputs<'_>,
+    spent: &mut Spent,
 ) -> Verdict {
     let mut verdict = Verdict::default();
-    // What cannot be asked is let through where the policy says so.
-    let failed = |verdict: &mut Verdict, index, message| {
-        if fails {
-            verdict.refusals.push(Refusal { index, ..Refusal::failed(message) });
-        }
-    };
     let conditions = Inputs { namespace: None, ..*inputs };
-    match admission::matches(&program.conditions, &conditions) {
+    let (holds, cost) = admission::matches_at_cost(&program.conditions, &conditions);
+    spent.take(cost).await;
+    match holds {
         Ok(true) => {}
         Ok(false) => return verdict,
         Err(why) => {
-            failed(&mut verdict, 0, why);
+            // What cannot be asked is let through where the policy says so.
+            if fails {
+                verdict.refuse(0, why, "");
+            }
             return verdict;
         }
     }
-    let mut evaluation = Evaluation::new(inputs, &program.variables, POLICY_BUDGET);
+    if judge(&mut verdict, program, validations, fails, inputs, spent).await && !annotations.is_empty() {
+        annotate(&mut verdict, program, annotations, fails, inputs, spent).await;
+    }
+    verdict
+}
+
+/// Asks the validations; says whether the budget was enough for that.
+async fn judge(
+    verdict: &mut Verdict,
+    program: &Program,
+    validations: &[Validation],
+    fails: bool,
+    inputs: &Inputs<'_>,
+    spent: &mut Spent,
+) -> bool {
+    let mut asking = Asking::new(program, inputs);
     let mut untold = Vec::new();
     for (index, validation) in validations.iter().enumerate() {
-        match evaluation.value(&validation.expression) {
+        match asking.value(&validation.expression, spent).await {
             Ok(Outcome::Bool(true)) => {}
             Ok(_) => untold.push((index, validation)),
-            Err(admission::Failure::Budget) => {
+            Err(failure @ admission::Failure::Budget) => {
                 // Nothing that was found before counts.
                 verdict.refusals.clear();
-                failed(&mut verdict, 0, admission::Failure::Budget.to_string());
-                verdict.spent = evaluation.spent();
-                return verdict;
+                if fails {
+                    verdict.refuse(0, failure.to_string(), "");
+                }
+                return false;
             }
-            Err(failure) => failed(&mut verdict, index, failure.to_string()),
+            Err(failure) if fails => verdict.refuse(index, failure.to_string(), ""),
+            Err(_) => {}
         }
     }
     for (index, validation) in untold {
-        let told = validation.message_expression.as_ref().map(|expression| evaluation.value(expression));
+        let told = match &validation.message_expression {
+            Some(expression) => Some(asking.value(expression, spent).await),
+            None => None,
+        };
         let message = match told {
             Some(Ok(Outcome::Text(text))) => {
                 let text = text.trim();
@@ -87,7 +112,9 @@ pub(super) fn ask(
                 is_right.then(|| text.to_owned())
             }
             Some(Err(failure @ admission::Failure::Budget)) => {
-                failed(&mut verdict, index, format!("failed messageExpression: {failure}"));
+                if fails {
+                    verdict.refuse(index, format!("failed messageExpression: {failure}"), "");
+                }
                 continue;
             }
             _ => None,
@@ -96,28 +123,54 @@ pub(super) fn ask(
             "" => format!("failed expression: {}", validation.expression.source().trim()),
             message => message.to_owned(),
         });
-        verdict.refusals.push(Refusal { index, message, reason: validation.reason.clone() });
+        verdict.refuse(index, message, &validation.reason);
     }
     verdict.refusals.sort_by_key(|refusal| refusal.index);
-    verdict.spent = evaluation.spent();
-    if annotations.is_empty() {
-        return verdict;
-    }
-    let mut evaluation = Evaluation::new(inputs, &program.variables, POLICY_BUDGET);
+    true
+}
+
+async fn annotate(
+    verdict: &mut Verdict,
+    program: &Program,
+    annotations: &[Annotation],
+    fails: bool,
+    inputs: &Inputs<'_>,
+    spent: &mut Spent,
+) {
+    let mut asking = Asking::new(program, inputs);
     for annotation in annotations {
-        match evaluation.value(&annotation.expression) {
+        match asking.value(&annotation.expression, spent).await {
             Ok(Outcome::Text(text)) if !text.trim().is_empty() => {
                 let text = text.trim();
                 let cut = text.floor_char_boundary(ANNOTATION_BYTES_MAX);
                 verdict.annotations.push((annotation.key.clone(), text[..cut].to_owned()));
             }
             Ok(_) => {}
-            Err(failure) if fails => verdict.denials.push(Refusal::failed(failure.to_string())),
+            Err(failure) if fails => verdict.denials.push(Refusal::failed(told(failure.to_string()))),
             Err(_) => {}
         }
     }
-    verdict.spent += evaluation.spent();
-    verdict
+}
+
+/// Expressions of a policy that share a budget, asked one after the other.
+struct Asking<'a> {
+    evaluation: Evaluation<'a>,
+    /// What of it was paid for.
+    paid: usize,
+}
+
+impl<'a> Asking<'a> {
+    fn new(program: &'a Program, inputs: &Inputs<'a>) -> Asking<'a> {
+        Asking { evaluation: Evaluation::new(inputs, &program.variables, POLICY_BUDGET), paid: 0 }
+    }
+
+    async fn value(&mut self, expression: &'a Expression, spent: &mut Spent) -> Result<Outcome, admission::Failure> {
+        let outcome = self.evaluation.value(expression);
+        let all = self.evaluation.spent();
+        spent.take(all - self.paid).await;
+        self.paid = all;
+        outcome
+    }
 }
 
 #[cfg(test)]
@@ -128,7 +181,7 @@ mod tests {
     use crate::policies::{Does, Policy};
 
     fn ask_of(spec: Value, object: &Value) -> Verdict {
-        let policy = Policy::read(&json!({"metadata": {"name": "p"}, "spec": spec}));
+        let policy = Policy::read("p", false, &json!({"spec": spec}));
         let program = policy.program.expect("compiled");
         let Does::Validates { validations, annotations } = &program.does else { panic!("it validates") };
         let request = json!({"operation": "CREATE", "userInfo": {"username": "bob"}});
@@ -141,7 +194,9 @@ mod tests {
             namespace: Some(&namespace),
             authorizer: None,
         };
-        ask(&program, (validations, annotations), policy.fails, &inputs)
+        let mut spent = Spent::new();
+        let asked = ask(&program, (validations, annotations), policy.fails, &inputs, &mut spent);
+        futures::executor::block_on(asked)
     }
 
     fn told(spec: Value) -> Vec<(usize, String, String)> {
@@ -201,6 +256,32 @@ mod tests {
         assert_eq!(told(json!({"variables": large, "validations": asks})), []);
         let asks: Vec<Value> = (0..40).map(|_| json!({"expression": "lists.range(400000).size() > 0"})).collect();
         assert!(told(json!({"validations": asks}))[0].1.contains("cost budget"));
+    }
+
+    #[test]
+    fn all_that_is_asked_is_paid_for() {
+        let large = "lists.range(300000).size() > 0";
+        for (spec, least) in [
+            (json!({"matchConditions": [{"name": "c", "expression": format!("!({large})")}]}), 300_000),
+            (json!({"validations": [{"expression": large}, {"expression": large}]}), 600_000),
+            (json!({"auditAnnotations": [{"key": "a", "valueExpression": format!("string({large})")}]}), 300_000),
+        ] {
+            let policy = Policy::read("p", false, &json!({"spec": spec}));
+            let program = policy.program.expect("compiled");
+            let Does::Validates { validations, annotations } = &program.does else { panic!("it validates") };
+            let (object, request) = (json!({}), json!({}));
+            let inputs = Inputs {
+                object: Some(&object),
+                old_object: None,
+                request: &request,
+                params: None,
+                namespace: None,
+                authorizer: None,
+            };
+            let mut spent = Spent::new();
+            futures::executor::block_on(ask(&program, (validations, annotations), true, &inputs, &mut spent));
+            assert!((least..least + 1_000).contains(&spent.cost), "{}", spent.cost);
+        }
     }
 
     #[test]

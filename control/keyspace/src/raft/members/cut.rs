@@ -217,3 +217,112 @@ async fn whoever_has_just_begun_to_lead_hears_of_all_before_it_calls_one_unreach
     assert_eq!(group.member(1).view().voters, ids(&[2, 3]));
     group.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_begins_anew_at_a_time_and_only_while_all_others_are_there() {
+    let group = Group::of(3).await;
+    let refused = async |at: usize, part: &str| match group.all[at].begin_anew(Formats::OWN).await {
+        Err(GroupError::Refused(why)) => assert!(why.contains(part), "{why}"),
+        told => panic!("it is not refused for {part}: {told:?}"),
+    };
+    // Whoever leads asked, or who follows, at the moment at which one is gone, as at any other.
+    group.hub.isolate(3, true);
+    refused(1, "member 3 cannot be reached").await;
+    refused(0, "member 3 cannot be reached").await;
+    group.hub.isolate(3, false);
+    let first = group.member(0);
+    until("the third is there again", async || first.all_others(2).await.ok()).await;
+    group.all[1].begin_anew(Formats::OWN).await.unwrap();
+    for other in [0, 2] {
+        refused(other, "member 2 is beginning anew").await;
+    }
+    // It has not heard the answer, and asks again.
+    group.all[1].begin_anew(Formats::OWN).await.unwrap();
+    group.all[1].is_back().await.unwrap();
+    group.all[0].begin_anew(Formats::OWN).await.unwrap();
+    refused(1, "member 1 is beginning anew").await;
+    group.all[0].is_back().await.unwrap();
+    // Who is removed on the way keeps nobody waiting.
+    group.all[2].begin_anew(Formats::OWN).await.unwrap();
+    group.all[0].remove(ids(&[3])).await.unwrap();
+    group.all[1].begin_anew(Formats::OWN).await.unwrap();
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_begins_anew_with_a_program_that_does_not_know_the_log() {
+    let group = Group::of(1).await;
+    let newer = Formats { oldest: Formats::OWN.newest + 1, newest: Formats::OWN.newest + 2 };
+    let told = group.all[0].begin_anew(newer).await;
+    assert!(matches!(&told, Err(GroupError::Refused(why)) if why.contains("in format")), "{told:?}");
+    group.all[0].begin_anew(Formats::OWN).await.unwrap();
+    group.shutdown().await;
+}
+
+/// What was acknowledged by the one voter that there was is on one of three when two more count, unless they have it by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_to_count_says_that_it_has_everything_after_nothing_is_acknowledged_without_it() {
+    let mut group = Group::of(1).await;
+    for _ in 0..2 {
+        let admission =
+            group.all[0].admit_until("another", Formats::OWN, crate::Promotion::WhenComplete).await.unwrap();
+        group.open(Begin::Join(admission)).await;
+        let last = group.all.last().unwrap();
+        until("it says that it keeps more", async || last.keeps_more().await.ok()).await;
+    }
+    let [first, second, third] = &group.all[..] else { panic!("three") };
+    first.keeps_more().await.unwrap();
+    let before = first.counted();
+    assert_eq!(before.sets, [ids(&[1])]);
+    let acknowledge = async |by: &Keyspace, version: u64| {
+        let value = Value { bytes: "x".into(), revision_at: 1 };
+        let put = Op::Put { key: Key::new("images", "a"), value, guard: Guard::None };
+        by.transact(vec![crate::Counted::condition(version), put]).await.map(drop)
+    };
+    acknowledge(first, before.version).await.unwrap();
+    // They have what there was when they joined.
+    for member in [second, third] {
+        member.complete(member.incomplete().unwrap()).await.unwrap();
+    }
+    until("both are asked", async || (second.incomplete().is_some() && third.incomplete().is_some()).then_some(()))
+        .await;
+    // From now on they are needed, although they do not vote, and what asked only those who voted is not acknowledged.
+    assert_eq!(first.counted().sets, [ids(&[1]), ids(&[1, 2, 3])]);
+    let late = acknowledge(second, before.version).await.unwrap_err();
+    assert!(matches!(&late, crate::TransactError::Guard(failed) if failed.op == 0), "{late}");
+    second.complete(second.incomplete().unwrap()).await.unwrap();
+    settled(first).await;
+    assert_eq!(group.member(0).view().voters, ids(&[1]));
+    // One that has gone is waited for by nobody.
+    let asked = third.incomplete().unwrap();
+    group.hub.isolate(3, true);
+    until("the first alone counts", async || (first.counted().sets == [ids(&[1])]).then_some(())).await;
+    group.hub.isolate(3, false);
+    until("they are asked again", async || (first.counted().sets.len() == 2).then_some(())).await;
+    third.barrier().await.unwrap();
+    // What was asked before is another question.
+    third.complete(asked).await.unwrap();
+    assert!(third.incomplete().is_some());
+    for member in [second, third] {
+        let completed = async || match member.incomplete() {
+            Some(asked) => member.complete(asked).await.ok().filter(|()| false),
+            None => Some(()),
+        };
+        until("it has said so", completed).await;
+    }
+    until("three voters", async || (first.0.member.view().voters.len() == 3).then_some(())).await;
+    assert_eq!(first.counted().sets, [ids(&[1, 2, 3])]);
+    // Nor does one go whose copy may be the second of two.
+    let removed = first.remove(ids(&[3]));
+    let (removed, ()) = tokio::join!(removed, async {
+        until("who is left is asked", async || first.incomplete().or(second.incomplete()).map(drop)).await;
+        assert_eq!(first.0.member.view().voters.len(), 3);
+        for member in [first, second] {
+            until("it is asked", async || member.incomplete()).await;
+            member.complete(member.incomplete().unwrap()).await.unwrap();
+        }
+    });
+    removed.unwrap();
+    until("two voters", async || (first.counted().sets == [ids(&[1, 2])]).then_some(())).await;
+    group.shutdown().await;
+}
