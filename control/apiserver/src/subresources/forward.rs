@@ -509,7 +509,8 @@ mod tests {
                 node.shutdown().await.unwrap();
             }
             let mut answer = String::new();
-            client.read_to_string(&mut answer).await.unwrap();
+            let answered = tokio::time::timeout(within, client.read_to_string(&mut answer)).await;
+            answered.expect("it ends").unwrap();
             assert_eq!((&*asked, &*answer), ("ask", "answer"));
             assert_eq!(tokio::time::timeout(within, carried).await.expect("it ends").unwrap().is_ok(), ends);
         }

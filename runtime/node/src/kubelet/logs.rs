@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::places::Place;
+use super::places::{Place, hold};
 use super::refusal;
 use super::upgrade::{self, Wanted, WebSocket};
 use crate::logs::{self, Options};
@@ -101,13 +101,12 @@ fn stream(
     });
     if let Some((response, upgrading, is_text)) = messages {
         let place = request.extensions_mut().remove::<Place>();
-        tokio::spawn(async move {
-            let _place = place;
+        tokio::spawn(hold(place, async move {
             match upgrading.await {
                 Ok(upgraded) => send(upgrade::websocket(upgraded).await, receiver, is_text).await,
                 Err(error) => tracing::debug!(%error, "log"),
             }
-        });
+        }));
         return response;
     }
     let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<_, std::convert::Infallible>));

@@ -111,6 +111,7 @@ async fn secure(pods: &Pods, endpoint: SocketAddr, uri: Uri, request: Request) -
     let request = Request::from_parts(parts, body.map_err(BoxError::from).boxed_unsync());
     let stream = match network.dial(at).await {
         Ok(stream) => stream,
+        Err(error) if error.kind() == std::io::ErrorKind::TimedOut => return failed("i/o timeout".to_owned()),
         Err(_) => return failed("connect: connection refused".to_owned()),
     };
     let answered = match secured(stream, &endpoint.ip().to_string(), Within::Http).await {
