@@ -85,11 +85,15 @@ impl Nodes {
             .map_err(|_| failed(&"connection timed out"))?
             .map_err(|error| failed(&error))?;
         let _ = stream.set_nodelay(true);
+        // A stream that only reads would never hear that the node's machine is gone.
+        let _ = keep_alive(&stream);
         let stream = Backend { stream, is_whole: false };
         if !to.tls {
             return exchange(stream, request).await.map_err(broke);
         }
-        let connector = self.way.tls.as_ref().ok_or_else(|| failed(&"this server has no certificate for nodes"))?;
+        // Only the node's own server is told who this is.
+        let connector = if to.name.is_some() { &self.way.tls } else { &self.way.stranger };
+        let connector = connector.as_ref().ok_or_else(|| failed(&"this server has no certificate for nodes"))?;
         let name = to.name.as_deref().unwrap_or(to.host.trim_matches(['[', ']'])).to_owned();
         let name = ServerName::try_from(name).map_err(|error| failed(&error))?;
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, stream))
@@ -98,6 +102,15 @@ impl Nodes {
             .map_err(|error| failed(&error))?;
         exchange(stream, request).await.map_err(broke)
     }
+}
+
+/// Has the kernel ask a silent node whether it is there still: one that has vanished is gone within two minutes.
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(stream, 4)
 }
 
 /// A connection to a node that is reset when it is dropped, unless it has been ended: an orderly end would wait behind what the node
@@ -254,6 +267,48 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    /// Whether a server at `127.0.0.1`, which asks for one, is shown a certificate.
+    async fn is_shown_a_certificate(name: Option<&str>) -> bool {
+        use rustls::server::WebPkiClientVerifier;
+        use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned(), "n".to_owned()]).unwrap();
+        let own = || (vec![made.cert.der().clone()], made.signing_key.serialize_der().try_into().unwrap());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let roots = Arc::new(roots);
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let verifier = verifier.allow_unauthenticated().build().unwrap();
+        let ((chain, key), (client_chain, client_key)) = (own(), own());
+        let server =
+            ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+        let server = server.with_client_cert_verifier(verifier).with_single_cert(chain, key).unwrap();
+        let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let client = client.with_root_certificates(roots).with_client_auth_cert(client_chain, client_key).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let nodes = Nodes::new(Arc::new(outward::Nodes::new(Some(Arc::new(client)))), CancellationToken::new());
+        let name = name.map(str::to_owned);
+        let to = Endpoint { host: "127.0.0.1".to_owned(), port, tls: true, name, node: "n".to_owned() };
+        let request = Request::get("/").header("host", "x").body(empty()).unwrap();
+        let answers = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = tokio_rustls::TlsAcceptor::from(Arc::new(server)).accept(stream).await.unwrap();
+            stream.read_u8().await.unwrap();
+            stream.get_ref().1.peer_certificates().is_some_and(|shown| !shown.is_empty())
+        };
+        let (_, is_shown) = tokio::join!(nodes.send(&to, request), answers);
+        is_shown
+    }
+
+    #[tokio::test]
+    async fn only_the_server_of_a_node_is_told_who_asks() {
+        assert!(is_shown_a_certificate(Some("n")).await);
+        // An API server there would do whatever a server of the cluster may.
+        assert!(!is_shown_a_certificate(None).await);
+    }
 
     #[tokio::test]
     async fn a_node_that_answers_badly_is_not_one_that_cannot_be_reached() {

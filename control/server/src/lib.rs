@@ -283,8 +283,9 @@ impl Server {
             &authority,
             Subject {
                 file: "apiserver-node-client".into(),
+                // By this name nodes know it; it has no rights anywhere else.
                 user: "kube-apiserver-kubelet-client".into(),
-                groups: vec![MASTERS.into()],
+                groups: vec![],
                 hosts: vec![],
                 addresses: vec![],
             },

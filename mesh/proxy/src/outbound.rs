@@ -8,7 +8,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_discovery::{Protocol, Resolved, Service};
 use coracle_policy::Source;
@@ -38,6 +38,8 @@ const GONE_MAX: usize = 16;
 
 /// Endpoints of a Service that are looked at to see how it is reached; they are alike as a rule.
 const LOOKED_AT_MAX: usize = 8;
+/// How long one request decides to which other endpoints it may not go; to those that are left then it does not go, either.
+const JUDGED_MAX: Duration = Duration::from_millis(20);
 
 impl Proxy {
     /// An HTTP request of `source` to a Service or pod of the cluster, whose names are those of a pod of `from_namespace`.
@@ -335,7 +337,10 @@ impl Proxy {
                     // Once: of what is left each is allowed, unless policies change meanwhile.
                     tried.add_not_allowed(&picked);
                     drop(picked);
-                    route.balancer.leave_out(tried, |address| self.permits_by(source, address, protocol));
+                    // What takes long to decide is not decided for each of any number of endpoints.
+                    let until = Instant::now() + JUDGED_MAX;
+                    let may = |address| Instant::now() < until && self.permits_by(source, address, protocol);
+                    route.balancer.leave_out(tried, may);
                 }
                 None => {
                     if Endpoint::is_forbidden(&*self.local, address) {

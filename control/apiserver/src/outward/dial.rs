@@ -283,7 +283,7 @@ mod tests {
         let tls = tls.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
         let nodes = Nodes::new(Some(Arc::new(tls)));
         let users: Vec<String> = (0..1_000).map(|number| number.to_string()).collect();
-        let take = |name: &String| nodes.streams.take("n", Flow { class: Class::User, name }).ok();
+        let take = |name: &String| nodes.streams.take("n", Flow { class: Class::Own, name }).ok();
         let _all: Vec<Place> = users.iter().filter_map(take).collect();
         let (host, node, path) = ("127.0.0.1".to_owned(), "n".to_owned(), "/portForward/ns/p?ports=1".to_owned());
         let ways =

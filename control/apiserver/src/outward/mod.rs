@@ -21,6 +21,8 @@ use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::SendRequest;
 use parking_lot::Mutex;
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::sign::CertifiedKey;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_rustls::TlsConnector;
 
@@ -74,8 +76,11 @@ type Sender = SendRequest<Full<Bytes>>;
 
 /// The way to nodes, and the places there.
 pub(crate) struct Nodes {
-    /// By which a node proves who it is; without it none is called.
+    /// By which a node proves who it is, and this server to it; without it none is called.
     pub tls: Option<TlsConnector>,
+    /// The same towards whatever listens at other ports of a node's machine: who this server is, is nothing to it. An API server there
+    /// would do as a server of the cluster asks, for whoever may look at nodes.
+    pub stranger: Option<TlsConnector>,
     pub streams: NodeStreams,
 }
 
@@ -88,7 +93,28 @@ impl Nodes {
             tls.alpn_protocols = vec![b"http/1.1".to_vec()];
             TlsConnector::from(Arc::new(tls))
         });
-        Nodes { tls, streams: NodeStreams::default() }
+        let stranger = tls.as_ref().map(|tls| {
+            let mut tls = rustls::ClientConfig::clone(tls.config());
+            tls.client_auth_cert_resolver = Arc::new(Nobody);
+            // A session that is resumed is that of whoever began it.
+            tls.resumption = Resumption::disabled();
+            TlsConnector::from(Arc::new(tls))
+        });
+        Nodes { tls, stranger, streams: NodeStreams::default() }
+    }
+}
+
+/// Shows no certificate.
+#[derive(Debug)]
+struct Nobody;
+
+impl ResolvesClientCert for Nobody {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
     }
 }
 

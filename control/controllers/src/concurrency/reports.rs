@@ -105,7 +105,7 @@ impl Reports {
         let holds = all.filter(|sample| sample.holds(now));
         holds.fold(Asked::default(), |sum, sample| Asked {
             average: sum.average + sample.average,
-            held: sum.held + sample.held,
+            held: sum.held.saturating_add(sample.held),
         })
     }
 
@@ -169,7 +169,10 @@ impl Reports {
     async fn hear(&self, client: &Client, node: &str, tell: &impl Fn(News<'_>)) -> Result<(), kube::Error> {
         let path = format!("/api/v1/nodes/{node}/proxy/coracle/v1/demand");
         let request = Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
-        let mut lines = Box::pin(client.0.request_stream(request).await?);
+        let begun = tokio::time::timeout(SILENCE_MAX, client.0.request_stream(request)).await;
+        // One that takes the question and says nothing is silent.
+        let Ok(begun) = begun else { return Ok(()) };
+        let mut lines = Box::pin(begun?);
         let mut is_first = true;
         loop {
             let line = tokio::time::timeout(SILENCE_MAX, line(&mut lines)).await;

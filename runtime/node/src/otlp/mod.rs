@@ -63,8 +63,12 @@ impl FromStr for OtlpEndpoint {
         let whole: Uri = format!("{}{PATH}", text.trim_end_matches('/')).parse().map_err(|_| refuse())?;
         let is_http = matches!(whole.scheme_str(), Some("http" | "https"));
         let has_host = whole.host().is_some_and(|host| !host.is_empty());
-        // A question mark would swallow the path.
-        if is_http && has_host && whole.query().is_none() { Ok(Self(whole)) } else { Err(refuse()) }
+        // A question mark would swallow the path, and so would a fragment.
+        if is_http && has_host && whole.query().is_none() && !text.contains('#') {
+            Ok(Self(whole))
+        } else {
+            Err(refuse())
+        }
     }
 }
 
@@ -285,6 +289,7 @@ mod tests {
             ("grpc://otel.example:4317", None),
             ("http://", None),
             ("http://otel.example?key=1", None),
+            ("http://otel.example/t#x", None),
             ("", None),
         ] {
             let parsed = text.parse::<OtlpEndpoint>();
