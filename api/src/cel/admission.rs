@@ -290,7 +290,7 @@ impl<'s> Compiler<'s> {
         names.push(
             variables.map_or_else(hidden, |all| named("variables", Ty::Object(Decl::Variables(Arc::new(all.clone()))))),
         );
-        Env { names, patches: matches!(gives, Gives::Apply | Gives::Patch) }
+        Env { names, patches: matches!(gives, Gives::Apply | Gives::Patch), binds: false }
     }
 
     fn make(&mut self, source: &str, gives: Gives, authorizer: bool) -> Result<(Expression, Ty<'s>), String> {

@@ -291,6 +291,10 @@ impl<'a> Run<'a> {
                 }
                 _ => return Err(Stop::overload()),
             },
+            Expr::Bind(part, whole) => {
+                let part = self.eval(part)?;
+                self.with([part], |run| run.eval(whole))?
+            }
         })
     }
 

@@ -10,6 +10,7 @@
 
 pub mod admission;
 mod authority;
+pub(crate) mod devices;
 mod eval;
 mod library;
 mod parse;
