@@ -115,7 +115,7 @@ fn text_of(text: &str) -> String {
             (r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", "<uid>"),
             // Times within the objects are long past.
             (r"\b20[2-9]\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", "<time>"),
-            (r"(resourceVersion\W+|in record \()\d+", "$1<version>"),
+            (r"(resourceVersion\W+|in record \(|in object meta: )\d+", "$1<version>"),
             (r":3[0-2]\d{3}/", ":<port>/"),
             (r"\b10\.96\.\d+\.\d+\b", "<address>"),
             (r#"Invalid value: "\{.*\}": "#, "Invalid value: <the object>: "),
