@@ -237,7 +237,7 @@ fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<
     let mut is_full = false;
     // Whoever wants none to be given may still ask for some by number.
     let gives = spec["type"] == "NodePort" || spec["allocateLoadBalancerNodePorts"] != false;
-    let list = spec["ports"].as_array_mut().map(Vec::as_mut_slice).unwrap_or_default();
+    let list = spec.get_mut("ports").and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default();
     for port in list.iter() {
         taken.extend(
             port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0),

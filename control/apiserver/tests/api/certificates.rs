@@ -104,8 +104,10 @@ async fn nobody_owns_what_a_request_says_nor_the_conditions_of_its_status() {
     let made = server.make(REQUESTS, object).await;
     let labels = json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}}}});
     assert_eq!(made["metadata"]["managedFields"][0]["fieldsV1"], labels, "{made}");
-    let patch = json!({"status": {"conditions": [{"type": "Odd", "status": "True", "reason": "R", "message": "m"}]}});
     let path = format!("{REQUESTS}/r/status");
+    let (code, same) = server.call_as("PATCH", &path, "application/merge-patch+json", &json!({})).await;
+    assert_eq!((code, &same), (200, &made), "what says nothing changes nothing");
+    let patch = json!({"status": {"conditions": [{"type": "Odd", "status": "True", "reason": "R", "message": "m"}]}});
     let (code, changed) = server.call_as("PATCH", &path, "application/merge-patch+json", &patch).await;
     assert_eq!((code, &changed["metadata"]["managedFields"]), (200, &made["metadata"]["managedFields"]), "{changed}");
 }
