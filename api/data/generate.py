@@ -48,6 +48,8 @@ SPECIAL = {
     EXTENSIONS + ".JSONSchemaPropsOrStringArray": "aS",
 }
 BASIC = {"string": "s", "bool": "b", "int32": "i", "int64": "l", "int": "l", "float64": "d", "uint8": "i", "uint16": "i", "uint32": "l"}
+# Lists that are told apart, when they are empty, from what is absent, although they are no pointers.
+KEPT = {("io.k8s.api.autoscaling.v2", "HPAScalingRules", "policies"), ("io.k8s.api.networking.v1", "ServiceCIDRSpec", "cidrs")}
 # What clients send or get although no OpenAPI document describes it.
 HIDDEN = [META + "." + n for n in ["PartialObjectMetadata", "PartialObjectMetadataList", "Table", "List", "ListOptions", "GetOptions",
                                    "CreateOptions", "UpdateOptions", "PatchOptions"]]
@@ -208,7 +210,7 @@ def fields_of(here, name, outer=None, embedded=None):
         if code.startswith("@") and embedded and ":" not in code:
             code = "@" + alias_of(here) + ":" + code[1:]
         plain = go_name(go_type, here, imports)
-        attributes = ["*"] if go_type.startswith("*") else []
+        attributes = ["*"] if go_type.startswith("*") or (here, name, parts[0]) in KEPT else []
         attributes += ["-"] if "omitempty" in parts[1:] else []
         attributes += ["0"] if "omitzero" in parts[1:] else []
         go = plain.lstrip("*") if plain.lstrip("*") != derived.lstrip("*") else None

@@ -311,7 +311,7 @@ impl<'s> Compiler<'s> {
         }
         let variables = self.variables.as_ref();
         names.push(variables.map_or_else(hidden, |all| named("variables", Ty::Object(Decl::Variables(all.clone())))));
-        Env { names, patches: matches!(gives, Gives::Apply | Gives::Patch) }
+        Env { names, patches: matches!(gives, Gives::Apply | Gives::Patch), binds: false }
     }
 
     fn make(&mut self, source: &str, gives: Gives, authorizer: bool) -> Result<Compiled<'s>, String> {

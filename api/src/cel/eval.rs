@@ -258,6 +258,7 @@ impl<'a> Run<'a> {
             Expr::Binary(operator, left, right) => self.operated(*operator, left, right),
             Expr::Loop(of) => self.repeat(of),
             Expr::Chain { of, then, flat } => self.chain(of, then, *flat),
+            Expr::Bind(part, whole) => self.bound(part, whole),
             literal => Ok(literal_value(literal)),
         };
         self.level -= 1;
@@ -369,6 +370,15 @@ impl<'a> Run<'a> {
         let (left, right) = (self.eval(left)?, self.eval(right)?);
         self.spend(1)?;
         self.binary(operator, &left, &right)
+    }
+
+    fn bound(&mut self, part: &'a Expr, whole: &'a Expr) -> Result<Val<'a>, Stop> {
+        let part = self.eval(part)?;
+        let before = self.slots.len();
+        self.slots.push(part);
+        let value = self.eval(whole);
+        self.slots.truncate(before);
+        value
     }
 
     fn chain(&mut self, of: &'a Expr, then: &'a Expr, flat: bool) -> Result<Val<'a>, Stop> {

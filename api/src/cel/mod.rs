@@ -6,10 +6,11 @@
 //!                  types, signatures: what stands for what
 //! ```
 //! Who asks says which names there are: rules of schemas ([`crate::custom`]) `self` and `oldSelf`, [`admission`] the objects of
-//! a request. An evaluation ends when it has cost what it may, whatever it says.
+//! a request, `devices` one device. An evaluation ends when it has cost what it may, whatever it says.
 
 pub mod admission;
 mod authority;
+pub(crate) mod devices;
 mod eval;
 mod library;
 mod parse;

@@ -23,6 +23,9 @@ impl Fault {
 
     /// As Kubernetes shows it, with the line and a caret below the place.
     pub fn show(&self, source: &str) -> String {
+        if source.is_empty() {
+            return format!("ERROR: <input>:1:0: {}", self.message);
+        }
         let before = source.get(..self.at).unwrap_or(source);
         let line = before.matches('\n').count();
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count();
@@ -138,10 +141,14 @@ pub(crate) fn parse(source: &str) -> Result<Node, Fault> {
     let mut parser = Parser { source, at: 0, token: Token::End, start: 0, depth: 0 };
     parser.advance()?;
     let node = parser.expression()?;
-    match parser.token {
-        Token::End => Ok(node),
-        _ => Err(parser.unexpected("<EOF>")),
+    if parser.token == Token::End {
+        return Ok(node);
     }
+    let (at, shown) = (parser.start, source.get(parser.start..parser.at).unwrap_or_default());
+    parser.advance()?;
+    // One token too many is passed over; of several the first does not match.
+    let word = if parser.token == Token::End { "extraneous" } else { "mismatched" };
+    Err(Fault::new(at, format!("Syntax error: {word} input '{shown}' expecting <EOF>")))
 }
 
 struct Parser<'a> {

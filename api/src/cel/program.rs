@@ -57,6 +57,8 @@ pub(crate) enum Expr {
         then: Box<Expr>,
         flat: bool,
     },
+    /// `cel.bind`: what the second says of the first.
+    Bind(Box<Expr>, Box<Expr>),
 }
 
 #[derive(Debug)]
@@ -93,6 +95,8 @@ pub(crate) struct Env<'s> {
     pub names: Vec<(String, Ty<'s>)>,
     /// Whether it may make patches: `Object{}`, `JSONPatch{}`.
     pub patches: bool,
+    /// Whether it may name a part of itself: `cel.bind(name, part, whole)`.
+    pub binds: bool,
 }
 
 /// A program, and what is known of it.
@@ -113,6 +117,7 @@ pub(crate) fn make<'s>(node: &Node, env: &Env<'s>, states: &mut usize) -> Result
         names: env.names.clone(),
         slots: env.names.len(),
         patches: env.patches,
+        binds: env.binds,
         bound: Bound::new(node.count),
         uses: 0,
         level: 0,
@@ -145,6 +150,7 @@ struct Maker<'s> {
     /// How many of them are places that are there from the beginning.
     slots: usize,
     patches: bool,
+    binds: bool,
     bound: Bound<'s>,
     uses: u64,
     /// How deep it is, and how deep it was or a variable goes.
@@ -552,6 +558,12 @@ impl<'s> Maker<'s> {
                 return self.call(at, &whole, arguments);
             }
         }
+        if self.binds
+            && let (Is::Name(space), "bind", [named, part, whole]) = (&on.is, name, arguments)
+            && space == "cel"
+        {
+            return self.bind(named, part, whole);
+        }
         let count = arguments.len();
         let what = match (name, count) {
             ("all", 2 | 3) => Some(What::All),
@@ -643,6 +655,17 @@ impl<'s> Maker<'s> {
             self.resolve(at, "_?_:_", &[found, ty.clone(), ty.clone()], false);
         }
         expr
+    }
+
+    fn bind(&mut self, named: &Node, part: &Node, whole: &Node) -> Typed<'s> {
+        let Is::Name(name) = &named.is else {
+            return self.fault(named.at, "cel.bind() variable names must be simple identifiers");
+        };
+        let (part, ty) = self.boxed(part);
+        self.names.push((name.clone(), ty));
+        let (whole, ty) = self.boxed(whole);
+        self.names.pop();
+        (Expr::Bind(part, whole), ty)
     }
 
     fn chain(&mut self, on: &Node, flat: bool, arguments: &[Node]) -> Typed<'s> {

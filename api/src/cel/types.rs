@@ -102,6 +102,9 @@ pub(crate) enum Part {
     Texts,
     TextMap,
     TextsMap,
+    /// What is known by a domain and a name.
+    AnyByDomain,
+    QuantityByDomain,
     Of(&'static Fixed),
     List(&'static Fixed),
 }
@@ -175,6 +178,8 @@ impl Part {
             Part::Texts => Ty::list(Ty::Text),
             Part::TextMap => Ty::map(Ty::Text, Ty::Text),
             Part::TextsMap => Ty::map(Ty::Text, Ty::list(Ty::Text)),
+            Part::AnyByDomain => Ty::map(Ty::Text, Ty::map(Ty::Text, Ty::Dyn)),
+            Part::QuantityByDomain => Ty::map(Ty::Text, Ty::map(Ty::Text, Ty::Opaque("kubernetes.Quantity"))),
             Part::Of(of) => Ty::Object(Decl::Fixed(of)),
             Part::List(of) => Ty::list(Ty::Object(Decl::Fixed(of))),
         }

@@ -73,7 +73,8 @@ impl Rule {
         let shape = if root { Shape::Whole(schema) } else { Shape::of(schema) };
         let own = Ty::of(shape, "selfType");
         let old = if optional_old { Ty::optional(own.clone()) } else { own.clone() };
-        let env = Env { names: vec![("self".to_owned(), own), ("oldSelf".to_owned(), old)], patches: false };
+        let names = vec![("self".to_owned(), own), ("oldSelf".to_owned(), old)];
+        let env = Env { names, patches: false, binds: false };
         let mut compile = |source: &str| {
             budget.source = budget.source.checked_sub(source.len()).ok_or("the rules of the schema are too many")?;
             cel::compile(source, &env, &mut budget.states).map_err(|told| format!("compilation failed: {told}"))

@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use super::pod::signer_name;
 use super::value::{Read, fields, keep};
 use super::{AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, Subresource, VERBS, checks, column, table};
 use crate::meta::field::Path;
@@ -54,8 +55,6 @@ const LASTING: [&str; 3] = ["Approved", "Denied", "Failed"];
 const SECONDS_MIN: i64 = 600;
 /// A signer of before there were names for them.
 const LEGACY: &str = "kubernetes.io/legacy-unknown";
-/// Longest name of a signer: a domain, a slash, and a path of two parts.
-const SIGNER_BYTES_MAX: usize = 571;
 
 const USAGES: [&str; 23] = [
     "any",
@@ -108,7 +107,7 @@ impl Strategy for Request {
                 continue;
             }
             let mut before = before.into_iter();
-            let conditions = object["status"]["conditions"].as_array_mut();
+            let conditions = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
             for condition in conditions.into_iter().flatten().filter(|condition| condition["type"] == decision) {
                 if let Some(kept) = before.next() {
                     *condition = kept;
@@ -132,7 +131,7 @@ impl Strategy for Request {
         let spec = &object["spec"];
         let path = Path::new("spec");
         if let Err(detail) = pem::request(&bytes(&spec["request"])) {
-            errors.push(FieldError::invalid(path.child("request"), spec["request"].text(), detail));
+            errors.push(FieldError::invalid(path.child("request"), &spec["request"], detail));
         }
         usages(&spec["usages"], &path.child("usages"), errors);
         match spec["signerName"].text() {
@@ -140,7 +139,7 @@ impl Strategy for Request {
                 let detail = "the legacy signerName is not allowed via this API version";
                 errors.push(FieldError::invalid(path.child("signerName"), LEGACY, detail));
             }
-            name => signer(name, &path.child("signerName"), errors),
+            name => signer_name(name, &path.child("signerName"), errors),
         }
         if let Some(seconds) = spec["expirationSeconds"].maybe_int().filter(|seconds| *seconds < SECONDS_MIN) {
             let detail = "may not specify a duration less than 600 seconds (10 minutes)";
@@ -228,38 +227,6 @@ fn usages(usages: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
         if !seen.insert(usage.text()) {
             errors.push(FieldError::duplicate(path.index(index), usage.text()));
         }
-    }
-}
-
-/// The name of a signer: a domain, a slash, and a name in it (`ValidateSignerName`).
-fn signer(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
-    let Some((domain, rest)) = name.split_once('/').filter(|(_, rest)| !rest.contains('/')) else {
-        match name {
-            "" => errors.push(FieldError::required(*path, "")),
-            _ => {
-                let detail = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
-                errors.push(FieldError::invalid(*path, name, detail));
-            }
-        }
-        return;
-    };
-    for wrong in names::dns_subdomain(domain) {
-        let detail = format!("validating label {}: {wrong}", crate::meta::text::quote(domain));
-        errors.push(FieldError::invalid(*path, name, &detail));
-    }
-    if !domain.contains('.') {
-        errors.push(FieldError::invalid(
-            *path,
-            name,
-            "should be a domain with at least two segments separated by dots",
-        ));
-    }
-    for wrong in names::dns_subdomain(rest) {
-        let detail = format!("validating label {}: {wrong}", crate::meta::text::quote(rest));
-        errors.push(FieldError::invalid(*path, name, &detail));
-    }
-    if name.len() > SIGNER_BYTES_MAX {
-        errors.push(FieldError::too_long(*path, SIGNER_BYTES_MAX));
     }
 }
 

@@ -202,8 +202,11 @@ pub(super) fn conditions(conditions: &[Value], path: &Path<'_>, errors: &mut Fie
         if again {
             errors.push(FieldError::duplicate(path, &condition["type"]));
         }
-        qualified_name(&path.child("type"), condition["type"].text(), errors);
-        supported(&path.child("status"), &condition["status"], &["False", "True", "Unknown"], errors);
+        match condition["type"].text() {
+            "" => errors.push(FieldError::required(path.child("type"), "is required")),
+            kind => qualified_name(&path.child("type"), kind, errors),
+        }
+        required_of(&path.child("status"), &condition["status"], &["False", "True", "Unknown"], errors);
         let generation = condition["observedGeneration"].int();
         if generation < 0 {
             let detail = "must be greater than or equal to zero";

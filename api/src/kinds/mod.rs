@@ -50,6 +50,7 @@ use serde_json::Value;
 use crate::meta::field::Path;
 pub use crate::meta::field::{FieldError, FieldErrors};
 use crate::meta::{names, validate_object_meta, validate_object_meta_update};
+use crate::schema::{Named, Type};
 use value::Read as _;
 
 /// Kinds that something acts on, or that are peculiar enough for a file of their own.
@@ -317,6 +318,10 @@ pub trait Strategy: Sync + Send {
     fn validate_update(&self, object: &Value, _old: &Value, errors: &mut FieldErrors) {
         self.validate(object, errors);
     }
+    /// Whether an update of `status` changes nothing else: neither labels nor annotations, finalizers or owners.
+    fn is_status_alone(&self) -> bool {
+        false
+    }
     /// Checks an update of `status`.
     fn validate_status_update(&self, _object: &Value, _old: &Value, _errors: &mut FieldErrors) {}
     /// Checks an update of another subresource, see [`Strategy::prepare_subresource_update`].
@@ -379,6 +384,16 @@ pub trait Strategy: Sync + Send {
     fn row_conditions(&self, _object: &Value) -> Value {
         Value::Null
     }
+}
+
+/// Checks the addresses and families of a Service, before it gets any.
+pub fn validate_service_addresses(service: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+    service::addresses(service, old.unwrap_or(&Value::Null), errors);
+}
+
+/// The metadata of an object as Go prints it.
+pub fn printed_metadata(metadata: &Value) -> String {
+    internal::ordered(&Type::Named(Named::new("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")), metadata)
 }
 
 /// Everything but `status` is taken from `old`, except what metadata an update of status may change.

@@ -127,6 +127,7 @@ fn makes_of_new_objects_what_kubernetes_makes() {
         let problems = problems(row, &object);
         let mut shown = object;
         row.strategy.canonicalize(&mut shown);
+        schema::forget_empty(&mut shown, &stored_schema(row));
         row.strategy.from_storage(&mut shown);
         let metadata = fields(child(&mut shown, "metadata"));
         metadata

@@ -256,6 +256,39 @@ impl Object {
     }
 }
 
+/// Makes lists and maps that are empty nothing, where that is written out: the reference stores objects as protobuf, which
+/// cannot tell one from the other.
+pub fn forget_empty(value: &mut Value, object: &Object) {
+    let Value::Object(fields) = value else { return };
+    for (name, value) in fields {
+        let Some(field) = object.fields.get(name) else { continue };
+        let is_empty = match value {
+            Value::Array(items) => items.is_empty(),
+            Value::Object(fields) => fields.is_empty() && matches!(field.ty, Type::Map(_)),
+            _ => false,
+        };
+        match (is_empty, field.absent) {
+            (true, Absent::Zero) if !field.pointer => *value = Value::Null,
+            _ => forget_below(value, &field.ty),
+        }
+    }
+}
+
+fn forget_below(value: &mut Value, ty: &Type) {
+    match (value, ty) {
+        (Value::Array(items), Type::List(list)) => items.iter_mut().for_each(|item| forget_below(item, &list.items)),
+        (Value::Object(fields), Type::Map(map)) => {
+            fields.values_mut().for_each(|value| forget_below(value, &map.values))
+        }
+        (value @ Value::Object(_), ty) => {
+            if let Some(object) = ty.object() {
+                forget_empty(value, object);
+            }
+        }
+        _ => {}
+    }
+}
+
 /// What becomes of a field that is absent or zero when an object is read: as reading it into Go's structure and writing
 /// that again would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -292,6 +325,8 @@ pub struct Field {
     pub outer: Box<[u32]>,
     /// What becomes of it when absent or zero.
     pub absent: Absent,
+    /// Who asks for it by its key reads what is absent as zero.
+    pub zero_as_key: bool,
     /// It can be told apart from zero when absent (a pointer in Go).
     pub pointer: bool,
     /// Its type's name in decoding errors, when it is another than [`Type::go`].

@@ -148,6 +148,7 @@ impl Entry {
                 "-" => omitempty = true,
                 "0" => omitzero = true,
                 "!" => field.required = true,
+                "~" => field.zero_as_key = true,
                 "atomic" => atomic = true,
                 "granular" => granular = true,
                 "set" => kind = ListKind::Set,

@@ -148,13 +148,14 @@ fn age(cell: &mut Value) {
 
 /// Words of a text that are each server's own: uids, the time now, versions, addresses of Services, names that are made.
 fn text_of(text: &str) -> String {
-    static OWN: LazyLock<[(Regex, &str); 7]> = LazyLock::new(|| {
+    static OWN: LazyLock<[(Regex, &str); 8]> = LazyLock::new(|| {
         [
             (r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", "<uid>"),
             // Times within the objects are long past.
             (r"\b20[2-9]\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", "<time>"),
-            (r"(resourceVersion\W+|in record \()\d+", "$1<version>"),
+            (r"(resourceVersion\W+|in record \(|in object meta: )\d+", "$1<version>"),
             (r":3[0-2]\d{3}/", ":<port>/"),
+            (r"Duplicate value: 3[0-2]\d{3}\b", "Duplicate value: <port>"),
             (r"\b10\.96\.\d+\.\d+\b", "<address>"),
             (r#"Invalid value: "\{.*\}": "#, "Invalid value: <the object>: "),
             (r"\bkube-api-access-\w{5}\b", "kube-api-access-<made>"),

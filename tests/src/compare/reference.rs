@@ -39,7 +39,8 @@ impl Reference {
         command.args(["--initial-cluster", &format!("default={peer}"), "--log-level", "warn"]);
         reference.run(command.arg("--data-dir").arg(reference.folder.path().join("etcd")), "etcd.log");
 
-        let key = root().join("control/apiserver/tests/token.key");
+        // It reads the public half of no private key of this form.
+        let key = |name: &str| root().join("control/apiserver/tests").join(name);
         let tokens = reference.folder.path().join("tokens.csv");
         std::fs::write(&tokens, format!("{TOKEN},admin,,system:masters\n")).expect("write the token");
         let mut command = Command::new(apiserver);
@@ -51,9 +52,8 @@ impl Reference {
         command.arg("--default-unreachable-toleration-seconds=12");
         command.arg("--cert-dir").arg(reference.folder.path().join("certificates"));
         command.arg("--token-auth-file").arg(&tokens);
-        // Of a key in PKCS #8 it does not read the public half itself.
-        let public = root().join("tests/reference/token.pub");
-        command.arg("--service-account-key-file").arg(&public).arg("--service-account-signing-key-file").arg(&key);
+        command.arg("--service-account-key-file").arg(key("token.pub"));
+        command.arg("--service-account-signing-key-file").arg(key("token.key"));
         reference.run(&mut command, "kube-apiserver.log");
         reference
     }

@@ -277,10 +277,7 @@ impl<'a> Reader<'a> {
     #[cold]
     fn mistyped(&mut self, what: &str, ty: &Type, place: &Place<'_>) {
         if self.mistyped.is_none() {
-            let name = match place.step {
-                Step::Field(_, field, _) => field.go.as_deref().map_or_else(|| ty.go(), str::to_owned),
-                _ => ty.go(),
-            };
+            let name = go_name(place).map_or_else(|| ty.go(), str::to_owned);
             self.mistyped = Some(cannot(what, &name, place));
         }
     }
@@ -310,6 +307,16 @@ impl<'a> Reader<'a> {
         }
         path.push_str(key);
         problem(&mut self.problems, at, what, &path);
+    }
+}
+
+/// The name of a type in Go that does not follow from what it is: the field's, or of an item what that of its list says.
+fn go_name<'p>(place: &Place<'p>) -> Option<&'p str> {
+    match place.step {
+        Step::Root => None,
+        Step::Field(_, field, _) => field.go.as_deref(),
+        Step::Index(_) => go_name(place.parent?)?.strip_prefix("[]"),
+        Step::Key(_) => go_name(place.parent?)?.strip_prefix("map[string]"),
     }
 }
 

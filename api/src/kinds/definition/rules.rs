@@ -3,8 +3,8 @@
 
 use crate::custom::rules::Rule;
 use crate::custom::{Additional, Structural};
-use crate::kinds::{FieldError, FieldErrors};
-use crate::meta::field::Path;
+use crate::kinds::{FieldError, FieldErrors, internal};
+use crate::meta::field::{Path, Printed};
 use crate::schema::ListKind;
 
 /// Checks the rules of a schema that is otherwise as it has to be.
@@ -37,11 +37,12 @@ fn below(schema: &Structural, path: &Path<'_>, lost: Option<&str>, errors: &mut 
 
 fn one(rule: &Rule, path: &Path<'_>, lost: Option<&str>, errors: &mut FieldErrors) {
     let at = path.child("rule");
+    let shown = || internal::text("ValidationRule", &rule.written);
     if let Some(fault) = &rule.fault {
-        return errors.push(FieldError::invalid(at, &rule.written, fault));
+        return errors.push(FieldError::invalid(at, Printed(&shown()), fault));
     }
     if let Some(fault) = &rule.message_fault {
-        errors.push(FieldError::invalid(path.child("messageExpression"), &rule.written, fault));
+        errors.push(FieldError::invalid(path.child("messageExpression"), Printed(&shown()), fault));
     }
     if let Some(lost) = lost.filter(|_| rule.uses_old) {
         let detail = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {lost}");

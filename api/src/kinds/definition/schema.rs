@@ -429,14 +429,14 @@ fn rules(schema: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
 }
 
 /// The field of a schema that a path of names leads to; without brackets.
-pub(super) fn field_of<'a>(path: &str, schema: &'a Structural) -> Result<&'a Structural, &'static str> {
+pub(super) fn field_of<'a>(path: &str, schema: &'a Structural) -> Result<&'a Structural, String> {
     if path.contains('[') {
-        return Err("array notation is not allowed");
+        return Err("array notation is not allowed".to_owned());
     }
-    let Some(names) = path.strip_prefix('.') else { return Err("expected [ or . but got something else") };
+    let Some(names) = path.strip_prefix('.') else { return Err(format!("expected [ or . but got: {path}")) };
     names.split('.').try_fold(schema, |schema, name| match name {
-        "" => Err("unexpected end of JSON path"),
-        name => schema.named_or_other(name).ok_or("does not refer to a valid field"),
+        "" => Err("unexpected end of JSON path".to_owned()),
+        name => schema.named_or_other(name).ok_or_else(|| "does not refer to a valid field".to_owned()),
     })
 }
 

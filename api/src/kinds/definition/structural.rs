@@ -72,7 +72,7 @@ impl Checker<'_> {
             schema["x-kubernetes-preserve-unknown-fields"].flag(),
             schema["x-kubernetes-int-or-string"].flag(),
         );
-        if ty == "array" && schema["items"].is_null() {
+        if ty == "array" && !schema["items"].is_object() && !schema["items"].is_array() {
             self.required(&path.child("items"), "must be specified");
         }
         self.invariants(&schema["items"], Level::Item, &path.child("items"));

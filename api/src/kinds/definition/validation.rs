@@ -25,7 +25,11 @@ const DEPRECATION_MAX: usize = 256;
 pub(super) fn definition(object: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let spec = &object["spec"];
     let name = object["metadata"]["name"].text();
-    if old.is_none() && name != format!("{}.{}", spec["names"]["plural"].text(), spec["group"].text()) {
+    // One without a name is refused for that.
+    if old.is_none()
+        && !name.is_empty()
+        && name != format!("{}.{}", spec["names"]["plural"].text(), spec["group"].text())
+    {
         let detail = "must be spec.names.plural+\".\"+spec.group";
         errors.push(FieldError::invalid("metadata.name", name, detail));
     }
@@ -140,6 +144,10 @@ fn specification(spec: &Value, (old, established): Before<'_>, errors: &mut Fiel
         let wrong = names::dns_1035_label(name);
         if !wrong.is_empty() {
             errors.push(FieldError::invalid(path.child("name"), name, &wrong.join(",")));
+            // The first was once named here.
+            if at == 0 && !name.is_empty() {
+                errors.push(FieldError::invalid(SPEC.child("version"), name, &wrong.join(",")));
+            }
         }
         // What was accepted as it is stays accepted.
         let before =
@@ -371,7 +379,7 @@ fn selectable(version: &Value, before: Option<&Value>, written: &Value, path: &P
         return;
     }
     if !written.is_object() {
-        let detail = "may only be set when `version.schema.openAPIV3Schema` is not included";
+        let detail = "may only be set when validations.schema is included";
         return errors.push(FieldError::invalid(path, "", detail));
     }
     let schema = Structural::read(written);

@@ -72,6 +72,10 @@ pub(super) fn update(event: &Value, old: &Value, strict: bool, errors: &mut Fiel
         }
     }
     for (field, path) in IMMUTABLE {
+        if field == "eventTime" && event[field].is_null() && old[field].is_set() {
+            errors.push(FieldError::invalid(path, &Value::Null, "field is immutable"));
+            continue;
+        }
         validate_immutable(&event[field], &old[field], &Path::new(path), errors);
     }
 }

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::{condition, fields};
 use crate::kinds::value::{Read, child, keep, remove};
-use crate::kinds::{FieldError, FieldErrors};
-use crate::meta::field::Path;
+use crate::kinds::{FieldError, FieldErrors, internal};
+use crate::meta::field::Printed;
 
 const IMMUTABLE: &str = "field is immutable";
 
@@ -28,7 +28,8 @@ pub(super) fn update(job: &Value, old: &Value, errors: &mut FieldErrors) {
         take_resources(before, spec, list);
     }
     if !is_same(spec, before) {
-        errors.push(FieldError::invalid(Path::new("spec.template.spec"), spec, IMMUTABLE));
+        let shown = internal::text("PodSpec", spec);
+        errors.push(FieldError::invalid("spec.template.spec", Printed(&shown), IMMUTABLE));
     }
 }
 

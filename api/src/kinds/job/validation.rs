@@ -82,6 +82,8 @@ fn generated_selector(job: &Value, errors: &mut FieldErrors) {
         let path = SPEC.child("template.metadata.labels");
         let detail = format!("must be '{value}'");
         match labels[label].as_str() {
+            // Of one without a name, which is refused for that.
+            None if value.is_empty() => {}
             None => errors.push(FieldError::required(path.key(label), &detail)),
             Some(actual) if actual != value => {
                 errors.push(FieldError::invalid(path.key(label), Printed(&text::json(labels)), &detail));

@@ -3,6 +3,8 @@
 mod prepare;
 mod validation;
 
+pub(super) use validation::addresses;
+
 use serde_json::{Value, json};
 
 use super::value::{Read, child, default_to, default_when_zero, fields, items_mut, keep, or, remove};

@@ -138,7 +138,7 @@ fn service(service: &Value, old: &Value, errors: &mut FieldErrors) {
 
 fn external_name(spec: &Value, errors: &mut FieldErrors) {
     for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-        if !spec[field].is_empty() {
+        if !spec[field].is_empty() || (field == "ipFamilyPolicy" && spec[field].is_set()) {
             errors.push(FieldError::forbidden(SPEC.child(field), "may not be set for ExternalName services"));
         }
     }
@@ -214,6 +214,11 @@ fn session_affinity(spec: &Value, errors: &mut FieldErrors) {
         }
         _ => {}
     }
+}
+
+/// Addresses and families, which have to agree with each other.
+pub(in crate::kinds) fn addresses(service: &Value, old: &Value, errors: &mut FieldErrors) {
+    cluster_ips(&service["spec"], &old["spec"], errors);
 }
 
 fn cluster_ips(spec: &Value, old: &Value, errors: &mut FieldErrors) {

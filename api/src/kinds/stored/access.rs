@@ -1,5 +1,7 @@
 //! Who may do what, and how much of it at a time; and what the cluster says of itself.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::rules::{Check, Rule};
@@ -10,10 +12,12 @@ use crate::kinds::{AGE, Cell, Column, FieldError, FieldErrors, NAME, checks, col
 use crate::meta::field::{Path, Printed};
 use crate::meta::names;
 use crate::meta::selector::validate_label_selector;
+use crate::schema::{List, ListKind, Named, Type};
 
 const NOT_LIMITED: &str = "requests are not limited by it yet";
 const MADE: Column = column("Created At", "date");
 const GROUP: &str = "rbac.authorization.k8s.io";
+const CONDITION: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Condition";
 
 const MIGRATION: &[Rule] = &[
     Rule("spec.resource.resource", Check::Required("resource is required to be set")),
@@ -44,7 +48,7 @@ pub(super) static ROWS: &[Kind] = &[
         binding().check_by(cluster_role_binding)),
     row!(cluster "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "ClusterRole" "clusterroles" "clusterrole",
         [NAME => Name, MADE => Made],
-        Stored::new(Support::Honoured).named_as_path().made_by_update().default_by(no_rules).check_by(cluster_role)),
+        Stored::new(Support::Honoured).named_as_path().made_by_update().check_by(cluster_role)),
     row!(namespaced "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "RoleBinding" "rolebindings" "rolebinding",
         [
             NAME => Name,
@@ -57,7 +61,7 @@ pub(super) static ROWS: &[Kind] = &[
         binding().check_by(role_binding)),
     row!(namespaced "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "Role" "roles" "role",
         [NAME => Name, MADE => Made],
-        Stored::new(Support::Honoured).named_as_path().made_by_update().default_by(no_rules)
+        Stored::new(Support::Honoured).named_as_path().made_by_update()
             .check_by(role_in_namespace)),
     row!(cluster "flowcontrol.apiserver.k8s.io" "io.k8s.api.flowcontrol.v1" "FlowSchema" "flowschemas" "flowschema",
         [
@@ -69,7 +73,7 @@ pub(super) static ROWS: &[Kind] = &[
             column("MissingPL", "string") => Of(dangling),
         ],
         Stored::inert(NOT_LIMITED).counted().default_by(flow::default_schema).rules(flow::SCHEMA)
-            .check_by(flow::check_schema).check_status_by(flow::check_status),
+            .check_by(flow::check_schema).check_status_by(flow::check_status).status_alone(),
         has_status: true),
     row!(cluster "flowcontrol.apiserver.k8s.io" "io.k8s.api.flowcontrol.v1" "PriorityLevelConfiguration"
         "prioritylevelconfigurations" "prioritylevelconfiguration",
@@ -83,13 +87,13 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
         ],
         Stored::inert(NOT_LIMITED).counted().default_by(flow::default_level).rules(flow::LEVEL)
-            .check_by(flow::check_level).check_status_by(flow::check_status),
+            .check_by(flow::check_level).check_status_by(flow::check_status).status_alone(),
         has_status: true),
     row!(cluster "certificates.k8s.io" "io.k8s.api.certificates.v1" "ClusterTrustBundle" "clustertrustbundles"
         "clustertrustbundle",
         [NAME => Name, column("SignerName", "string") => Text("spec.signerName", "<none>")],
         Stored::inert("no volume shows it to pods yet").check_by(trust_bundle).fixes(&["spec.signerName"])
-            .named_as_path().needs_version(),
+            .named_by(|_, _| Vec::new()).needs_version(),
         selectable: &["spec.signerName"]),
     row!(cluster "storagemigration.k8s.io" "io.k8s.api.storagemigration.v1" "StorageVersionMigration"
         "storageversionmigrations" "storageversionmigration",
@@ -98,7 +102,8 @@ pub(super) static ROWS: &[Kind] = &[
             column("Resource", "string") => Of(migrated),
             column("Status", "string") => Of(migration),
         ],
-        Stored::inert("no controller acts on it yet").rules(MIGRATION).fixes(&["spec.resource"]).needs_version(),
+        Stored::inert("no controller acts on it yet").rules(MIGRATION).check_change_by(same_migration)
+            .check_status_by(migration_status).status_alone().needs_version(),
         has_status: true),
 ];
 
@@ -109,13 +114,6 @@ const fn binding() -> Stored {
         .check_change_by(same_role)
         .named_as_path()
         .made_by_update()
-}
-
-/// No rules are stored as none, as protobuf does it in the reference.
-fn no_rules(object: &mut Value) {
-    if object["rules"].is_array() && object["rules"].is_empty() {
-        object["rules"] = Value::Null;
-    }
 }
 
 fn default_binding(object: &mut Value) {
@@ -272,18 +270,65 @@ fn dangling(object: &Value) -> Cell {
 
 /// A bundle is named after its signer. The certificates in it are not looked into: nothing trusts them here.
 fn trust_bundle(object: &Value, errors: &mut FieldErrors) {
-    let (name, signer) = (object["metadata"]["name"].text(), object["spec"]["signerName"].text());
-    let prefix = format!("{}:", signer.replace('/', ":"));
-    if signer.is_empty() && name.contains(':') {
-        let detail = "ClusterTrustBundle without signer name must not have \":\" in its name";
-        errors.push(FieldError::invalid("metadata.name", name, detail));
-    } else if !signer.is_empty() && !name.starts_with(&prefix) {
-        let detail = format!("ClusterTrustBundle for signerName {signer} must be named with prefix {prefix}");
-        errors.push(FieldError::invalid("metadata.name", name, &detail));
+    let signer = object["spec"]["signerName"].text();
+    let prefix = if signer.is_empty() { String::new() } else { format!("{}:", signer.replace('/', ":")) };
+    for (field, is_prefix) in [("generateName", true), ("name", false)] {
+        let (name, path) = (object["metadata"][field].text(), Path::new("metadata"));
+        let (own, path) = (name.strip_prefix(&prefix), path.child(field));
+        match own {
+            _ if name.is_empty() => {}
+            None => {
+                let detail = format!("ClusterTrustBundle for signerName {signer} must be named with prefix {prefix}");
+                errors.push(FieldError::invalid(path, name, &detail));
+            }
+            Some(own) if signer.is_empty() && own.contains(':') => {
+                let detail = "ClusterTrustBundle without signer name must not have \":\" in its name";
+                errors.push(FieldError::invalid(path, name, detail));
+            }
+            Some(own) => checks::invalid(&path, name, names::name_is_dns_subdomain(own, is_prefix), errors),
+        }
     }
     if !object["spec"]["trustBundle"].text().contains("-----BEGIN ") {
         let detail = "at least one trust anchor must be provided";
         errors.push(FieldError::invalid("spec.trustBundle", "<value omitted>", detail));
+    }
+}
+
+/// What is migrated stays as it is.
+fn same_migration(object: &Value, old: &Value, errors: &mut FieldErrors) {
+    if object["spec"] != old["spec"] {
+        let shown = internal::text("StorageVersionMigrationSpec", &object["spec"]);
+        errors.push(FieldError::invalid("spec", Printed(&shown), "field is immutable"));
+    }
+}
+
+/// A migration ends once, and in one way.
+fn migration_status(object: &Value, old: &Value, errors: &mut FieldErrors) {
+    let (status, path) = (&object["status"], Path::new("status"));
+    let (conditions, version) = (&status["conditions"], status["resourceVersion"].text());
+    checks::conditions(conditions.items(), &path.child("conditions"), errors);
+    let path_of_version = path.child("resourceVersion");
+    if !version.is_empty() && version.parse::<u64>().is_err() {
+        let detail = format!("resource version is not well formed: {version}");
+        errors.push(FieldError::invalid(path_of_version, version, &detail));
+    }
+    let before = old["status"]["resourceVersion"].text();
+    if !before.is_empty() && version != before {
+        errors.push(FieldError::invalid(path_of_version, version, "field is immutable"));
+    }
+    let is = |object: &Value, kind: &str| condition(object, kind) == "True";
+    let ty = Type::List(Arc::new(List { items: Type::Named(Named::new(CONDITION)), kind: ListKind::Atomic }));
+    let mut refuse = |detail: &str| {
+        let shown = internal::ordered(&ty, conditions);
+        errors.push(FieldError::invalid("status.conditions", Printed(&shown), detail));
+    };
+    if is(object, "Succeeded") && is(object, "Failed") {
+        refuse("Both success and failed conditions cannot be true at the same time");
+    }
+    for (kind, word) in [("Succeeded", "Success"), ("Failed", "Failed")] {
+        if is(old, kind) && !is(object, kind) {
+            refuse(&format!("{word} condition cannot be set to false once it is true"));
+        }
     }
 }
 

@@ -54,8 +54,7 @@ pub(super) fn check_ranges_change(object: &Value, old: &Value, errors: &mut Fiel
     const IMMUTABLE: &str = "field is immutable";
     let (new, old) = (object["spec"]["cidrs"].items(), old["spec"]["cidrs"].items());
     if new.len() != old.len() && (old.len(), new.len()) != (1, 2) {
-        let shown = Value::from(new);
-        errors.push(FieldError::invalid(RANGES, &shown, IMMUTABLE));
+        errors.push(FieldError::invalid(RANGES, &object["spec"]["cidrs"], IMMUTABLE));
         return;
     }
     if new.len() > old.len() {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::rules::{Check, Rule};
 use super::show::Show::{Age, Name, Of, Text};
 use super::{BLANK, Kind, Stored, row};
+use crate::cel::devices::fault;
 use crate::kinds::value::{Read, child, default_when_zero, items_mut, repeats};
 use crate::kinds::{AGE, Cell, FieldError, FieldErrors, NAME, checks, column, internal};
 use crate::meta::field::{Path, Printed};
@@ -19,6 +20,12 @@ const NOT_ALLOCATED: &str = "no device is allocated by it yet";
 const LIST_MAX: usize = 32;
 const ALTERNATIVES_MAX: usize = 8;
 const EXPRESSION_BYTES_MAX: usize = 10 << 10;
+const PARAMETERS_BYTES_MAX: usize = 10 << 10;
+/// Most attributes and capacities of a device, and most bytes of the value and of each part of the name of one.
+const ATTRIBUTES_MAX: usize = 32;
+const ATTRIBUTE_BYTES_MAX: usize = 64;
+const DOMAIN_BYTES_MAX: usize = 63;
+const NAME_BYTES_MAX: usize = 32;
 const EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "None"];
 
 const CLASS: &[Rule] = &[
@@ -134,7 +141,7 @@ fn claim_state(object: &Value) -> Cell {
     state.into()
 }
 
-/// What a claim asks for (`validateDeviceClaim`). Expressions are not looked into: nothing is allocated by them here.
+/// What a claim asks for (`validateDeviceClaim`).
 fn claim(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let devices = &spec["devices"];
     let (requests, list) = (devices["requests"].items(), path.child("requests"));
@@ -268,10 +275,13 @@ fn selectors(list: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     too_many(list.items(), LIST_MAX, path, errors);
     for (index, selector) in list.items().iter().enumerate() {
         let path = path.index(index);
+        let expression = selector["cel"]["expression"].text();
         if selector["cel"].is_null() {
             errors.push(FieldError::required(path.child("cel"), ""));
-        } else if selector["cel"]["expression"].text().len() > EXPRESSION_BYTES_MAX {
+        } else if expression.len() > EXPRESSION_BYTES_MAX {
             errors.push(FieldError::too_long(path.child("cel.expression"), EXPRESSION_BYTES_MAX));
+        } else if let Some(words) = fault(expression) {
+            errors.push(FieldError::invalid(path.child("cel.expression"), expression, &words));
         }
     }
 }
@@ -285,6 +295,9 @@ fn references(list: &Value, known: &HashMap<&str, HashSet<&str>>, path: &Path<'_
         if again {
             errors.push(FieldError::duplicate(path, *name));
             continue;
+        }
+        if name.split('/').count() <= 2 {
+            name.split('/').for_each(|part| checks::dns_label(&path, part, errors));
         }
         let is_known = match name.split_once('/') {
             None => known.contains_key(name),
@@ -305,7 +318,7 @@ fn attribute(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
         None => (None, name),
     };
     match domain {
-        Some("") => errors.push(FieldError::invalid(path, "", "the domain must not be empty")),
+        Some("") => errors.push(FieldError::invalid(path, "", "prefix must not be empty")),
         Some(domain) => {
             for words in names::dns_subdomain(&domain.to_lowercase()) {
                 errors.push(FieldError::invalid(path, domain, &format!("prefix: {words}")));
@@ -317,7 +330,7 @@ fn attribute(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
         }
     }
     match name {
-        "" => errors.push(FieldError::invalid(path, "", "name must not be empty")),
+        "" if domain.is_some() => errors.push(FieldError::invalid(path, "", "name must not be empty")),
         name => checks::invalid(path, name, names::c_identifier(name), errors),
     }
 }
@@ -336,10 +349,91 @@ fn configurations(list: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
         } else if !names::is_dns_subdomain(&driver.to_lowercase()) {
             errors.push(FieldError::invalid(driver_path, driver, &names::any_case_dns_subdomain()));
         }
-        if opaque["parameters"].is_null() {
-            errors.push(FieldError::required(path.child("parameters"), ""));
+        let (parameters, path) = (&opaque["parameters"], path.child("parameters"));
+        if parameters.is_null() {
+            errors.push(FieldError::required(path, ""));
+        } else if parameters.to_string().len() > PARAMETERS_BYTES_MAX {
+            errors.push(FieldError::too_long(path, PARAMETERS_BYTES_MAX));
+        } else if !parameters.is_object() {
+            errors.push(FieldError::invalid(path, "<value omitted>", "must be a valid JSON object"));
         }
     }
+}
+
+/// The name of an attribute or a capacity of a device, which may have a domain.
+fn own_name(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
+    let own = match name.split_once('/') {
+        Some((domain, own)) => {
+            match domain {
+                "" => errors.push(FieldError::invalid(path, "", "the domain must not be empty")),
+                domain if domain.len() > DOMAIN_BYTES_MAX => {
+                    errors.push(FieldError::too_long(path, DOMAIN_BYTES_MAX));
+                }
+                domain => checks::invalid(path, domain, names::dns_subdomain(&domain.to_lowercase()), errors),
+            }
+            if own.is_empty() {
+                errors.push(FieldError::invalid(path, "", "the name must not be empty"));
+                return;
+            }
+            own
+        }
+        None => name,
+    };
+    if own.len() > NAME_BYTES_MAX {
+        errors.push(FieldError::too_long(path, NAME_BYTES_MAX));
+    }
+    checks::invalid(path, own, names::c_identifier(own), errors);
+}
+
+/// Whether a text is a version (semver.org, 2.0.0). Its numbers may be of any size.
+fn is_version(text: &str) -> bool {
+    let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_number = |part: &str| is_digits(part) && (part == "0" || !part.starts_with('0'));
+    let is_word =
+        |part: &str| !part.is_empty() && part.bytes().all(|byte| byte == b'-' || byte.is_ascii_alphanumeric());
+    let (text, build) = text.split_once('+').map_or((text, None), |(text, build)| (text, Some(build)));
+    let (core, before) = text.split_once('-').map_or((text, None), |(core, before)| (core, Some(before)));
+    core.split('.').count() == 3
+        && core.split('.').all(is_number)
+        && before
+            .is_none_or(|parts| parts.split('.').all(|part| is_word(part) && (is_number(part) || !is_digits(part))))
+        && build.is_none_or(|parts| parts.split('.').all(is_word))
+}
+
+/// The attributes and capacities of a device.
+fn attributes(device: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    let count = device["attributes"].count() + device["capacity"].count();
+    if count > ATTRIBUTES_MAX {
+        let detail = format!("the total number of attributes and capacities must not exceed {ATTRIBUTES_MAX}");
+        errors.push(FieldError::invalid(path, count, &detail));
+    }
+    let list = path.child("attributes");
+    for (name, attribute) in device["attributes"].entries() {
+        own_name(name, &list, errors);
+        let path = list.key(name);
+        let given: Vec<&str> = VALUES.into_iter().filter(|value| attribute[*value].is_set()).collect();
+        let known = || VALUES.map(|value| format!("`{value}`")).join(", ");
+        match given.as_slice() {
+            [] => errors.push(FieldError::invalid(path, "", &format!("must specify one of: {}", known()))),
+            [_] => {}
+            several => {
+                let shown = format!("{{{}}}", several.join(", "));
+                errors.push(FieldError::invalid(path, shown, &format!("must specify exactly one of: {}", known())));
+                continue;
+            }
+        }
+        for value in ["string", "version"] {
+            let text = attribute[value].text();
+            if text.len() > ATTRIBUTE_BYTES_MAX {
+                errors.push(FieldError::too_long(path.child(value), ATTRIBUTE_BYTES_MAX));
+            } else if value == "version" && attribute[value].is_set() && !is_version(text) {
+                let detail = "must be a string compatible with semver.org spec 2.0.0";
+                errors.push(FieldError::invalid(path.child(value), text, detail));
+            }
+        }
+    }
+    let list = path.child("capacity");
+    device["capacity"].entries().for_each(|(name, _)| own_name(name, &list, errors));
 }
 
 /// The types of attributes.
@@ -352,6 +446,14 @@ fn slice(object: &Value, errors: &mut FieldErrors) {
     let pool = spec["pool"]["name"].text();
     for part in pool.split('/').filter(|_| !pool.is_empty()) {
         checks::dns_subdomain(&Path::new("spec.pool.name"), part, errors);
+    }
+    if spec["nodeName"] == "" {
+        let detail = "must be either unset or set to a non-empty string";
+        errors.push(FieldError::invalid("spec.nodeName", "", detail));
+    }
+    for place in ["allNodes", "perDeviceNodeSelection"].into_iter().filter(|place| spec[*place] == false) {
+        let detail = "must be either unset or set to true";
+        errors.push(FieldError::invalid(Path::new("spec").child(place), false, detail));
     }
     let given: Vec<&str> = PLACES
         .into_iter()
@@ -369,15 +471,7 @@ fn slice(object: &Value, errors: &mut FieldErrors) {
     }
     let (devices, list) = (spec["devices"].items(), Path::new("spec.devices"));
     for (index, device) in devices.iter().enumerate() {
-        let attributes = list.index(index);
-        let attributes = attributes.child("attributes");
-        for (name, attribute) in device["attributes"].entries() {
-            if VALUES.iter().all(|value| attribute[*value].is_null()) {
-                let known: Vec<String> = VALUES.iter().map(|value| format!("`{value}`")).collect();
-                let detail = format!("must specify one of: {}", known.join(", "));
-                errors.push(FieldError::invalid(attributes.key(name), "", &detail));
-            }
-        }
+        attributes(device, &list.index(index), errors);
     }
     for (index, again) in repeats(devices.iter().map(|device| device["name"].text())).into_iter().enumerate() {
         if again {

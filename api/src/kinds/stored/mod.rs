@@ -22,8 +22,8 @@ mod workloads;
 
 use serde_json::Value;
 
-use super::value::{Read, fields, keep, remove};
-use super::{Cell, FieldError, FieldErrors, Kind, Strategy, Support, VERBS, checks};
+use super::value::{Read, child, fields, keep, remove};
+use super::{Cell, FieldError, FieldErrors, Kind, Strategy, Support, VERBS, checks, keep_all_but_status};
 use crate::meta::field::Path;
 use crate::meta::names;
 use crate::schema::{self, Absent};
@@ -88,6 +88,8 @@ pub(super) struct Stored {
     name: fn(&str, bool) -> Vec<String>,
     create_on_update: bool,
     unconditional_update: bool,
+    /// See [`Strategy::is_status_alone`].
+    status_alone: bool,
     /// Of a row that is another version: to and from what is stored.
     convert: Option<[fn(&mut Value); 2]>,
 }
@@ -116,6 +118,7 @@ impl Stored {
             name: names::name_is_dns_subdomain,
             create_on_update: false,
             unconditional_update: true,
+            status_alone: false,
             convert: None,
         }
     }
@@ -170,6 +173,10 @@ impl Stored {
 
     const fn check_status_by(self, check_status: fn(&Value, &Value, &mut FieldErrors)) -> Stored {
         Stored { check_status, ..self }
+    }
+
+    const fn status_alone(self) -> Stored {
+        Stored { status_alone: true, ..self }
     }
 
     const fn warn_by(self, warn: fn(&Value, Option<&Value>) -> Vec<String>) -> Stored {
@@ -305,7 +312,11 @@ impl Strategy for Stored {
             self.validate(object, errors);
         }
         for field in self.fixed {
-            checks::immutable(&Path::new(field), show::at(object, field), show::at(old, field), errors);
+            let (new, old) = (show::at(object, field), show::at(old, field));
+            match new.is_null() && !old.is_empty() && is_pointer(self.schema, field) {
+                true => errors.push(FieldError::invalid(field, &Value::Null, "field is immutable")),
+                false => checks::immutable(&Path::new(field), new, old, errors),
+            }
         }
         for field in self.locked {
             let (new, old) = (show::at(object, field), show::at(old, field));
@@ -350,6 +361,19 @@ impl Strategy for Stored {
         self.unconditional_update
     }
 
+    fn prepare_status_update(&self, object: &mut Value, old: &Value) {
+        keep_all_but_status(object, old);
+        if self.status_alone {
+            for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+                keep(child(object, "metadata"), &old["metadata"], field);
+            }
+        }
+    }
+
+    fn is_status_alone(&self) -> bool {
+        self.status_alone
+    }
+
     fn field(&self, object: &Value, path: &str) -> Option<String> {
         Some(match show::at(object, path) {
             Value::Null => String::new(),
@@ -361,6 +385,18 @@ impl Strategy for Stored {
     fn cells(&self, object: &Value) -> Vec<Cell> {
         self.shows.iter().map(|show| show.cell(object)).collect()
     }
+}
+
+/// Whether a field of a type can be told apart from an empty one when it is absent.
+fn is_pointer(schema: &str, path: &str) -> bool {
+    let mut at = schema::named(schema);
+    let mut is_pointer = false;
+    for name in path.split('.') {
+        let Some(field) = at.as_ref().and_then(|object| object.fields.get(name)).cloned() else { return false };
+        is_pointer = field.pointer;
+        at = field.ty.object().cloned();
+    }
+    is_pointer
 }
 
 /// The status of a condition; empty when there is none of this type.

@@ -28,7 +28,7 @@ pub(super) static ROWS: &[Kind] = &[
     row!(cluster "networking.k8s.io" "io.k8s.api.networking.v1" "ServiceCIDR" "servicecidrs" "servicecidr",
         [NAME => Name, column("CIDRs", "string") => Joined("spec.cidrs", ""), AGE => Age],
         Stored::inert(NOT_ALLOCATED).check_by(addresses::check_ranges).checked_once()
-            .check_change_by(addresses::check_ranges_change),
+            .check_change_by(addresses::check_ranges_change).status_alone(),
         has_status: true),
 ];
 

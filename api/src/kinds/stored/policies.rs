@@ -180,7 +180,10 @@ fn reserved(object: &Value, errors: &mut FieldErrors) {
 
 /// What both kinds of policy have before their own expressions.
 fn head(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
-    checks::required_of(&path.child("failurePolicy"), &spec["failurePolicy"], &FAILURES, errors);
+    match spec["failurePolicy"].is_set() {
+        true => checks::supported(&path.child("failurePolicy"), &spec["failurePolicy"], &FAILURES, errors),
+        false => errors.push(FieldError::required(path.child("failurePolicy"), "")),
+    }
     if spec["paramKind"].is_set() {
         params_kind(&spec["paramKind"], &path.child("paramKind"), errors);
     }
@@ -350,8 +353,12 @@ fn validation(compiler: &mut Compiler<'_>, one: &Value, path: &Path<'_>, errors:
 }
 
 fn annotation(compiler: &mut Compiler<'_>, policy: &str, one: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
-    let key = format!("{policy}/{}", one["key"].text());
-    checks::qualified_name(&path.child("key"), &key, errors);
+    let (at, key) = (path.child("key"), one["key"].text());
+    if policy.is_empty() {
+        errors.push(FieldError::invalid(at, key, "requires metadata.name be non-empty"));
+    } else {
+        checks::qualified_name(&at, &format!("{policy}/{key}"), errors);
+    }
     let (path, source) = (path.child("valueExpression"), one["valueExpression"].text());
     let trimmed = source.trim();
     if trimmed.is_empty() {
@@ -464,7 +471,7 @@ fn validating_binding(object: &Value, errors: &mut FieldErrors) {
         errors.push(FieldError::invalid(path, actions, detail));
     }
     if seen.is_empty() {
-        errors.push(FieldError::required(path, "at least one validation action is required"));
+        errors.push(FieldError::required(path, ""));
     }
 }
 

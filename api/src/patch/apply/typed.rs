@@ -118,14 +118,18 @@ pub(super) fn stand_in(field: &Field) -> Option<&'static Value> {
     if field.pointer {
         return Some(&NULL);
     }
-    Some(match &field.ty {
+    Some(zero(&field.ty))
+}
+
+fn zero(ty: &Type) -> &'static Value {
+    match ty {
         Type::Object(_) | Type::Named(_) => &*EMPTY,
         Type::String => &TEXT,
         Type::Bool => &FALSE,
         Type::Quantity => &*QUANTITY,
         Type::IntOrString | Type::Int32 | Type::Int64 | Type::Float64 => &*ZERO,
         Type::Map(_) | Type::List(_) | Type::Bytes | Type::Time | Type::MicroTime | Type::Any | Type::Deduced => &NULL,
-    })
+    }
 }
 
 /// The step to an item of a list that is no single value.
@@ -157,7 +161,11 @@ pub(super) fn step(list: &List, item: &Value) -> Result<String, &'static str> {
         .iter()
         .filter_map(|key| {
             let declared = object.and_then(|object| object.fields.get(key.as_str()));
-            let default = || declared.and_then(|field| field.default.as_ref().or_else(|| stand_in(field)));
+            let default = || {
+                let declared = declared?;
+                let zero = || declared.zero_as_key.then(|| zero(&declared.ty));
+                declared.default.as_ref().or_else(|| stand_in(declared)).or_else(zero)
+            };
             Some((key.as_str(), fields.get(key.as_str()).or_else(default)?))
         })
         .collect();

@@ -93,7 +93,7 @@ fn may(at: &Attributes<'_>, verb: &str, signer: &str) -> bool {
 fn note_times(object: &mut Value, old: &Value) {
     let now = time::format(Timestamp::now());
     let before = old["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let conditions = object["status"]["conditions"].as_array_mut();
+    let conditions = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
     for condition in conditions.into_iter().flatten().filter(|condition| condition.is_object()) {
         if condition["lastUpdateTime"].is_null() {
             condition["lastUpdateTime"] = now.clone().into();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use coracle_api::codec::json;
-use coracle_api::kinds::FieldError;
+use coracle_api::kinds::{self, FieldError, FieldErrors};
 use coracle_api::meta;
 use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Key, Op, Value as Content};
@@ -77,6 +77,12 @@ pub(super) fn allocate(at: &Attributes<'_>, service: &mut Value, old: Option<&Va
     let kind = service["spec"]["type"].as_str().unwrap_or_default().to_owned();
     let mut errors = Vec::new();
     if matches!(kind.as_str(), "ClusterIP" | "NodePort" | "LoadBalancer") {
+        // What is given has to agree with itself before anything is given to it.
+        let mut wrong = FieldErrors::new();
+        kinds::validate_service_addresses(service, old, &mut wrong);
+        if !wrong.is_empty() {
+            return Err(Status::invalid("", "Service", meta::name(service), wrong));
+        }
         let spec = &mut service["spec"];
         family(spec);
         if old.is_none_or(|old| FAMILIES.iter().any(|field| old["spec"][field] != spec[field])) {
@@ -136,7 +142,7 @@ fn release(cluster: &Cluster, collection: &str, name: &str, owner: &str) -> Opti
 /// There are IPv4 addresses only. A headless service without a selector may have both: whoever writes its endpoints knows.
 fn family(spec: &mut Value) {
     let open = is_open(spec);
-    if spec["ipFamilyPolicy"].as_str().unwrap_or_default().is_empty() {
+    if spec["ipFamilyPolicy"].is_null() {
         spec["ipFamilyPolicy"] = if open { "RequireDualStack" } else { "SingleStack" }.into();
     }
     if spec["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
@@ -226,12 +232,12 @@ fn free_address(at: &Attributes<'_>) -> Option<Ipv4Addr> {
 fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<FieldError>) {
     let mut taken: BTreeSet<u16> = BTreeSet::new();
     // One port may be served by two protocols under one number.
-    let mut shared: HashMap<i64, Vec<(String, u16)>> = HashMap::new();
+    let mut shared: HashMap<i64, u16> = HashMap::new();
     let mut asked_for: HashSet<(i64, String)> = HashSet::new();
     let mut is_full = false;
     // Whoever wants none to be given may still ask for some by number.
     let gives = spec["type"] == "NodePort" || spec["allocateLoadBalancerNodePorts"] != false;
-    let list = spec["ports"].as_array_mut().map(Vec::as_mut_slice).unwrap_or_default();
+    let list = spec.get_mut("ports").and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default();
     for port in list.iter() {
         taken.extend(
             port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0),
@@ -246,13 +252,12 @@ fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<
             continue;
         }
         if asked == 0 {
-            let twins = shared.get(&number).into_iter().flatten();
-            let twin = twins.into_iter().find(|(p, _)| *p != protocol).map(|(_, node_port)| *node_port);
+            let twin = shared.get(&number).copied();
             // The range is looked through once when it has nothing left.
             match twin.or_else(|| if is_full { None } else { free_port(at, &taken) }) {
                 Some(chosen) => {
                     taken.insert(chosen);
-                    shared.entry(number).or_default().push((protocol, chosen));
+                    shared.insert(number, chosen);
                     port["nodePort"] = chosen.into();
                 }
                 None => {
@@ -262,14 +267,14 @@ fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<
             }
             continue;
         }
-        let is_new = asked_for.insert((asked, protocol.clone()));
+        let is_new = asked_for.insert((asked, protocol));
         let refused = match refused_port(at, before, asked) {
             None if !is_new && !is_held(before, asked) => Some(ALLOCATED),
             refused => refused,
         };
         errors.extend(refused.map(|why| FieldError::invalid(field, asked, why)));
         if let Ok(asked) = u16::try_from(asked) {
-            shared.entry(number).or_default().push((protocol, asked));
+            shared.entry(number).or_insert(asked);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use coracle_api::meta::{self, Quantity, generate};
+use coracle_api::meta::{self, Quantity, generate, names};
 use coracle_api::status::Status;
 use serde_json::{Value, json};
 
@@ -153,6 +153,14 @@ async fn account(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     spec["serviceAccount"] = name.clone().into();
     let Some(accounts) = at.cluster.catalog.named("", "serviceaccounts").cloned() else { return Ok(()) };
     let namespace = at.namespace.unwrap_or_default().to_owned();
+    let wrong = names::path_segment(&name);
+    if !wrong.is_empty() {
+        let words = format!(
+            "error looking up service account {namespace}/{name}: invalid resource name {name:?}: [{}]",
+            wrong.join(" ")
+        );
+        return Err(at.resource.forbidden(meta::name(pod), words));
+    }
     let record_name = accounts.record_name(Some(&namespace), &name);
     let store = &at.cluster.store;
     let deadline = tokio::time::Instant::now() + ACCOUNT_WAIT;

@@ -123,7 +123,8 @@ pub(crate) fn groups_of(served: &Served) -> Vec<Group> {
             list_kind: format!("{}List", row.kind).into(),
             kind,
             verbs: row.verbs,
-            stored: Some(row.version.into()),
+            // What nobody can make is stored nowhere.
+            stored: row.verbs.contains(&"create").then(|| row.version.into()),
             subresources: parts,
             definition: None,
         };

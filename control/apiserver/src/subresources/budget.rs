@@ -140,7 +140,8 @@ fn taken(budgets: &Resource, old: &Value, pod: &str) -> Result<Value, Status> {
     }
     budget["status"]["disruptedPods"][pod] = json!(now);
     if allowed == 1 {
-        for condition in budget["status"]["conditions"].as_array_mut().into_iter().flatten() {
+        let conditions = budget.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+        for condition in conditions.into_iter().flatten() {
             if condition["type"] == "DisruptionAllowed" && condition["status"] != "False" {
                 condition["status"] = json!("False");
                 condition["reason"] = json!("InsufficientPods");

@@ -1,10 +1,10 @@
 //! Reviews: questions about who somebody is and what they may do, answered from what really holds here.
 
 use axum::response::Response;
-use coracle_api::kinds::FieldError;
+use coracle_api::kinds::{FieldError, printed_metadata};
 use coracle_api::meta::field::{Path, Printed};
-use coracle_api::meta::selector::FieldSelector;
-use coracle_api::meta::{self, time};
+use coracle_api::meta::selector::{FieldSelector, LabelSelector};
+use coracle_api::meta::{self, names, time};
 use coracle_api::schema;
 use coracle_api::status::Status;
 use jiff::Timestamp;
@@ -76,9 +76,7 @@ pub(crate) fn answer(
     let expected = Expected { api_version: &api_version, kind, schema: &schema };
     let mut asked = body::object(call, &request.body, &expected, options.validation)?;
     ownership::track_answer(&schema, &expected, "", &options.manager, &mut asked);
-    if let Some(namespace) = call.namespace() {
-        meta::metadata_mut(&mut asked).insert("namespace".to_owned(), namespace.into());
-    }
+    place(call.namespace(), &mut asked)?;
     let identity = &call.identity;
     match review {
         Review::Token => {
@@ -100,9 +98,9 @@ pub(crate) fn answer(
             };
         }
         Review::SelfSubject => {
-            meta::metadata_mut(&mut asked)
-                .insert("creationTimestamp".to_owned(), time::format(Timestamp::now()).into());
-            asked["status"] = json!({"userInfo": user_info(identity)});
+            let metadata = json!({"creationTimestamp": time::format(Timestamp::now())});
+            let status = json!({"userInfo": user_info(identity)});
+            asked = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "status": status});
         }
         Review::SelfRules => {
             let namespace = asked["spec"]["namespace"].as_str().unwrap_or_default();
@@ -113,10 +111,27 @@ pub(crate) fn answer(
             asked = json!({"kind": kind, "apiVersion": api_version, "metadata": {}, "spec": {}, "status": answer});
         }
         Review::Access | Review::LocalAccess | Review::SelfAccess => {
-            asked["status"] = access(cluster, identity, review, call.namespace(), &asked["spec"])?;
+            asked["status"] = access(cluster, identity, review, call.namespace(), &asked)?;
         }
     }
     Ok(respond::value(form, 201, &asked))
+}
+
+/// A question is asked where its path says; what else the server says of an object nobody can ask with.
+fn place(namespace: Option<&str>, asked: &mut Value) -> Result<(), Status> {
+    let metadata = meta::metadata_mut(asked);
+    for field in ["uid", "selfLink", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        metadata.remove(field);
+    }
+    match (namespace, metadata.get("namespace").and_then(Value::as_str)) {
+        (Some(namespace), Some(given)) if given != namespace => {
+            let words = "the namespace of the provided object does not match the namespace sent on the request";
+            return Err(Status::bad_request(words));
+        }
+        (Some(namespace), _) => drop(metadata.insert("namespace".to_owned(), namespace.into())),
+        (None, _) => drop(metadata.remove("namespace")),
+    }
+    Ok(())
 }
 
 fn texts(list: &Value) -> Vec<String> {
@@ -138,10 +153,11 @@ fn user_info(identity: &Identity) -> Value {
 fn access(
     cluster: &Cluster,
     caller: &Identity,
-    review: Review,
+    kind: Review,
     namespace: Option<&str>,
-    spec: &Value,
+    review: &Value,
 ) -> Result<Value, Status> {
+    let spec = &review["spec"];
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let mut errors = Vec::new();
     if resource.is_object() == path.is_object() {
@@ -155,7 +171,7 @@ fn access(
     }
     let user = spec["user"].as_str().unwrap_or_default();
     let groups = texts(&spec["groups"]);
-    let of_others = review != Review::SelfAccess;
+    let of_others = kind != Review::SelfAccess;
     if of_others && user.is_empty() && groups.is_empty() {
         errors.push(FieldError::invalid("spec.user", user, "at least one of user or group must be specified"));
     }
@@ -165,8 +181,15 @@ fn access(
         let detail = "must match metadata.namespace";
         errors.push(FieldError::invalid("spec.resourceAttributes.namespace", given, detail));
     }
-    for field in ["fieldSelector", "labelSelector"] {
-        check_selector(&resource[field], &format!("spec.resourceAttributes.{field}"), &mut errors);
+    for field in SELECTORS {
+        check_selector(&resource[field], field, &mut errors);
+    }
+    let metadata = review["metadata"].as_object();
+    // Who writes it is no part of the question, and neither is where.
+    if metadata.into_iter().flatten().any(|(field, _)| !["managedFields", "namespace"].contains(&field.as_str())) {
+        let detail = if kind == Review::LocalAccess { "must be empty except for namespace" } else { "must be empty" };
+        let shown = printed_metadata(&review["metadata"]);
+        errors.push(FieldError::invalid("metadata", Printed(&shown), detail));
     }
     if !errors.is_empty() {
         return Err(Status::invalid(AUTHORIZATION, "", "", errors));
@@ -203,17 +226,56 @@ fn access(
     if let Some(why) = authz::rbac::reason(cluster, subject, &asked).filter(|_| allowed) {
         answer["reason"] = format!("RBAC: allowed by {why}").into();
     }
+    let unread: Vec<String> =
+        SELECTORS.into_iter().filter_map(|field| unread(&resource[field], field == LABELS, field)).collect();
+    if !unread.is_empty() {
+        answer["evaluationError"] = unread.join("; ").into();
+    }
     Ok(answer)
 }
 
+const LABELS: &str = "labelSelector";
+const SELECTORS: [&str; 2] = ["fieldSelector", LABELS];
+
+/// What of a selector is not understood: it is not looked at.
+fn unread(given: &Value, is_of_labels: bool, field: &str) -> Option<String> {
+    if !given.is_object() {
+        return None;
+    }
+    let is_read = |one: &Value| {
+        let count = one["values"].as_array().map_or(0, Vec::len);
+        match one["operator"].as_str().unwrap_or_default() {
+            "In" | "NotIn" => is_of_labels || count == 1,
+            "Exists" | "DoesNotExist" => is_of_labels,
+            _ => false,
+        }
+    };
+    let (read, all) = match given["requirements"].as_array().filter(|all| !all.is_empty()) {
+        Some(all) => (all.iter().filter(|one| is_read(one)).count(), all.len()),
+        None => {
+            let raw = given["rawSelector"].as_str().unwrap_or_default();
+            let is_read =
+                if is_of_labels { LabelSelector::parse(raw).is_ok() } else { FieldSelector::parse(raw).is_ok() };
+            (usize::from(is_read), 1)
+        }
+    };
+    let how = match read {
+        read if read == all => return None,
+        0 => "ignored",
+        _ => "partially ignored",
+    };
+    Some(format!("spec.resourceAttributes.{field} {how} due to parse error"))
+}
+
 /// A selector of what is asked about has its requirements or its text.
-fn check_selector(given: &Value, path: &str, errors: &mut Vec<FieldError>) {
+fn check_selector(given: &Value, field: &str, errors: &mut Vec<FieldError>) {
     if !given.is_object() {
         return;
     }
+    let path = format!("spec.resourceAttributes.{field}");
     let raw = given["rawSelector"].as_str().unwrap_or_default();
     let requirements = given["requirements"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let path = Path::new(path);
+    let path = Path::new(&path);
     match (raw.is_empty(), requirements.is_empty()) {
         (true, true) => {
             let detail = format!("when {path} is specified, requirements or rawSelector is required");
@@ -228,14 +290,30 @@ fn check_selector(given: &Value, path: &str, errors: &mut Vec<FieldError>) {
     for (index, requirement) in requirements.iter().enumerate() {
         let list = path.child("requirements");
         let path = list.index(index);
-        let has_values = requirement["values"].as_array().is_some_and(|values| !values.is_empty());
-        if requirement["key"].as_str().unwrap_or_default().is_empty() {
-            let detail = "name part must be non-empty";
-            errors.push(FieldError::invalid(path.child("key"), "", detail));
+        let values = texts(&requirement["values"]);
+        match requirement["operator"].as_str() {
+            Some("In" | "NotIn") if values.is_empty() => {
+                let detail = "must be specified when `operator` is 'In' or 'NotIn'";
+                errors.push(FieldError::required(path.child("values"), detail));
+            }
+            Some("Exists" | "DoesNotExist") if !values.is_empty() => {
+                let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                errors.push(FieldError::forbidden(path.child("values"), detail));
+            }
+            _ => {}
         }
-        if matches!(requirement["operator"].as_str(), Some("In" | "NotIn")) && !has_values {
-            let detail = "must be specified when `operator` is 'In' or 'NotIn'";
-            errors.push(FieldError::required(path.child("values"), detail));
+        let key = requirement["key"].as_str().unwrap_or_default();
+        if field != LABELS {
+            if key.is_empty() {
+                errors.push(FieldError::required(path.child("key"), "must be specified"));
+            }
+            continue;
+        }
+        errors.extend(names::qualified_name(key).iter().map(|why| FieldError::invalid(path.child("key"), key, why)));
+        for (index, value) in values.iter().enumerate() {
+            let list = path.child("values");
+            let refused = names::label_value(value);
+            errors.extend(refused.iter().map(|why| FieldError::invalid(list.index(index), value, why)));
         }
     }
 }

@@ -111,7 +111,7 @@ async fn insert_once(
         if !write.options.own {
             admission::validate(&attributes, &object, None, write.options.dry_run).await?;
         }
-        row.strategy().canonicalize(&mut object);
+        write.canonicalize(&mut object);
         let name = meta::name(&object).to_owned();
         let record_name = resource.record_name(write.call.namespace(), &name);
         let value = write.encode(&object).await?;

@@ -279,20 +279,37 @@ pub(crate) fn check_preconditions(resource: &Resource, old: &Value, options: &De
     let row = &resource.row;
     // The reference speaks of the type that is stored.
     let group = resource.stored.group();
-    let conflict = |message: String| Status::conflict(group, row.kind(), meta::name(old), message);
+    let is_namespace = (group, row.resource()) == ("", "namespaces");
+    let what = if is_namespace { row.resource() } else { row.kind() };
+    // Namespaces are looked at by their own code there, which has other words.
+    let conflict = |field: &str, asked: &str, known: &str, message: String| {
+        let plainly =
+            || format!("Precondition failed: {field} in precondition: {asked}, {field} in object meta: {known}");
+        Status::conflict(group, what, meta::name(old), if is_namespace { plainly() } else { message })
+    };
     if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != meta::uid(old)) {
-        return Err(conflict(format!(
-            "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been \
+        return Err(conflict(
+            "UID",
+            uid,
+            meta::uid(old),
+            format!(
+                "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been \
              deleted and then recreated",
-            meta::uid(old)
-        )));
+                meta::uid(old)
+            ),
+        ));
     }
     let revision = meta::resource_version(old);
     if let Some(version) = options.resource_version.as_deref().filter(|version| *version != revision) {
-        return Err(conflict(format!(
-            "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record \
+        return Err(conflict(
+            "ResourceVersion",
+            version,
+            revision,
+            format!(
+                "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record \
              ({revision}). The object might have been modified"
-        )));
+            ),
+        ));
     }
     Ok(())
 }
@@ -313,7 +330,7 @@ fn plan(resource: &Resource, old: &Value, options: &DeleteOptions, now: Timestam
     let asked = options.grace.map(|seconds| if seconds < 0 { 1 } else { seconds });
     let mut object = old.clone();
     if (resource.row.group(), resource.row.resource()) == ("", "namespaces") {
-        return plan_namespace(object, deleting, now);
+        return plan_namespace(object, options, deleting, now);
     }
     if resource.row.collection() == DEFINITIONS && !deleting {
         return plan_definition(object, now);
@@ -364,7 +381,10 @@ fn plan(resource: &Resource, old: &Value, options: &DeleteOptions, now: Timestam
 }
 
 /// A namespace waits for the namespace controller.
-fn plan_namespace(mut object: Value, deleting: bool, now: Timestamp) -> Step {
+fn plan_namespace(mut object: Value, options: &DeleteOptions, deleting: bool, now: Timestamp) -> Step {
+    if !deleting {
+        set_gc_finalizers(&mut object, options, false);
+    }
     let held = object["spec"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty())
         || meta::finalizers(&object).next().is_some();
     match (deleting, held) {

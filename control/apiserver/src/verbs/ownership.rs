@@ -19,6 +19,9 @@ pub(crate) use coracle_api::patch::apply::equal_but_times as is_unchanged;
 
 const STATUS: &[&[&str]] = &[&["status"]];
 const SPEC: &[&[&str]] = &[&["spec"]];
+const SPEC_AND_STATUS: &[&[&str]] = &[&["spec"], &["status"]];
+const SPEC_AND_CONDITIONS: &[&[&str]] = &[&["spec"], &["status", "conditions"]];
+const SPEC_AND_CERTIFICATE: &[&[&str]] = &[&["spec"], &["status", "certificate"]];
 const SPEC_AND_METADATA: &[&[&str]] = &[&["metadata"], &["spec"]];
 const SPEC_AND_LABELS: &[&[&str]] = &[&["spec"], &["metadata", "labels"]];
 const OF_POD_STATUS: &[&[&str]] = &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]];
@@ -33,12 +36,17 @@ fn on_target<T>(write: &Write<'_>, work: impl FnOnce(&Target<'_>) -> T) -> T {
     let replicas: Option<Vec<&str>> =
         scale.map(|scale| scale.spec_replicas.trim_start_matches('.').split('.').collect());
     let replicas = replicas.as_ref().map(|path| [path.as_slice()]);
+    let is_signing_request = row.resource() == "certificatesigningrequests" && row.group() == "certificates.k8s.io";
     let reset = match write.subresource {
+        "" if is_signing_request => Reset::Fields(SPEC_AND_STATUS),
         "" if row.has_status() => Reset::Fields(STATUS),
         "" => Reset::Nothing,
+        "finalize" => Reset::Fields(STATUS),
+        "approval" => Reset::Fields(SPEC_AND_CERTIFICATE),
         "scale" => Reset::AllBut(replicas.as_ref().map_or(REPLICAS, |path| path.as_slice())),
         "status" => Reset::Fields(match (row.group(), row.resource()) {
-            _ if resource.custom.is_some() => SPEC_AND_METADATA,
+            _ if resource.custom.is_some() || row.strategy().is_status_alone() => SPEC_AND_METADATA,
+            _ if is_signing_request => SPEC_AND_CONDITIONS,
             ("", "pods") => OF_POD_STATUS,
             ("apps", "deployments") => SPEC_AND_LABELS,
             _ => SPEC,
@@ -183,12 +191,14 @@ fn merged(write: &Write<'_>, live: Option<&Value>, config: &Value) -> Result<Val
 /// Conflicts, by the names that the view has for fields.
 fn as_called(write: &Write<'_>, mut status: Status) -> Status {
     let Some((_, names)) = write.resource.row.strategy().view_names() else { return status };
-    let renamed = |text: &str| {
-        names
-            .iter()
-            .fold(text.to_owned(), |text, (theirs, ours)| text.replace(&format!(".{ours}"), &format!(".{theirs}")))
+    // The first name of a path is that of a field of the view.
+    let renamed = |path: &str| {
+        let Some(rest) = path.strip_prefix('.') else { return path.to_owned() };
+        let (name, below) = rest.split_at(rest.find(|c: char| !c.is_alphanumeric()).unwrap_or(rest.len()));
+        let theirs = names.iter().find(|(_, ours)| *ours == name).map_or(name, |(theirs, _)| theirs);
+        format!(".{theirs}{below}")
     };
-    status.message = renamed(&status.message);
+    status.message = status.message.split(' ').map(renamed).collect::<Vec<_>>().join(" ");
     for cause in status.details.iter_mut().flat_map(|details| &mut details.causes) {
         cause.field = renamed(&cause.field);
     }

@@ -227,6 +227,8 @@ fn check_fields(fields: &mut FieldSelector, resource: &Resource) -> Result<(), S
         let converts = CONVERTING.contains(&key) || has_own && !DECLARING.contains(&key);
         return Err(Status::bad_request(if key == ("batch", "jobs") {
             format!("field label {} not supported for Job", quote(&term.field))
+        } else if key == ("resource.k8s.io", "resourceslices") {
+            format!("field label not supported for resource.k8s.io/v1, Kind=ResourceSlice: {}", term.field)
         } else if converts {
             format!("field label not supported: {}", term.field)
         } else {

@@ -167,7 +167,7 @@ async fn attempt(
         "status" => call.warn_all(row.built_in().and_then(kinds::inert_warning)),
         _ => call.warn_all(row.warnings(&object, Some(&old))),
     }
-    row.strategy().canonicalize(&mut object);
+    write.canonicalize(&mut object);
     let attributes = write.attributes();
     if !write.options.own {
         admission::validate(&attributes, &object, Some(&old), write.options.dry_run).await?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::response::Response;
 use coracle_api::kinds::FieldErrors;
 use coracle_api::meta::{self, time};
+use coracle_api::schema;
 use coracle_api::status::Status;
 use coracle_keyspace::{Op, Record};
 use jiff::Timestamp;
@@ -286,6 +287,14 @@ impl Write<'_> {
             meta::metadata_mut(object).insert("generation".to_owned(), (meta::generation(old) + 1).into());
         }
         Ok(())
+    }
+
+    /// Gives an object that was checked the form in which it is stored.
+    pub fn canonicalize(&self, object: &mut Value) {
+        self.resource.row.strategy().canonicalize(object);
+        if self.resource.custom.is_none() {
+            schema::forget_empty(object, &self.resource.stored_schema);
+        }
     }
 
     /// Adds that the definition of a custom resource is what it was when this was decided; gives the place of that.

@@ -103,3 +103,20 @@ async fn who_decides_and_who_signs_may_do_so_for_that_signer() {
     let cells = table["rows"][0]["cells"].as_array().cloned().unwrap_or_default();
     assert_eq!((&cells[2], &cells[5]), (&json!("kubernetes.io/kube-apiserver-client"), &json!("Approved,Issued")));
 }
+
+#[tokio::test]
+async fn nobody_owns_what_a_request_says_nor_the_conditions_of_its_status() {
+    let server = Server::start().await;
+    let pem = format!("-----BEGIN CERTIFICATE REQUEST-----\n{ANNA}\n-----END CERTIFICATE REQUEST-----\n");
+    let spec = json!({"request": STANDARD.encode(pem), "signerName": "a.b/c", "usages": ["client auth"]});
+    let object = json!({"metadata": {"name": "r", "labels": {"a": "b"}}, "spec": spec});
+    let made = server.make(REQUESTS, object).await;
+    let labels = json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}}}});
+    assert_eq!(made["metadata"]["managedFields"][0]["fieldsV1"], labels, "{made}");
+    let path = format!("{REQUESTS}/r/status");
+    let (code, same) = server.call_as("PATCH", &path, "application/merge-patch+json", &json!({})).await;
+    assert_eq!((code, &same), (200, &made), "what says nothing changes nothing");
+    let patch = json!({"status": {"conditions": [{"type": "Odd", "status": "True", "reason": "R", "message": "m"}]}});
+    let (code, changed) = server.call_as("PATCH", &path, "application/merge-patch+json", &patch).await;
+    assert_eq!((code, &changed["metadata"]["managedFields"]), (200, &made["metadata"]["managedFields"]), "{changed}");
+}

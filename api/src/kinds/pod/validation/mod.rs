@@ -7,7 +7,7 @@ mod env;
 mod metadata;
 mod persistent;
 mod probe;
-mod projected;
+pub(in crate::kinds) mod projected;
 pub(super) mod resources;
 mod security;
 mod spec;

@@ -147,7 +147,7 @@ fn bundle_name(name: &str) -> Vec<String> {
 }
 
 /// `domain/path` of a signer.
-fn signer_name(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
+pub(in crate::kinds) fn signer_name(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     if name.is_empty() {
         errors.push(FieldError::required(path, ""));
         return;

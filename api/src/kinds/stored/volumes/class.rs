@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::super::rules::{Check, Rule};
 use crate::kinds::value::{Read, child, default_to, fields, remove, repeats};
-use crate::kinds::{FieldError, FieldErrors, checks, pod};
-use crate::meta::field::Path;
+use crate::kinds::{FieldError, FieldErrors, checks, internal, pod};
+use crate::meta::field::{Path, Printed};
 use crate::meta::names;
 
 /// Most parameters of a class, and most bytes of all of them together.
@@ -75,7 +75,8 @@ pub(super) fn check(object: &Value, errors: &mut FieldErrors) {
     };
     let path = Path::new("allowedTopologies");
     for (index, again) in repeats(topologies.iter().map(meaning)).into_iter().enumerate() {
-        if again {
+        // One that asks for nothing is never the first, in the reference.
+        if again || topologies[index]["matchLabelExpressions"].is_empty() {
             errors.push(FieldError::duplicate(path.index(index).child("matchLabelExpressions"), ""));
         }
     }
@@ -160,7 +161,8 @@ pub(super) fn check_driver_change(object: &Value, old: &Value, errors: &mut Fiel
 /// What who makes a driver is told.
 pub(super) fn warn_driver(object: &Value, old: Option<&Value>) -> Vec<String> {
     let spec = &object["spec"];
-    let is_unset = old.is_none() && !spec["tokenRequests"].is_empty() && spec["serviceAccountTokenInSecrets"].is_null();
+    let is_asked_for = old.is_none_or(|old| old["spec"]["tokenRequests"] != spec["tokenRequests"]);
+    let is_unset = is_asked_for && !spec["tokenRequests"].is_empty() && spec["serviceAccountTokenInSecrets"].is_null();
     let words = "spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent \
                  possible logging of tokens in volume attributes";
     is_unset.then(|| words.to_owned()).into_iter().collect()
@@ -203,7 +205,11 @@ pub(super) fn check_node_change(object: &Value, old: &Value, errors: &mut FieldE
         old["spec"]["drivers"].items().iter().map(|driver| (driver["name"].text(), driver)).collect();
     for driver in object["spec"]["drivers"].items() {
         if let Some(before) = before.get(driver["name"].text()) {
-            checks::immutable(&SPEC.child("drivers"), &lasting(driver), &lasting(before), errors);
+            let (now, before) = (lasting(driver), lasting(before));
+            if now != before {
+                let shown = internal::text("CSINodeDriver", &now);
+                errors.push(FieldError::invalid(SPEC.child("drivers"), Printed(&shown), "field is immutable"));
+            }
         }
     }
 }

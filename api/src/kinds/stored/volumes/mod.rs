@@ -68,7 +68,7 @@ pub(super) static ROWS: &[Kind] = &[
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "CSINode" "csinodes" "csinode",
         [NAME => Name, column("Drivers", "integer") => Count("spec.drivers"), AGE => Age],
         Stored::inert(NO_DRIVERS).rules(class::NODE).check_by(class::check_node).check_change_by(class::check_node_change)
-            .needs_version(),
+            .status_alone().needs_version(),
         has_status: true),
     row!(namespaced "storage.k8s.io" "io.k8s.api.storage.v1" "CSIStorageCapacity" "csistoragecapacities"
         "csistoragecapacity",
@@ -96,7 +96,7 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
         ],
         Stored::inert(NO_DRIVERS).rules(class::ATTACHMENT).check_by(class::check_attachment).locks(&["spec"])
-            .check_status_by(class::check_attachment_status).needs_version(),
+            .check_status_by(class::check_attachment_status).status_alone().needs_version(),
         has_status: true),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "VolumeAttributesClass" "volumeattributesclasses"
         "volumeattributesclass",
