@@ -623,7 +623,7 @@ async fn a_command_that_reads_nothing_of_a_lot_tells_how_it_ended() {
     world.status("run", "Running", |status| status["phase"] == "Running").await;
     let mut socket = websocket(&world, &exec_path(&["end", "42"], "input=1&output=1"), "v5.channel.k8s.io").await;
     let talking = async {
-        for _ in 0..16 {
+        for _ in 0..8 {
             socket.send(Message::Binary(vec![0; 1_000_000].into())).await.unwrap();
         }
         channels(&mut socket).await

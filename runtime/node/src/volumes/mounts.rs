@@ -66,7 +66,7 @@ pub enum MountError {
     },
     /// It may have no second name, and is too large to be copied.
     #[error(
-        "{path}: a file of volume {volume:?} has more than {COPY_BYTES_MAX} bytes, and only a smaller one is copied where it cannot be \
+        "{path}: a file of volume {volume:?} has more than 10 MiB, and only a smaller one is copied where it cannot be \
          linked: mount its directory; or have the file belong to the node's own user (fs.protected_hardlinks), on the disk of its data \
          directory"
     )]
