@@ -11,6 +11,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use crate::Sink;
+use crate::spec::WRITE_BYTES_MAX;
 
 /// Bytes that wait in a pipe.
 const BYTES_MAX: usize = 64 << 10;
@@ -131,6 +132,16 @@ impl Pipe {
 }
 
 impl Sink for Pipe {
+    fn take(&self, bytes: &[u8]) -> bool {
+        self.change(|state| {
+            let fits = state.is_abandoned || state.bytes.len() + bytes.len() <= BYTES_MAX + WRITE_BYTES_MAX;
+            if fits && !state.is_abandoned {
+                state.bytes.extend_from_slice(bytes);
+            }
+            fits
+        })
+    }
+
     fn write(&self, bytes: &[u8]) {
         self.change(|state| {
             if !state.is_abandoned {

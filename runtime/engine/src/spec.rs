@@ -89,6 +89,9 @@ pub struct Mount {
     pub read_only: bool,
 }
 
+/// Bytes that a guest may write at once. Where each of them ends a line, a log has fifty times as many to write.
+pub(crate) const WRITE_BYTES_MAX: usize = 16 << 10;
+
 /// Where a guest's output goes.
 ///
 /// Called on the thread that runs the guest. It may take its time within reason (a write into the page cache): that
@@ -96,6 +99,13 @@ pub struct Mount {
 pub trait Sink: Send + Sync + 'static {
     /// Takes what was printed; what the engine has to say as well where there is no room.
     fn write(&self, bytes: &[u8]);
+
+    /// Takes what a guest was permitted to write; false when there is no room for it. Others may have taken the room that it had seen:
+    /// once more of what may be written at once (16 KiB) is taken beyond it.
+    fn take(&self, bytes: &[u8]) -> bool {
+        self.write(bytes);
+        true
+    }
 
     /// Bytes that a guest may write now.
     fn room(&self) -> usize {

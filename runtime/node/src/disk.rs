@@ -412,8 +412,8 @@ struct Places<'a> {
     logs: &'a Path,
     /// Its volumes that outlive it.
     kept: &'a [Measured],
-    /// By container, what was shown to it of volumes by second names.
-    shown_bytes: &'a [u64],
+    /// By container, what was shown to it of volumes by second names; none where that is not known, and nothing is held against it.
+    shown_bytes: &'a [Option<u64>],
 }
 
 /// What of a pod is more than it may be, in the kubelet's words; `held` hears what the volumes hold that outlive it. Blocks on the
@@ -457,10 +457,12 @@ fn excess(
     }
     for (index, container) in specs(pod).enumerate() {
         let name = &container.name;
-        let shown_bytes = shown_bytes.get(index).copied().unwrap_or_default();
-        let mut used = measure(own.join(FILES_DIR).join(name))?;
-        used += measure(own.join(MESSAGES_DIR).join(name))?;
-        if is_over(used.new_bytes, used, OWN_BYTES_MAX.saturating_add(shown_bytes)) {
+        let shown_bytes = shown_bytes.get(index).copied().flatten();
+        let mut used = measure(own.join(MESSAGES_DIR).join(name))?;
+        if shown_bytes.is_some() {
+            used += measure(own.join(FILES_DIR).join(name))?;
+        }
+        if is_over(used.new_bytes, used, OWN_BYTES_MAX.saturating_add(shown_bytes.unwrap_or_default())) {
             return found(format!(
                 "Container {name} exceeded the limit \"10Mi\" of what it may hold outside of volumes. "
             ));
@@ -524,7 +526,7 @@ mod tests {
             let container = json!({"name": "c", "resources": {"limits": limit}});
             let spec = json!({"volumes": [{"name": "v", "emptyDir": volume}], "containers": [container]});
             let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
-            let places = Places { own: &own, logs: &logs, kept: &[], shown_bytes: &[] };
+            let places = Places { own: &own, logs: &logs, kept: &[], shown_bytes: &[Some(0)] };
             super::excess(&pod, &places, &Unnamed::look().unwrap(), |_, _| {}).unwrap().unwrap_or_default()
         };
         for (volume, limit, expected) in [
@@ -589,24 +591,25 @@ mod tests {
         std::fs::hard_link(kept.join("model"), own.join("files/c/1/0/model")).unwrap();
         let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "c"}]}})).unwrap();
         let mut measured = Vec::new();
-        let mut excess = |bytes_max: u64, shown: &str, shown_mib: u64| {
+        let mut excess = |bytes_max: u64, shown: &str, shown_mib: Option<u64>| {
             let volume = Measured { dir: kept.clone(), volume: "v".into(), bytes_max, shown: shown.into() };
-            let shown_bytes = [shown_mib << 20];
+            let shown_bytes = [shown_mib.map(|mib| mib << 20)];
             let places = Places { own: &own, logs: dir.path(), kept: &[volume], shown_bytes: &shown_bytes };
             let found = super::excess(&pod, &places, &Unnamed::default(), |volume, used| {
                 measured.push((volume.volume.clone(), used.bytes >> 20));
             });
             found.unwrap().unwrap_or_default()
         };
-        assert_eq!(excess(13 << 20, "13Mi", 12), "");
+        assert_eq!(excess(13 << 20, "13Mi", Some(12)), "");
         let over = "Usage of PersistentVolume \"v\" exceeds its capacity \"1Mi\". ";
-        assert_eq!(excess(1 << 20, "1Mi", 12), over);
+        assert_eq!(excess(1 << 20, "1Mi", Some(12)), over);
         // Somebody has put another in its place: who was shown the old one keeps it.
         std::fs::write(kept.join("new"), "x").unwrap();
         std::fs::rename(kept.join("new"), kept.join("model")).unwrap();
-        assert_eq!(excess(13 << 20, "13Mi", 12), "");
-        assert!(excess(13 << 20, "13Mi", 1).starts_with("Container c exceeded the limit \"10Mi\""));
-        assert_eq!(measured.iter().map(|(_, mib)| *mib).collect::<Vec<_>>(), [12, 0, 0]);
+        assert_eq!(excess(13 << 20, "13Mi", Some(12)), "");
+        assert_eq!(excess(13 << 20, "13Mi", None), "", "an earlier life of the node has shown it");
+        assert!(excess(13 << 20, "13Mi", Some(1)).starts_with("Container c exceeded the limit \"10Mi\""));
+        assert_eq!(measured.iter().map(|(_, mib)| *mib).collect::<Vec<_>>(), [12, 0, 0, 0]);
     }
 
     #[test]

@@ -390,12 +390,15 @@ fn offer_what_is_read_here(headers: &mut HeaderMap) {
         return;
     }
     let texts = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    let mut codings = texts.flat_map(|text| text.split(',')).map(|coding| {
+    let codings = texts.flat_map(|text| text.split(',')).map(|coding| {
         let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
         let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
         (name.trim(), weight.unwrap_or(1.0))
     });
-    let takes_gzip = codings.any(|(name, weight)| matches!(name, "gzip" | "*") && weight > 0.0);
+    let codings: Vec<(&str, f32)> = codings.collect();
+    let weight = |wanted: &str| codings.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, it)| *it);
+    // "*" is whatever has no name of its own (RFC 9110 §12.5.3).
+    let takes_gzip = weight("gzip").or_else(|| weight("*")).is_some_and(|weight| weight > 0.0);
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(if takes_gzip { "gzip" } else { "identity" }));
 }
 
@@ -444,7 +447,8 @@ async fn tunnel(here: OnUpgrade, there: OnUpgrade, stopping: CancellationToken) 
     }
 }
 
-/// Copies both ways until the node has said all, or the client has and was answered for [`LINGER`] still.
+/// Copies both ways until the node has said all, or the client has, or can say no more, and was answered for [`LINGER`] still: a node
+/// that takes nothing any more may have said how it went.
 async fn carry(client: impl AsyncRead + AsyncWrite, node: impl AsyncRead + AsyncWrite) -> io::Result<()> {
     let ((mut from_client, mut to_client), (mut from_node, mut to_node)) = (split(client), split(node));
     let up = async {
@@ -459,8 +463,8 @@ async fn carry(client: impl AsyncRead + AsyncWrite, node: impl AsyncRead + Async
     let mut down = pin!(down);
     tokio::select! {
         up = up => {
-            up?;
-            tokio::time::timeout(LINGER, down).await?
+            tokio::time::timeout(LINGER, down).await??;
+            up
         }
         down = &mut down => down,
     }
@@ -514,6 +518,20 @@ mod tests {
             assert_eq!((&*asked, &*answer), ("ask", "answer"));
             assert_eq!(tokio::time::timeout(within, carried).await.expect("it ends").unwrap().is_ok(), ends);
         }
+        // The node takes nothing, and has something to say: more than goes through at once.
+        let ((mut client, here), (from_node, mut node), (to_node, taken)) =
+            (tokio::io::duplex(64), tokio::io::duplex(64), tokio::io::duplex(64));
+        drop(taken);
+        let carried = tokio::spawn(carry(here, tokio::io::join(from_node, to_node)));
+        client.write_all(b"typed").await.unwrap();
+        let (said, mut heard) = ([b'x'; 1000], Vec::new());
+        let saying = async {
+            node.write_all(&said).await.unwrap();
+            node.shutdown().await.unwrap();
+        };
+        let (_, read) = tokio::join!(saying, client.read_to_end(&mut heard));
+        assert_eq!((read.unwrap(), heard.as_slice()), (1000, &said[..]));
+        assert!(tokio::time::timeout(within, carried).await.expect("it ends").unwrap().is_err());
         // The node has said all: the client is not waited for.
         let ((mut client, here), (there, node)) = (tokio::io::duplex(64), tokio::io::duplex(64));
         let carried = tokio::spawn(carry(here, there));
@@ -610,6 +628,9 @@ mod tests {
             (&["br", "gzip;q=0.5"], Some("gzip")),
             (&["*"], Some("gzip")),
             (&["br, gzip;q=0"], Some("identity")),
+            (&["gzip;q=0, *"], Some("identity")),
+            (&["*", "GZIP;q=0"], Some("identity")),
+            (&["*;q=0, gzip"], Some("gzip")),
             (&[""], Some("identity")),
             (&[], None),
         ] {

@@ -12,10 +12,8 @@ use wasmtime::format_err;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
+use crate::spec::WRITE_BYTES_MAX;
 use crate::{Sink, slice};
-
-/// Bytes that a guest may write at once. Where each of them ends a line, a log has fifty times as many to write.
-const WRITE_BYTES_MAX: usize = 16 << 10;
 
 /// From so many bytes on a write may take long.
 const LONG_BYTES: usize = 1 << 10;
@@ -32,11 +30,11 @@ impl Output {
         Output { sink, is_terminal }
     }
 
-    fn print(&self, bytes: &[u8]) {
+    fn print(&self, bytes: &[u8]) -> bool {
         if bytes.len() >= LONG_BYTES {
             slice::is_long();
         }
-        self.sink.write(bytes);
+        self.sink.take(bytes)
     }
 }
 
@@ -72,11 +70,10 @@ impl OutputStream for Output {
             ));
         }
         // Permits of several streams that lead to the same place are for the same room.
-        if bytes.len() > self.sink.room() {
+        if !self.print(&bytes) {
             let why = "another stream has taken the room that check-write had seen";
             return Err(StreamError::LastOperationFailed(format_err!("{why}")));
         }
-        self.print(&bytes);
         Ok(())
     }
 
@@ -91,10 +88,14 @@ impl OutputStream for Output {
 
 impl AsyncWrite for Output {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.sink.poll_room(context));
-        let bytes = &bytes[..bytes.len().min(WRITE_BYTES_MAX).min(self.sink.room())];
-        self.print(bytes);
-        Poll::Ready(Ok(bytes.len()))
+        loop {
+            ready!(self.sink.poll_room(context));
+            let now = &bytes[..bytes.len().min(WRITE_BYTES_MAX).min(self.sink.room())];
+            // Somebody else, as who types at a terminal, may have taken the room: none written is an error to a guest.
+            if (!now.is_empty() || bytes.is_empty()) && self.print(now) {
+                return Poll::Ready(Ok(now.len()));
+            }
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -131,17 +132,36 @@ mod tests {
         let pipe = Pipe::default();
         let output = || Output::new(Arc::new(pipe.clone()), false);
         let (mut output, mut other) = (output(), output());
-        let seen = other.check_write().unwrap();
         while let permitted @ 1.. = output.check_write().unwrap() {
             output.write(vec![b'x'; permitted].into()).unwrap();
         }
         assert!(futures::poll!(output.ready()).is_pending());
-        let refused = other.write(vec![b'x'; seen].into());
+        // Its permit may be older than what others have written, once.
+        other.write(vec![b'x'; WRITE_BYTES_MAX].into()).unwrap();
+        let refused = other.write(vec![b'x'; 1].into());
         assert!(matches!(refused, Err(StreamError::LastOperationFailed(_))), "the room is one: {refused:?}");
         let mut context = Context::from_waker(std::task::Waker::noop());
         assert!(Pin::new(&mut output).poll_write(&mut context, b"x").is_pending(), "nor by WASI 0.3");
+        pipe.read().await.unwrap();
         let read = pipe.read().await.unwrap().len();
         output.ready().await;
         assert_eq!(output.check_write().unwrap(), read);
+    }
+
+    #[test]
+    fn a_guest_by_wasi_0_3_never_writes_nothing() {
+        /// Of which the room is taken the first time that somebody looks.
+        struct Contested(AtomicUsize);
+        impl Sink for Contested {
+            fn write(&self, _: &[u8]) {}
+
+            fn room(&self) -> usize {
+                self.0.fetch_add(5, Relaxed)
+            }
+        }
+        let mut output = Output::new(Arc::new(Contested(AtomicUsize::new(0))), true);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let written = Pin::new(&mut output).poll_write(&mut context, b"more than that");
+        assert!(matches!(written, Poll::Ready(Ok(5))), "{written:?}");
     }
 }

@@ -290,7 +290,7 @@ async fn channels(socket: WebSocket, shown: Shown, wishes: Wishes, protocol: &st
         let status = status("Failure", &json!({"reason": "Timeout", "message": message}));
         let _ = tokio::time::timeout(PARTING_MAX, tell(&client, protocol, &status)).await;
     }
-    client.close(if over.is_none() { IDLE_MAX } else { PARTING_MAX }).await;
+    client.close(&mut messages, if over.is_none() { IDLE_MAX } else { PARTING_MAX }).await;
 }
 
 /// Says how it went.

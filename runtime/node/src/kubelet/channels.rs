@@ -102,7 +102,7 @@ where
         _ = working => IDLE_MAX,
         _ = client.over() => PARTING_MAX,
     };
-    client.close(patience).await;
+    client.close(&mut messages, patience).await;
 }
 
 async fn outwards(client: &Channels, channel: u8, mut from_user: ReadHalf<DuplexStream>) {

@@ -68,19 +68,13 @@ impl Execution {
             stdin.write_all(bytes).await;
             return;
         };
-        let mut typed = terminal.lock().typed(bytes);
-        // A terminal does not wait for who reads, or nobody could interrupt him.
-        let has_room = typed.input.len() <= stdin.room();
-        if !has_room {
-            typed.echo.push(terminal::BELL);
-        }
+        // A terminal does not wait for who reads, or nobody could interrupt him. Nobody else takes of this room.
+        let typed = terminal.lock().typed(bytes, stdin.room());
         // Shown before there is an answer.
         if let Some(stdout) = &self.stdout {
             stdout.write(&typed.echo[..typed.echo.len().min(stdout.room())]);
         }
-        if has_room {
-            stdin.write(&typed.input);
-        }
+        stdin.write(&typed.input);
         if typed.is_end {
             stdin.end();
         }

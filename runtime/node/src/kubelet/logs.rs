@@ -19,6 +19,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::places::{Place, hold};
 use super::refusal;
+use super::traffic::{IDLE_MAX, PARTING_MAX};
 use super::upgrade::{self, Wanted, WebSocket};
 use crate::logs::{self, Options};
 use crate::pod::core::{self, Container, Run};
@@ -137,15 +138,15 @@ async fn send(socket: WebSocket, mut chunks: mpsc::Receiver<Bytes>, is_text: boo
                 return;
             }
         }
-        upgrade::close(&mut sink).await;
     };
     // What the client says is read, so that its end is seen, and means nothing.
     let reading = async { while let Some(Ok(_)) = messages.next().await {} };
     // Both only wait.
-    tokio::select! {
-        () = sending => {}
-        () = reading => {}
-    }
+    let patience = tokio::select! {
+        () = sending => IDLE_MAX,
+        () = reading => PARTING_MAX,
+    };
+    upgrade::close(&mut sink, &mut messages, patience).await;
 }
 
 /// Which life of a container is meant, or why there is none, in the kubelet's words (`validateContainerLogStatus`).

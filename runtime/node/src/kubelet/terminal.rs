@@ -5,8 +5,8 @@
 /// Bytes of a line that has not ended (`N_TTY_BUF_SIZE`); what is typed beyond is refused with a bell.
 const LINE_BYTES_MAX: usize = 4095;
 
-/// What is heard of a key that cannot be taken.
-pub(super) const BELL: u8 = 0x07;
+/// What is heard of keys that cannot be taken.
+const BELL: u8 = 0x07;
 const INTERRUPT: u8 = 0x03;
 const END: u8 = 0x04;
 const BACKSPACE: u8 = 0x08;
@@ -36,21 +36,34 @@ pub(super) struct Typed {
 }
 
 impl Terminal {
-    /// Takes keys, up to one that ends what goes to the command.
-    pub fn typed(&mut self, keys: &[u8]) -> Typed {
+    /// Takes keys, up to one that ends what goes to the command, for which there is `room`. Keys for which there is none are refused: they
+    /// are not shown, and a bell says so, before all else.
+    pub fn typed(&mut self, keys: &[u8], room: usize) -> Typed {
         let mut typed = Typed::default();
+        let is_refused = self.take(keys, room, &mut typed);
+        if is_refused {
+            typed.echo.insert(0, BELL);
+        }
+        typed
+    }
+
+    /// Whether there was a key that could not be taken. What is in the line has room, and so has its end.
+    fn take(&mut self, keys: &[u8], room: usize, typed: &mut Typed) -> bool {
+        let mut is_refused = false;
         for &key in keys {
+            let left = room.saturating_sub(typed.input.len() + self.line.len());
             match key {
                 INTERRUPT => {
                     typed.echo.extend_from_slice(b"^C\n");
                     typed.is_interrupted = true;
-                    return typed;
+                    return is_refused;
                 }
                 END if self.line.is_empty() => {
                     typed.is_end = true;
-                    return typed;
+                    return is_refused;
                 }
                 END => typed.input.append(&mut self.line),
+                b'\r' | b'\n' if left == 0 => is_refused = true,
                 b'\r' | b'\n' => {
                     self.line.push(b'\n');
                     typed.echo.push(b'\n');
@@ -70,7 +83,7 @@ impl Terminal {
                         self.erase(&mut typed.echo);
                     }
                 }
-                _ if self.line.len() >= LINE_BYTES_MAX => typed.echo.push(BELL),
+                _ if self.line.len() >= LINE_BYTES_MAX || left <= 1 => is_refused = true,
                 key => {
                     self.line.push(key);
                     match key {
@@ -81,7 +94,7 @@ impl Terminal {
                 }
             }
         }
-        typed
+        is_refused
     }
 
     /// Takes back a letter, however many bytes it has.
@@ -131,7 +144,7 @@ mod tests {
             (b"\x1b[A\x7f\x7f\x7f\r", b"^[[A\x08 \x08\x08 \x08\x08 \x08\x08 \x08\n", b"\n"),
             (b"a\x04b", b"ab", b"a"),
         ] {
-            let typed = Terminal::default().typed(keys);
+            let typed = Terminal::default().typed(keys, usize::MAX);
             let shown = String::from_utf8_lossy(keys).into_owned();
             let expected = Typed { echo: echo.to_vec(), input: input.to_vec(), ..Typed::default() };
             assert_eq!(typed, expected, "{shown:?}");
@@ -141,18 +154,36 @@ mod tests {
     #[test]
     fn two_keys_end_something() {
         let mut terminal = Terminal::default();
-        let typed = terminal.typed(b"a\r\x04b");
+        let typed = terminal.typed(b"a\r\x04b", usize::MAX);
         assert_eq!((typed.input.as_slice(), typed.is_end, typed.is_interrupted), (&b"a\n"[..], true, false));
-        let typed = terminal.typed(b"a\x03b");
+        let typed = terminal.typed(b"a\x03b", usize::MAX);
         assert_eq!((typed.input.as_slice(), typed.is_end, typed.is_interrupted), (&b""[..], false, true));
     }
 
     #[test]
     fn a_line_has_an_end() {
         let mut terminal = Terminal::default();
-        let typed = terminal.typed(&vec![b'x'; 2 * LINE_BYTES_MAX]);
-        assert_eq!(typed.echo.iter().filter(|byte| **byte == BELL).count(), LINE_BYTES_MAX);
-        assert_eq!(terminal.typed(b"\r").input.len(), LINE_BYTES_MAX + 1);
+        let typed = terminal.typed(&vec![b'x'; 2 * LINE_BYTES_MAX], usize::MAX);
+        assert_eq!((typed.echo[0], typed.echo.len()), (BELL, 1 + LINE_BYTES_MAX));
+        assert_eq!(terminal.typed(b"\r", usize::MAX).input.len(), LINE_BYTES_MAX + 1);
+    }
+
+    #[test]
+    fn what_fits_of_a_paste_is_taken_and_the_rest_is_refused_with_a_bell() {
+        let mut terminal = Terminal::default();
+        for (keys, room, echo, input) in [
+            (&b"one\rtwo\r"[..], 8, &b"one\ntwo\n"[..], &b"one\ntwo\n"[..]),
+            (b"one\rtwo\r", 7, b"\x07one\ntw\n", b"one\ntw\n"),
+            (b"one\rtwo\r", 4, b"\x07one\n", b"one\n"),
+            (b"one\r", 0, b"\x07", b""),
+            (b"on", 4, b"on", b""),
+            (b"ely\r", 4, b"\x07e\n", b"one\n"),
+        ] {
+            let typed = terminal.typed(keys, room);
+            assert_eq!((&typed.echo[..], &typed.input[..]), (echo, input), "{keys:?} {room}");
+        }
+        // It can be interrupted all the same.
+        assert!(terminal.typed(b"x\x03", 0).is_interrupted);
     }
 
     #[test]

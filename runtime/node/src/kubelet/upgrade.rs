@@ -1,25 +1,26 @@
 //! Leaving HTTP for a protocol of its own on the same connection: WebSocket and SPDY/3.1.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use futures::stream::SplitSink;
-use futures::{SinkExt as _, StreamExt as _};
+use futures::stream::{SplitSink, SplitStream};
+use futures::{Sink, SinkExt as _, Stream, StreamExt as _};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::Mutex;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::traffic::{IDLE_MAX, PING_EVERY, Traffic};
+use super::traffic::{IDLE_MAX, PARTING_MAX, PING_EVERY, Traffic};
 
-/// Largest message of a client.
+/// Largest message of a client, and so its largest frame.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of a tunnel in each direction that wait for the other side.
 const TUNNEL_BYTES: usize = 64 << 10;
@@ -81,15 +82,30 @@ pub fn accept_spdy(request: &mut Request, protocol: &'static str) -> (Response, 
     (response, hyper::upgrade::on(request))
 }
 
-/// Ends a WebSocket in the way that clients take for its ordinary end.
-pub async fn close(sink: &mut SplitSink<WebSocket, Message>) {
+/// Ends a WebSocket in the way that clients take for its ordinary end: behind what the client has not read yet, for which it has
+/// `patience`. What it still says is dropped until it has said all, for which it has [`PARTING_MAX`] more: a connection that is ended with
+/// something unread is reset, and what is on its way to the client is lost.
+pub async fn close<S>(sink: &mut SplitSink<S, Message>, messages: &mut SplitStream<S>, patience: Duration)
+where
+    S: Sink<Message> + Stream<Item = Result<Message, tungstenite::Error>>,
+{
     let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
     let closing = async {
         let _ = sink.send(Message::Close(Some(frame))).await;
         let _ = sink.close().await;
     };
-    // Behind what the client has not read yet, for which it has its time.
-    let _ = tokio::time::timeout(IDLE_MAX, closing).await;
+    let mut closing = pin!(tokio::time::timeout(patience, closing));
+    // Also while it is told: it may read nothing before all that it says is taken.
+    let mut dropping =
+        pin!(async { while matches!(messages.next().await, Some(Ok(message)) if !message.is_close()) {} });
+    tokio::select! {
+        told = &mut closing => {
+            if told.is_ok() {
+                let _ = tokio::time::timeout(PARTING_MAX, dropping).await;
+            }
+        }
+        () = &mut dropping => drop(closing.await),
+    }
 }
 
 /// Numbered channels of a WebSocket, towards the client: the first byte of a message is its channel.
@@ -141,17 +157,19 @@ impl Channels {
         }
     }
 
-    /// Ends the connection, behind what the client has not read yet, for which it has so long.
-    pub async fn close(&self, patience: Duration) {
-        let closing = async { close(&mut *self.sink.lock().await).await };
-        let _ = tokio::time::timeout(patience, closing).await;
+    /// Ends the connection, as [`close`].
+    pub async fn close(&self, messages: &mut SplitStream<WebSocket>, patience: Duration) {
+        close(&mut *self.sink.lock().await, messages, patience).await;
     }
 }
 
 /// The server's side of a WebSocket on an upgraded connection.
 pub async fn websocket(upgraded: Upgraded) -> WebSocket {
-    let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX));
-    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await
+    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config())).await
+}
+
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX))
 }
 
 /// The bytes of a WebSocket's binary messages as one stream; pumping ends with either side.
@@ -182,14 +200,54 @@ pub fn tunnel(socket: WebSocket) -> (DuplexStream, impl Future<Output = ()> + Se
                     return;
                 }
             }
-            close(&mut sink).await;
         };
-        tokio::pin!(inwards, outwards);
-        // The client's end does not end our answers; our end ends everything.
-        tokio::select! {
-            () = &mut inwards => outwards.await,
-            () = &mut outwards => {}
+        {
+            let (mut inwards, mut outwards) = (pin!(inwards), pin!(outwards));
+            // The client's end does not end our answers; our end ends everything.
+            tokio::select! {
+                () = &mut inwards => outwards.await,
+                () = &mut outwards => {}
+            }
         }
+        close(&mut sink, &mut messages, IDLE_MAX).await;
     };
     (users, pump)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_too_large_is_refused_by_its_head() {
+        for (length, is_refused) in [(MESSAGE_BYTES_MAX as u64, false), (2 * MESSAGE_BYTES_MAX as u64, true)] {
+            let (mut client, server) = tokio::io::duplex(64);
+            let mut socket = WebSocketStream::from_raw_socket(server, Role::Server, Some(config())).await;
+            // A binary message of so many masked bytes, of which none comes.
+            let head = [&[0x82, 0xff][..], &length.to_be_bytes(), &[0; 4]].concat();
+            client.write_all(&head).await.unwrap();
+            let heard = futures::poll!(socket.next());
+            assert_eq!(matches!(heard, std::task::Poll::Ready(Some(Err(_)))), is_refused, "{length}: {heard:?}");
+        }
+    }
+
+    /// Who says a lot before he listens.
+    #[tokio::test]
+    async fn what_is_said_to_who_leaves_is_taken_until_its_end() {
+        let (client, server) = tokio::io::duplex(64);
+        let server = WebSocketStream::from_raw_socket(server, Role::Server, Some(config())).await;
+        let leaving = tokio::spawn(async move {
+            let (mut sink, mut messages) = server.split();
+            sink.send(Message::Binary(b"\x03how it went".to_vec().into())).await.unwrap();
+            close(&mut sink, &mut messages, IDLE_MAX).await;
+        });
+        let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        for _ in 0..10 {
+            client.send(Message::Binary(vec![0; 1000].into())).await.unwrap();
+        }
+        assert_eq!(&client.next().await.unwrap().unwrap().into_data()[..], b"\x03how it went");
+        assert!(client.next().await.unwrap().unwrap().is_close());
+        assert!(client.next().await.is_none());
+        leaving.await.unwrap();
+    }
 }

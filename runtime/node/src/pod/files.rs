@@ -168,6 +168,7 @@ impl Pods {
             return Ok(Mounts::default());
         }
         slot.set_has_files();
+        slot.set_shown(container.0, None);
         let env = env.to_vec();
         let run = container.1;
         let work = move || {
@@ -184,7 +185,7 @@ impl Pods {
             Ok((made, shown_bytes))
         };
         let (made, shown_bytes) = in_turn(&slot.on_disk, work).await.map_err(MountFailed::Config)?;
-        slot.set_shown(container.0, shown_bytes);
+        slot.set_shown(container.0, Some(shown_bytes));
         let files = self.context.pods_dir.join(&*slot.uid).join(FILES_DIR);
         if made.message.is_some() || made.mounts.iter().any(|mount| mount.host.starts_with(&files)) {
             slot.set_has_own_files();

@@ -1,7 +1,7 @@
 //! What the shell keeps of one pod.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coracle_engine::{Command, HttpService, OpenSocket, Usage};
@@ -41,8 +41,8 @@ pub struct Slot {
     has_files: AtomicBool,
     /// Whether a container has a writable directory beside its volumes.
     has_own_files: AtomicBool,
-    /// What files of volumes held that are shown to each container alone, when it was started.
-    shown_bytes: Box<[AtomicU64]>,
+    /// What files of volumes held that are shown to each container alone, when it was started; none before that.
+    shown_bytes: Mutex<Box<[Option<u64>]>>,
 }
 
 /// What changes.
@@ -136,7 +136,7 @@ impl Slot {
     pub fn new(uid: Arc<str>, pod: &Pod, core: Core) -> Self {
         let text = |value: &Option<String>| Arc::from(value.as_deref().unwrap_or_default());
         let containers = core.containers().iter().map(|_| Container::default()).collect();
-        let shown_bytes = core.containers().iter().map(|_| AtomicU64::default()).collect();
+        let shown_bytes = Mutex::new(core.containers().iter().map(|_| None).collect());
         // A pod with a start time may have files of an earlier life of the node.
         let had_life = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
         Self {
@@ -207,15 +207,17 @@ impl Slot {
         self.has_own_files.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_shown(&self, container: Index, bytes: u64) {
-        if let Some(shown) = self.shown_bytes.get(container) {
-            shown.store(bytes, Ordering::Release);
+    /// None while that is not known.
+    pub(super) fn set_shown(&self, container: Index, bytes: Option<u64>) {
+        if let Some(shown) = self.shown_bytes.lock().get_mut(container) {
+            *shown = bytes;
         }
     }
 
-    /// By container, what files of volumes held that are shown to it alone, when it was started.
-    pub fn shown_bytes(&self) -> Vec<u64> {
-        self.shown_bytes.iter().map(|bytes| bytes.load(Ordering::Acquire)).collect()
+    /// By container, what files of volumes held that are shown to it alone, when it was started; none for one that this process has not
+    /// started: what an earlier one has left beside its volumes goes before it starts, and may all be files of volumes.
+    pub fn shown_bytes(&self) -> Vec<Option<u64>> {
+        self.shown_bytes.lock().to_vec()
     }
 
     /// Whether there is anything below the pod's directory.

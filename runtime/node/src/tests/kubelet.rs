@@ -615,6 +615,24 @@ async fn exec_reads_what_is_typed_to_its_end() {
     assert!(status.contains("\"Success\""), "{status}");
 }
 
+/// As `yes | kubectl exec -i p -- head -1`: who says everything before he listens hears how it went all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_reads_nothing_of_a_lot_tells_how_it_ended() {
+    let world = World::start().await;
+    world.run("run", command(&["sleep", "1000000"]));
+    world.status("run", "Running", |status| status["phase"] == "Running").await;
+    let mut socket = websocket(&world, &exec_path(&["end", "42"], "input=1&output=1"), "v5.channel.k8s.io").await;
+    let talking = async {
+        for _ in 0..8 {
+            socket.send(Message::Binary(vec![0; 1_000_000].into())).await.unwrap();
+        }
+        channels(&mut socket).await
+    };
+    let [.., status] = tokio::time::timeout(PATIENCE, talking).await.expect("an end");
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["details"]["causes"][0]["message"], json!("42"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exec_with_a_terminal_shows_what_is_typed_and_can_be_interrupted() {
     let world = World::start().await;

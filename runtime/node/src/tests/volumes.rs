@@ -147,3 +147,36 @@ async fn a_low_disk_ends_who_fills_a_volume_that_stays_and_bounds_hold_meanwhile
     assert!(world.dir.path().join("volumes/large/x").exists());
     world.ready("first").await;
 }
+
+/// What a container was shown by second names is not its own, also before a node that was started anew can start it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_file_of_a_claim_is_not_held_against_a_pod_whose_node_starts_anew() {
+    let mut world = World::start().await;
+    put_bound(&world, "model", "1Gi", &json!(["ReadWriteOnce"]));
+    run(&world, "writer", "model", false, &["fill", "/data/weights", "12"]);
+    assert_eq!(ended(&world, "writer").await, "Succeeded");
+    let mut container = command(&["tick", "100"]);
+    container["volumeMounts"] = json!([{"name": "v", "mountPath": "/app/weights", "subPath": "weights"}]);
+    let volumes = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "model"}}]);
+    world.run_spec("shown", json!({"volumes": volumes, "containers": [container]}));
+    world.ready("shown").await;
+    world.stop_node().await;
+    let claim = world.api.object("persistentvolumeclaims", "model").unwrap();
+    let mut going = claim.clone();
+    going["status"]["phase"] = json!("Pending");
+    world.api.put_object("persistentvolumeclaims", "model", going);
+    world.start_node().await;
+    told(&world, "shown", "persistentvolumeclaim \"model\" is not bound").await;
+    // All pods are measured between the ends of these two.
+    for name in ["fills", "fills-too"] {
+        let mut container = command(&["fill", "/data/x", "3", "tick", "100"]);
+        container["volumeMounts"] = json!([{"name": "v", "mountPath": "/data"}]);
+        let volumes = json!([{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]);
+        world.run_spec(name, json!({"restartPolicy": "Never", "volumes": volumes, "containers": [container]}));
+        world.status(name, "evicted", |status| status["reason"] == "Evicted").await;
+    }
+    let status = world.status("shown", "there", |_| true).await;
+    assert_ne!(status["reason"], "Evicted", "{status}");
+    world.api.put_object("persistentvolumeclaims", "model", claim);
+    world.ready("shown").await;
+}

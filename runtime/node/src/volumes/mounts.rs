@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{ErrorKind, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,9 @@ use coracle_engine::Mount;
 use k8s_openapi::api::core::v1::{Container, VolumeMount};
 
 use crate::beneath::{self, Found, Root};
+
+/// Bytes of a file that is copied, for want of a second name: as much as a container may hold beside its volumes.
+const COPY_BYTES_MAX: u64 = 10 << 20;
 
 /// A mount that cannot be made, in the kubelet's words.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +49,33 @@ pub enum MountError {
     /// Two files of one directory of the guest's, of which only one may be written.
     #[error("subPath files of {0:?} cannot be mounted beside each other: one is read-only and the other is not")]
     Mixed(String),
+    /// It may have no second name, and whoever may write it is to write that very file.
+    #[error(
+        "{path}: a file of volume {volume:?} cannot be shown alone where it may be written ({source}): mount its directory, or make the \
+         mount readOnly, which shows a copy; or have the file belong to the node's own user (fs.protected_hardlinks), on the disk of its \
+         data directory"
+    )]
+    NoLink {
+        /// The file.
+        path: String,
+        /// The volume.
+        volume: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It may have no second name, and is too large to be copied.
+    #[error(
+        "{path}: a file of volume {volume:?} has more than 10 MiB, and only a smaller one is copied where it cannot be \
+         linked: mount its directory; or have the file belong to the node's own user (fs.protected_hardlinks), on the disk of its data \
+         directory"
+    )]
+    TooLarge {
+        /// The file.
+        path: String,
+        /// The volume.
+        volume: String,
+    },
     /// The disk refused.
     #[error("{path}: {source}")]
     Io {
@@ -77,7 +108,7 @@ pub struct Made {
     pub mounts: Vec<Mount>,
     /// Held as long as instances may be made: mounts name them.
     pub held: Vec<Arc<OwnedFd>>,
-    /// What the files of volumes hold that are shown by a second name: where the first one goes, the second keeps them.
+    /// What the files of volumes hold that are shown by a second name (where the first one goes, the second keeps them), and copies.
     pub shown_bytes: u64,
 }
 
@@ -118,7 +149,7 @@ pub fn make(
                 made.mounts.push(Mount { host: beneath::path_of(&directory), guest, read_only });
                 made.held.push(Arc::new(directory.into()));
             }
-            Some(Found::File(file)) => show_file(&mut made, &file, &guest, read_only, files)?,
+            Some(Found::File(file)) => show_file(&mut made, &file, (&mount.name, &guest), read_only, files)?,
             None => drop(own_directory(&mut made, &guest, read_only, files)?),
         }
     }
@@ -126,7 +157,13 @@ pub fn make(
 }
 
 /// Shows a file in a directory made for it.
-fn show_file(made: &mut Made, file: &File, guest: &str, read_only: bool, files: &Path) -> Result<(), MountError> {
+fn show_file(
+    made: &mut Made,
+    file: &File,
+    (volume, guest): (&str, &str),
+    read_only: bool,
+    files: &Path,
+) -> Result<(), MountError> {
     let (parent, name) = guest.rsplit_once('/').unwrap_or(("", guest));
     let parent = if parent.is_empty() { "/" } else { parent };
     let known = made.mounts.iter().find(|mount| mount.guest == parent && mount.host.starts_with(files));
@@ -136,8 +173,24 @@ fn show_file(made: &mut Made, file: &File, guest: &str, read_only: bool, files: 
         None => own_directory(made, parent, read_only, files)?,
     };
     let failed = |source| MountError::Io { path: guest.to_owned(), source };
-    made.shown_bytes += file.metadata().map_err(failed)?.blocks() * 512;
-    beneath::link(file, &host, name).map_err(failed)
+    let held = |file: &File| file.metadata().map(|found| found.blocks() * 512).map_err(failed);
+    match beneath::link(file, &host, name) {
+        Ok(()) => made.shown_bytes += held(file)?,
+        // Another owner's (fs.protected_hardlinks), or on another disk.
+        Err(source) if matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::CrossesDevices) => {
+            let (path, volume) = (guest.to_owned(), volume.to_owned());
+            if !read_only {
+                return Err(MountError::NoLink { path, volume, source });
+            }
+            let mut copy = File::options().write(true).create_new(true).open(host.join(name)).map_err(failed)?;
+            if std::io::copy(&mut file.take(COPY_BYTES_MAX + 1), &mut copy).map_err(failed)? > COPY_BYTES_MAX {
+                return Err(MountError::TooLarge { path, volume });
+            }
+            made.shown_bytes += held(&copy)?;
+        }
+        Err(source) => return Err(failed(source)),
+    }
+    Ok(())
 }
 
 /// Mounts a new directory.
@@ -236,6 +289,20 @@ mod tests {
             assert_eq!(shown.ino(), there.ino(), "however large it is");
             assert_eq!(made.shown_bytes, there.blocks() * 512);
         }
+    }
+
+    /// `/proc` is a file system of its own.
+    #[test]
+    fn a_file_that_cannot_be_linked_is_copied_where_nobody_writes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = |path: &str| json!([{"name": "v", "mountPath": "/app/v", "subPath": path}]);
+        let made = plan(Path::new("/proc"), Access::Nobody, &dir.path().join("files"), mount("version")).unwrap();
+        let shown = made.mounts[0].host.join("v");
+        assert_eq!(std::fs::read(&shown).unwrap(), std::fs::read("/proc/version").unwrap());
+        assert_eq!(made.shown_bytes, std::fs::metadata(&shown).unwrap().blocks() * 512);
+        let refused = plan(Path::new("/proc"), Access::Guests, &dir.path().join("others"), mount("version"));
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.starts_with("/app/v: a file of volume \"v\" cannot be shown alone"), "{refused}");
     }
 
     #[test]
