@@ -260,13 +260,18 @@ fn what_policies_make_nests_as_deep_as_is_taken() {
             .await;
         server.appears(THINGS).await;
         // Each mutation wraps what the one before it made.
-        let deep = format!("{}object.data{}", "{'a': ".repeat(90), "}".repeat(90));
-        let mutation = json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{data: variables.deep}"}});
+        let wrapped = |what: &str| format!("{}{what}{}", "{'a': ".repeat(15), "}".repeat(15));
+        let mut variables = vec![json!({"name": "v0", "expression": "object.data"})];
+        variables.extend(
+            (0..6)
+                .map(|at| json!({"name": format!("v{}", at + 1), "expression": wrapped(&format!("variables.v{at}"))})),
+        );
+        let mutation = json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{data: variables.v6}"}});
         let rules = json!({"resourceRules": [{"operations": ["CREATE"], "apiGroups": ["apps", "example.com"], "apiVersions": ["v1"],
             "resources": ["controllerrevisions", "things"]}]});
         let policies = format!("{POLICIES}/mutatingadmissionpolicies");
         let spec = json!({"matchConstraints": rules, "reinvocationPolicy": "IfNeeded", "failurePolicy": "Fail",
-            "variables": [{"name": "deep", "expression": deep}], "mutations": vec![mutation; 60]});
+            "variables": variables, "mutations": vec![mutation; 60]});
         server.make(&policies, json!({"metadata": {"name": "p"}, "spec": spec})).await;
         let bound = json!({"metadata": {"name": "p"}, "spec": {"policyName": "p"}});
         server.make(&format!("{POLICIES}/mutatingadmissionpolicybindings"), bound).await;

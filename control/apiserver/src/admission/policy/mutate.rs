@@ -170,11 +170,11 @@ mod tests {
         let revisions = schema::named("io.k8s.api.apps.v1.ControllerRevision").expect("revisions");
         for mutation in [&applied as &dyn Fn(usize) -> Value, &patched] {
             let mut object = json!({"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": {"name": "a"}, "data": {}, "revision": 1});
-            for _ in 0..2 {
-                object = change_of(mutation(50), &object, &revisions).expect("it nests as deep as is taken");
+            for _ in 0..3 {
+                object = change_of(mutation(30), &object, &revisions).expect("it nests as deep as is taken");
             }
-            assert_eq!(depth(&object), 102);
-            let wrong = change_of(mutation(50), &object, &revisions).expect_err("too deep");
+            assert_eq!(depth(&object), 92);
+            let wrong = change_of(mutation(30), &object, &revisions).expect_err("too deep");
             assert!(wrong.contains("exceeded max depth"), "{wrong}");
         }
     }
