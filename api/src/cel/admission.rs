@@ -406,7 +406,10 @@ impl<'a> Evaluation<'a> {
     pub fn value(&mut self, expression: &'a Expression) -> Result<Outcome, Failure> {
         Ok(match self.ask(expression)? {
             Val::Bool(value) => Outcome::Bool(value),
-            Val::Text(text) => Outcome::Text(text.to_string()),
+            Val::Text(text) => {
+                self.spend(text.len() / 10, expression)?;
+                Outcome::Text(text.to_string())
+            }
             Val::Null => Outcome::Null,
             other => Outcome::Other(other.type_name()),
         })
@@ -483,7 +486,9 @@ impl<'a> Evaluation<'a> {
         self.run.further(&expression.program).map_err(|stop| self.failure(stop, expression))
     }
 
-    fn failure(&self, stop: Stop, expression: &Expression) -> Failure {
+    fn failure(&mut self, stop: Stop, expression: &Expression) -> Failure {
+        // The expression is copied into what is told. Where nothing is left for that the next one is not asked.
+        drop(self.run.spend(expression.source.len() / 10));
         let failed =
             |words: &str| Failure::Fault(format!("expression '{}' resulted in error: {words}", expression.source));
         match stop {
@@ -601,16 +606,9 @@ impl Condition {
     }
 }
 
-/// Whether all conditions hold. One that does not makes up for others that fail.
-///
-/// # Errors
-/// What failed, in words.
-pub fn matches(conditions: &[Condition], inputs: &Inputs<'_>) -> Result<bool, String> {
-    matches_at_cost(conditions, inputs).0
-}
-
-/// The same, and what that has cost.
-pub fn matches_at_cost(conditions: &[Condition], inputs: &Inputs<'_>) -> (Result<bool, String>, usize) {
+/// Whether all conditions hold, or what failed, in words; and what that has cost. One that does not hold makes up for others
+/// that fail.
+pub fn matches(conditions: &[Condition], inputs: &Inputs<'_>) -> (Result<bool, String>, usize) {
     if conditions.is_empty() {
         return (Ok(true), 0);
     }

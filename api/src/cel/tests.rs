@@ -262,6 +262,23 @@ fn ask<T>(
     asks(&mut Evaluation::new(&inputs, &variables, POLICY_BUDGET), &expression).map_err(|failure| failure.to_string())
 }
 
+#[test]
+fn a_text_that_is_given_is_paid_for() {
+    let object = json!({"a": "x".repeat(1 << 20)});
+    let asked = |expression: &str| {
+        ask(&[], (expression, Gives::Any), &object, |run, of| {
+            let value = run.value(of);
+            Ok((value.is_ok(), run.spent()))
+        })
+    };
+    let (given, cost) = asked("object.a").expect("asked");
+    assert!(given && cost >= (1 << 20) / 10, "{cost}");
+    // What fails shows the expression.
+    let long = format!("object.b == '{}'", "y".repeat(100_000));
+    let (given, cost) = asked(&long).expect("asked");
+    assert!(!given && cost >= long.len() / 10, "{cost}");
+}
+
 /// Variables of which each is made of the one before it.
 fn chain(count: usize, first: &str, next: impl Fn(&str) -> String) -> Vec<(String, String)> {
     let source =

@@ -20,6 +20,7 @@ mod policy;
 mod quota;
 mod review;
 pub(crate) mod scale;
+mod spent;
 pub(crate) mod topology;
 pub(crate) mod volumes;
 mod webhook;

@@ -15,6 +15,7 @@ const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const REVISIONS: &str = "/apis/apps/v1/namespaces/default/controllerrevisions";
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const THINGS: &str = "/apis/example.com/v1/namespaces/default/things";
+const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1";
 const JSON: &str = "application/json";
 const YAML: &str = "application/yaml";
 const MERGE: &str = "application/merge-patch+json";
@@ -246,6 +247,50 @@ fn what_was_stored_deeper_is_read_and_deleted_and_not_changed() {
             assert_eq!(going["metadata"]["finalizers"], json!(["x.y/z"]), "{going}");
             server.call("PATCH", &path, json!({"metadata": {"finalizers": null}})).await;
             assert_eq!(server.get(&path).await.0, 404, "{levels}");
+        }
+    });
+}
+
+#[test]
+fn what_policies_make_nests_as_deep_as_is_taken() {
+    on_a_worker(async {
+        let server = Server::start().await;
+        server
+            .make(DEFINITIONS, definition(&json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})))
+            .await;
+        server.appears(THINGS).await;
+        // Each mutation wraps what the one before it made.
+        let wrapped = |what: &str| format!("{}{what}{}", "{'a': ".repeat(15), "}".repeat(15));
+        let mut variables = vec![json!({"name": "v0", "expression": "object.data"})];
+        variables.extend(
+            (0..6)
+                .map(|at| json!({"name": format!("v{}", at + 1), "expression": wrapped(&format!("variables.v{at}"))})),
+        );
+        let mutation = json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{data: variables.v6}"}});
+        let rules = json!({"resourceRules": [{"operations": ["CREATE"], "apiGroups": ["apps", "example.com"], "apiVersions": ["v1"],
+            "resources": ["controllerrevisions", "things"]}]});
+        let policies = format!("{POLICIES}/mutatingadmissionpolicies");
+        let spec = json!({"matchConstraints": rules, "reinvocationPolicy": "IfNeeded", "failurePolicy": "Fail",
+            "variables": variables, "mutations": vec![mutation; 60]});
+        server.make(&policies, json!({"metadata": {"name": "p"}, "spec": spec})).await;
+        let bound = json!({"metadata": {"name": "p"}, "spec": {"policyName": "p"}});
+        server.make(&format!("{POLICIES}/mutatingadmissionpolicybindings"), bound).await;
+        let objects = [
+            (REVISIONS, json!({"metadata": {"name": "x"}, "revision": 1, "data": {}})),
+            (THINGS, json!({"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": "x"}, "data": {}})),
+        ];
+        for (path, object) in &objects {
+            let (code, said) = server.call("POST", path, object.clone()).await;
+            assert!(code == 403 && said["message"].to_string().contains("exceeded max depth"), "{path}: {code} {said}");
+        }
+        // What fails and is ignored leaves what the mutation before it made.
+        server.call("PATCH", &format!("{policies}/p"), json!({"spec": {"failurePolicy": "Ignore"}})).await;
+        for (path, object) in objects {
+            server.make(path, object).await;
+            let path = format!("{path}/x");
+            assert_eq!(server.get(&path).await.0, 200);
+            assert_eq!(server.call("DELETE", &path, Value::Null).await.0, 200);
+            assert_eq!(server.get(&path).await.0, 404);
         }
     });
 }

@@ -13,9 +13,8 @@ mod params;
 mod validate;
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
 
-use coracle_api::cel::admission::{self as expressions, Inputs};
+use coracle_api::cel::admission::Inputs;
 use coracle_api::meta;
 use coracle_api::status::Status;
 use serde_json::{Value, json};
@@ -23,15 +22,12 @@ use serde_json::{Value, json};
 use super::is;
 use super::matching::Versioned;
 use super::review::Review;
+use super::spent::{Spent, UNIT_BYTES};
 use crate::policies::{Action, Binding, Bound, Configured, Does, Policy, Program};
 use crate::store::Seen;
 use params::{Missing, Param};
 use validate::Refusal;
 
-/// What all policies of one request may cost together: ten bindings may cost all that one may.
-const REQUEST_BUDGET: usize = 100_000_000;
-/// For how long they are asked.
-const ASKED_FOR: Duration = Duration::from_secs(10);
 /// Most failures that one annotation of a request tells (Kubernetes').
 const FAILURES_MAX: usize = 50;
 /// Most bytes of a message, which may show an expression, and of all that is told in the log of one request.
@@ -40,41 +36,6 @@ const TOLD_BYTES_MAX: usize = 256 << 10;
 /// What telling something takes beside its own bytes.
 const TOLD_BYTES: usize = 64;
 const FAILURES: &str = "validation.policy.admission.k8s.io/validation_failure";
-
-/// Units after which others have their turn: some milliseconds of a thread that many share.
-const TURN_COST: usize = 100_000;
-/// Bytes of an object that is read, or made, for one unit.
-const UNIT_BYTES: usize = 10;
-
-/// What a request has taken.
-struct Spent {
-    cost: usize,
-    /// Since others had their turn.
-    turn: usize,
-    since: Instant,
-}
-
-impl Spent {
-    fn new() -> Spent {
-        Spent { cost: 0, turn: 0, since: Instant::now() }
-    }
-
-    /// Takes more; others have their turn after much.
-    async fn take(&mut self, cost: usize) {
-        self.cost += cost;
-        self.turn += cost;
-        if self.turn >= TURN_COST {
-            self.turn = 0;
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// Why no further policy can be asked.
-    fn over(&self) -> Option<String> {
-        let is_over = self.cost >= REQUEST_BUDGET || self.since.elapsed() >= ASKED_FOR;
-        is_over.then(|| "the admission policies of this request cost more than they may together".to_owned())
-    }
-}
 
 /// No more of a message than may be told.
 fn told(mut message: String) -> String {
@@ -260,15 +221,16 @@ pub(super) async fn validate(
     let mut spent = Spent::new();
     let (asked, wrong) = asked(review, policies, object, old).await?;
     let namespace = namespace_for(review, &asked).await?;
-    let (mut denied, mut told) = (Denied::default(), Told::default());
+    let warn = &|warning: String| review.at.call.warn(warning);
+    let mut findings = Findings::default();
     for one in &wrong {
-        denied.wrong(one);
+        findings.wrong(one);
     }
     let mut shown: Vec<Shown> = Vec::new();
     for one in &asked {
         let Does::Validates { validations, annotations } = &one.program.does else { continue };
         if let Some(why) = spent.over() {
-            denied.failed(one, why);
+            findings.failed(one.policy, one.binding, why, warn);
             continue;
         }
         let at = match shown.iter().position(|known| known.version == one.version) {
@@ -282,13 +244,13 @@ pub(super) async fn validate(
         let params = match one.params(review).await? {
             Ok(params) => params,
             Err(wrong) => {
-                denied.wrong(&wrong);
+                findings.wrong(&wrong);
                 continue;
             }
         };
         for param in &params {
             if let Some(why) = spent.over() {
-                denied.failed(one, why);
+                findings.failed(one.policy, one.binding, why, warn);
                 break;
             }
             let params = read(review, param.as_ref(), &mut spent).await?;
@@ -296,54 +258,61 @@ pub(super) async fn validate(
             let verdict =
                 validate::ask(one.program, (validations, annotations), one.policy.fails, &inputs, &mut spent).await;
             for refusal in &verdict.refusals {
-                for action in &one.binding.actions {
-                    match action {
-                        Action::Deny => denied.add(one.policy, Some(one.binding), refusal),
-                        Action::Warn => review.at.call.warn(format!(
-                            "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
-                            one.policy.name, one.binding.name, refusal.message
-                        )),
-                        Action::Audit => told.failure(one.binding, refusal),
-                    }
-                }
+                findings.refused(one.policy, one.binding, refusal, warn);
             }
             for refusal in &verdict.denials {
-                denied.add(one.policy, Some(one.binding), refusal);
+                findings.deny(one.policy, Some(one.binding), refusal);
             }
             for (key, value) in verdict.annotations {
-                told.annotation(format!("{}/{key}", one.policy.name), value);
+                findings.told.annotation(format!("{}/{key}", one.policy.name), value);
             }
             // Others have their turn between two of them.
             tokio::task::yield_now().await;
         }
     }
-    told.publish(review);
-    denied.first.map_or(Ok(()), |(message, reason)| Err(refused(review, message, &reason)))
+    findings.told.publish(review);
+    findings.denied.map_or(Ok(()), |(message, reason)| Err(refused(review, message, &reason)))
 }
 
-/// The first of what is denied: that is what the client hears.
+/// What the policies of a request say that validate.
 #[derive(Default)]
-struct Denied {
-    first: Option<(String, String)>,
+struct Findings {
+    /// The first that is denied, with its reason: that is what the client hears.
+    denied: Option<(String, String)>,
+    told: Told,
 }
 
-impl Denied {
-    /// What is configured and cannot be carried out.
+impl Findings {
+    /// What is configured and cannot be carried out: that is denied, whatever a binding says.
     fn wrong(&mut self, one: &Wrong<'_>) {
         if one.policy.fails {
-            self.add(one.policy, one.binding, &Refusal::failed(one.told()));
+            self.deny(one.policy, one.binding, &Refusal::failed(one.told()));
         }
     }
 
     /// What cannot be asked any more.
-    fn failed(&mut self, one: &Asked<'_>, why: String) {
-        if one.policy.fails {
-            self.add(one.policy, Some(one.binding), &Refusal::failed(why));
+    fn failed(&mut self, policy: &Policy, binding: &Binding, why: String, warn: &dyn Fn(String)) {
+        if policy.fails {
+            self.refused(policy, binding, &Refusal::failed(why), warn);
         }
     }
 
-    fn add(&mut self, policy: &Policy, binding: Option<&Binding>, refusal: &Refusal) {
-        self.first.get_or_insert_with(|| {
+    /// What a policy refuses: its binding says what is done with that.
+    fn refused(&mut self, policy: &Policy, binding: &Binding, refusal: &Refusal, warn: &dyn Fn(String)) {
+        for action in &binding.actions {
+            match action {
+                Action::Deny => self.deny(policy, Some(binding), refusal),
+                Action::Warn => warn(format!(
+                    "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
+                    policy.name, binding.name, refusal.message
+                )),
+                Action::Audit => self.told.failure(binding, refusal),
+            }
+        }
+    }
+
+    fn deny(&mut self, policy: &Policy, binding: Option<&Binding>, refusal: &Refusal) {
+        self.denied.get_or_insert_with(|| {
             let bound = binding.map(|binding| format!(" with binding '{}'", binding.name)).unwrap_or_default();
             let message =
                 format!("ValidatingAdmissionPolicy '{}'{bound} denied request: {}", policy.name, refusal.message);
@@ -525,9 +494,7 @@ async fn change(
         return Ok(false);
     }
     let mut shown = Shown::of(review, Some(&*object), old, &one.version).await?;
-    let (holds, cost) = expressions::matches_at_cost(&one.program.conditions, &shown.inputs(review, params, None));
-    spent.take(cost).await;
-    match holds {
+    match spent.matches(&one.program.conditions, &shown.inputs(review, params, None)).await {
         Ok(true) => {}
         Ok(false) => return Ok(false),
         Err(why) => {
@@ -615,7 +582,25 @@ fn refused_change(review: &Review<'_>, (message, reason, all): (String, &'static
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+
     use super::*;
+
+    #[test]
+    fn what_cannot_be_asked_any_more_is_done_with_as_the_binding_says() {
+        let found = |actions: &[&str], failure: &str| {
+            let spec = json!({"failurePolicy": failure, "validations": [{"expression": "true"}]});
+            let policy = Policy::read("p", false, &json!({"spec": spec}));
+            let binding = Binding::read("b", &json!({"spec": {"policyName": "p", "validationActions": actions}}));
+            let (mut findings, warnings) = (Findings::default(), Mutex::new(Vec::new()));
+            findings.failed(&policy, &binding, "over".to_owned(), &|warning| warnings.lock().push(warning));
+            (findings.denied.is_some(), warnings.into_inner().len(), findings.told.failures.len())
+        };
+        assert_eq!(found(&["Deny"], "Fail"), (true, 0, 0));
+        assert_eq!(found(&["Warn", "Audit"], "Fail"), (false, 1, 1));
+        assert_eq!(found(&["Deny", "Audit"], "Fail"), (true, 0, 1));
+        assert_eq!(found(&["Deny", "Audit"], "Ignore"), (false, 0, 0));
+    }
 
     #[test]
     fn what_is_told_of_a_request_is_bounded() {

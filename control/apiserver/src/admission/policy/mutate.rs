@@ -3,11 +3,12 @@
 use std::io;
 
 use coracle_api::cel::admission::{Evaluation, Inputs, POLICY_BUDGET};
+use coracle_api::codec::{DEPTH_MAX, TOO_DEEP, depth};
 use coracle_api::patch;
 use coracle_api::schema::Object;
 use serde_json::Value;
 
-use super::UNIT_BYTES;
+use super::super::spent::UNIT_BYTES;
 use crate::policies::{Mutation, Program};
 use crate::request::codec;
 use crate::store::object::OBJECT_BYTES_MAX;
@@ -28,6 +29,8 @@ pub(super) fn apply(
     let bytes = bytes(changed);
     let made = if bytes > OBJECT_BYTES_MAX {
         Err(format!("the object is too large: limit is {OBJECT_BYTES_MAX}"))
+    } else if depth(changed) > DEPTH_MAX {
+        Err(format!("the object would nest deeper than {DEPTH_MAX} levels: {TOO_DEEP}"))
     } else {
         made
     };
@@ -93,11 +96,14 @@ mod tests {
     use crate::policies::{Does, Policy};
 
     fn change(mutation: Value, object: &Value) -> Result<Value, String> {
+        change_of(mutation, object, &schema::named("io.k8s.api.core.v1.ConfigMap").expect("config maps"))
+    }
+
+    fn change_of(mutation: Value, object: &Value, schema: &Object) -> Result<Value, String> {
         let spec = json!({"mutations": [mutation], "variables": [{"name": "n", "expression": "'v'"}]});
         let policy = Policy::read("p", true, &json!({"spec": spec}));
         let program = policy.program.expect("compiled");
         let Does::Mutates { mutations, .. } = &program.does else { panic!("it changes") };
-        let schema = schema::named("io.k8s.api.core.v1.ConfigMap").expect("config maps");
         let request = json!({});
         let inputs = Inputs {
             object: Some(object),
@@ -107,7 +113,7 @@ mod tests {
             namespace: None,
             authorizer: None,
         };
-        apply(&program, &mutations[0], object, &schema, &inputs).0
+        apply(&program, &mutations[0], object, schema, &inputs).0
     }
 
     fn applied(expression: &str) -> Value {
@@ -152,6 +158,25 @@ mod tests {
         // What is no object changes nothing.
         let wrong = change(applied("has(object.nothing) ? Object{} : null"), &object()).expect_err("nothing");
         assert!(wrong.contains("unsupported return type"), "{wrong}");
+    }
+
+    /// What each mutation wraps anew would have no end.
+    #[test]
+    fn an_object_nests_as_deep_as_is_stored() {
+        let nest = |levels: usize| format!("{}object.data{}", "{'a': ".repeat(levels), "}".repeat(levels));
+        let applied = |levels: usize| applied(&format!("Object{{data: {}}}", nest(levels)));
+        let patched =
+            |levels: usize| patched(&format!("[JSONPatch{{op: 'replace', path: '/data', value: {}}}]", nest(levels)));
+        let revisions = schema::named("io.k8s.api.apps.v1.ControllerRevision").expect("revisions");
+        for mutation in [&applied as &dyn Fn(usize) -> Value, &patched] {
+            let mut object = json!({"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": {"name": "a"}, "data": {}, "revision": 1});
+            for _ in 0..3 {
+                object = change_of(mutation(30), &object, &revisions).expect("it nests as deep as is taken");
+            }
+            assert_eq!(depth(&object), 92);
+            let wrong = change_of(mutation(30), &object, &revisions).expect_err("too deep");
+            assert!(wrong.contains("exceeded max depth"), "{wrong}");
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use coracle_api::cel::admission::{self, Evaluation, Expression, Inputs, Outcome, POLICY_BUDGET};
 
-use super::{Spent, told};
+use super::super::spent::{Spent, UNIT_BYTES};
+use super::told;
 use crate::policies::{Annotation, Program, Validation};
 
 /// Longest message that an expression may give.
@@ -54,9 +55,7 @@ pub(super) async fn ask(
 ) -> Verdict {
     let mut verdict = Verdict::default();
     let conditions = Inputs { namespace: None, ..*inputs };
-    let (holds, cost) = admission::matches_at_cost(&program.conditions, &conditions);
-    spent.take(cost).await;
-    match holds {
+    match spent.matches(&program.conditions, &conditions).await {
         Ok(true) => {}
         Ok(false) => return verdict,
         Err(why) => {
@@ -123,6 +122,7 @@ async fn judge(
             "" => format!("failed expression: {}", validation.expression.source().trim()),
             message => message.to_owned(),
         });
+        spent.take(message.len() / UNIT_BYTES).await;
         verdict.refuse(index, message, &validation.reason);
     }
     verdict.refusals.sort_by_key(|refusal| refusal.index);

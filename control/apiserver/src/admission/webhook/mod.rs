@@ -15,7 +15,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use coracle_api::cel::admission::{self as expressions, Inputs};
+use coracle_api::cel::admission::Inputs;
 use coracle_api::patch;
 use coracle_api::status::Status;
 use futures::future::join_all;
@@ -23,6 +23,7 @@ use serde_json::Value;
 
 use super::matching::Versioned;
 use super::review::Review;
+use super::spent::Spent;
 use crate::hooks::{Called, Hook};
 use answer::Consent;
 use call::Failure;
@@ -92,7 +93,7 @@ pub(super) async fn mutate(
         return Ok(false);
     }
     let labels = review.labels().await;
-    let (mut olds, mut any) = (Shown::default(), false);
+    let (mut olds, mut any, mut spent) = (Shown::default(), false, Spent::new());
     for hook in hooks {
         if rounds.is_second && !rounds.again.contains(&hook.id) {
             continue;
@@ -104,7 +105,7 @@ pub(super) async fn mutate(
             None => None,
         };
         let shown_old = olds.of(review, old, &version).await?;
-        if !holds(review, hook, &version, shown.as_ref(), shown_old)? {
+        if !holds(review, hook, &version, (shown.as_ref(), shown_old), &mut spent).await? {
             continue;
         }
         let asked = ask(review, hook, &version, (shown.as_ref(), shown_old), "admit").await?;
@@ -150,12 +151,13 @@ pub(super) async fn validate(
     }
     let labels = review.labels().await;
     let (mut objects, mut olds, mut asked) = (Shown::default(), Shown::default(), Vec::new());
+    let mut spent = Spent::new();
     for hook in hooks {
         let subject = review.subject(object, old);
         let Some(version) = hook.matching.matches(&subject, |_| labels.clone())?.cloned() else { continue };
         let shown = objects.of(review, object, &version).await?;
         let shown_old = olds.of(review, old, &version).await?;
-        if holds(review, hook, &version, shown, shown_old)? {
+        if holds(review, hook, &version, (shown, shown_old), &mut spent).await? {
             asked.push((hook, version));
         }
     }
@@ -166,12 +168,12 @@ pub(super) async fn validate(
 }
 
 /// Whether the conditions of a webhook hold. One that has no value is what the failure of a call would be.
-fn holds(
+async fn holds(
     review: &Review<'_>,
     hook: &Hook,
     version: &Versioned,
-    object: Option<&Value>,
-    old: Option<&Value>,
+    (object, old): (Option<&Value>, Option<&Value>),
+    spent: &mut Spent,
 ) -> Result<bool, Status> {
     let conditions = match &hook.conditions {
         Ok(conditions) if conditions.is_empty() => return Ok(true),
@@ -181,7 +183,7 @@ fn holds(
     let request = review.request(version);
     let inputs =
         Inputs { object, old_object: old, request: &request, params: None, namespace: None, authorizer: Some(review) };
-    match expressions::matches(conditions, &inputs) {
+    match spent.matches(conditions, &inputs).await {
         Ok(holds) => Ok(holds),
         Err(why) if hook.fails => Err(review.forbidden(why)),
         Err(why) => {
