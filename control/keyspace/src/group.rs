@@ -360,7 +360,7 @@ pub(crate) fn count(state: &State, voters: &BTreeSet<MemberId>, asked: &BTreeSet
 }
 
 /// The record of a member that was let begin anew and has not said that it is back.
-fn anew_key(member: MemberId) -> Key {
+pub(crate) fn anew_key(member: MemberId) -> Key {
     key(&format!("anew {member}"))
 }
 
@@ -594,14 +594,31 @@ impl Keyspace {
         }
     }
 
-    /// Says that this member is there, after it was let begin anew; nothing where it was not.
+    /// Waits until this member was let begin anew, as far as is known here, and has not said that it is back: also by an answer that
+    /// never came, which may be written long after it was given up.
+    pub async fn was_let_begin_anew(&self) {
+        let mut applied = self.0.machine.applied.subscribe();
+        let key = anew_key(self.0.id);
+        while self.0.machine.state.read().record(&key).is_none() {
+            if applied.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Says that this member is there, after it was let begin anew; nothing where it was not. What lets it meanwhile stays.
     pub async fn is_back(&self) -> Result<(), GroupError> {
         self.barrier().await.map_err(|_| GroupError::Unavailable)?;
-        let key = anew_key(self.0.id);
-        if self.0.machine.state.read().record(&key).is_none() {
-            return Ok(());
+        let let_go = self.0.machine.state.read().record(&anew_key(self.0.id)).map(|record| record.revision);
+        match let_go {
+            Some(revision) => self.is_back_after(revision).await,
+            None => Ok(()),
         }
-        match self.transact(vec![Op::Delete { key, guard: Guard::Present }]).await {
+    }
+
+    /// Takes back what let this member begin anew at `revision`, and nothing newer.
+    pub(crate) async fn is_back_after(&self, revision: Revision) -> Result<(), GroupError> {
+        match self.transact(vec![Op::Delete { key: anew_key(self.0.id), guard: Guard::Revision(revision) }]).await {
             Ok(_) | Err(TransactError::Guard(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }

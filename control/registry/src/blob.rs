@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures::{Stream, TryStreamExt as _};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
@@ -71,27 +72,33 @@ pub async fn get(
     Ok(response)
 }
 
+/// A part of a content of `size` bytes, for a client; of one that cannot be read another server's takes the place.
+pub fn content(registry: &Registry, digest: &Digest, range: (u64, u64), size: u64) -> Body {
+    let (replacing, replaced) = (registry.clone(), digest.clone());
+    Body::from_stream(pieces(registry, digest, range, size).inspect_err(move |_| {
+        replacing.begin_to_replace(&replaced, size);
+    }))
+}
+
 /// A part of a content of `size` bytes, read while it is sent. The whole of one that is not what its digest says breaks off before
-/// its end, and is set aside; of one that cannot be read another server's takes the place.
-pub fn content(registry: &Registry, digest: &Digest, (start, length): (u64, u64), size: u64) -> Body {
+/// its end, and is set aside.
+pub fn pieces(
+    registry: &Registry,
+    digest: &Digest,
+    (start, length): (u64, u64),
+    size: u64,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
     let is_whole = (start, length) == (0, size);
     let hashing = is_whole.then(|| Hashing::new(digest.algorithm()));
     let reading = Reading { registry: registry.clone(), digest: digest.clone(), at: start, left: length, hashing };
-    let (registry, digest) = (registry.clone(), digest.clone());
-    Body::from_stream(futures::stream::unfold(Some(reading), move |reading| {
-        let (registry, digest) = (registry.clone(), digest.clone());
-        async move {
-            let mut reading = reading.filter(|reading| reading.left > 0)?;
-            let read = tokio::task::spawn_blocking(move || reading.next().map(|piece| (piece, reading)));
-            match read.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
-                Ok((piece, reading)) => Some((Ok(piece), Some(reading))),
-                Err(error) => {
-                    registry.begin_to_replace(&digest, size);
-                    Some((Err(error), None))
-                }
-            }
+    futures::stream::unfold(Some(reading), |reading: Option<Reading>| async move {
+        let mut reading = reading.filter(|reading| reading.left > 0)?;
+        let read = tokio::task::spawn_blocking(move || reading.next().map(|piece| (piece, reading)));
+        match read.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok((piece, reading)) => Some((Ok(piece), Some(reading))),
+            Err(error) => Some((Err(error), None)),
         }
-    }))
+    })
 }
 
 /// A content that is being read. Its file is open while a piece is read, and not while its client makes up its mind.

@@ -332,7 +332,7 @@ impl Registry {
         }
     }
 
-    /// Has everything here that is named and that any server has; an error says what is not to be had now.
+    /// Has everything here that is named and that any server has, so that it can be read; an error says what is not to be had now.
     pub async fn complete(&self) -> Result<(), String> {
         self.inner().names.current().await.map_err(|error| error.to_string())?;
         let failed = self.fetch_missing().await.map_err(|error| error.to_string())?;
@@ -340,17 +340,29 @@ impl Registry {
         failed.into_iter().find(|why| *why != NotHere::Nowhere).map_or(Ok(()), |why| Err(why.to_string()))
     }
 
-    /// Fetches what is named and not here; gives why some of it is not.
+    /// Fetches what is named and not here, or cannot be read; gives why some of it is not.
     async fn fetch_missing(&self) -> io::Result<Vec<NotHere>> {
         let missing = self.missing().await?;
         let fetched = futures::stream::iter(missing).map(|(digest, size)| {
             let registry = self.clone();
-            async move { registry.obtain(&digest, size, None).await.err() }
+            async move { registry.bring(&digest, size).await.err() }
         });
         Ok(fetched.buffer_unordered(CATCHING_UP_MAX).filter_map(std::future::ready).collect().await)
     }
 
-    /// The contents that are named and not here; nothing where there is nobody to have them from.
+    /// Has the content of `digest` here, also in the place of what the disk did not give. Where nobody gives another one, the disk is
+    /// asked once more.
+    async fn bring(&self, digest: &Digest, size: u64) -> Result<(), NotHere> {
+        if !self.inner().store.is_unread(digest) {
+            return self.obtain(digest, size, None).await;
+        }
+        match self.obtain_anew(digest, size, None).await {
+            Err(_) if matches!(self.look(digest).await, Ok(Some(Found::Sound))) => Ok(()),
+            obtained => obtained,
+        }
+    }
+
+    /// The contents that are named and not here, or cannot be read; nothing where there is nobody to have them from.
     async fn missing(&self) -> io::Result<Vec<(Digest, u64)>> {
         if self.inner().replicas.members().iter().all(|member| member.own) {
             return Ok(Vec::new());
@@ -358,7 +370,8 @@ impl Registry {
         self.blocking(|inner| {
             let mut missing = inner.names.contents().map_err(io::Error::other)?;
             // What the disk says nothing of is asked for, too: why it does not come is told of it alone.
-            missing.retain(|(digest, _)| !matches!(inner.store.size(digest), Ok(Some(_))));
+            let is_here = |digest: &Digest| matches!(inner.store.size(digest), Ok(Some(_)));
+            missing.retain(|(digest, _)| !is_here(digest) || inner.store.is_unread(digest));
             Ok(missing)
         })
         .await
@@ -412,7 +425,8 @@ async fn give(State(registry): State<Registry>, Path(digest): Path<String>) -> R
         registry.blocking(move |inner| inner.store.size(&digest)).await
     };
     let size = size.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?.ok_or(StatusCode::NOT_FOUND)?;
-    let content = blob::content(&registry, &digest, (0, size), size);
+    // Whoever asks may lack it because its own disk does not give it: two such servers would fetch it from each other without end.
+    let content = Body::from_stream(blob::pieces(&registry, &digest, (0, size), size));
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_LENGTH, size.into());
     Ok((headers, content).into_response())

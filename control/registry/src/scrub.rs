@@ -2,7 +2,8 @@
 //!
 //! It reads slowly, one content at a time and one piece after the other, so that nobody notices. Each start begins somewhere else: a
 //! server that is started again and again comes everywhere all the same. What the disk does not give is looked at once more when
-//! everything else was, and where it is not to be had then either, another server's takes its place; if none gives it, it stays.
+//! everything else was, and where it is not to be had then either, another server's takes its place; if none gives it, it stays, and is
+//! asked for again as what is missing is ([`Registry::catch_up`]).
 
 use std::collections::HashSet;
 use std::io;

@@ -182,11 +182,15 @@ impl Store {
     }
 
     /// The length of a content that is there, and is as long as what was pushed. One that is not is damaged, which costs nothing to
-    /// see, and is set aside.
+    /// see, and is set aside, unless the disk does not give it.
     pub fn size_of_whole(&self, digest: &Digest, size: u64) -> io::Result<Option<u64>> {
-        let Some(file) = absent(File::open(self.path(digest)))? else { return Ok(None) };
+        let Some(mut file) = absent(File::open(self.path(digest)))? else { return Ok(None) };
         let is = file.metadata()?.len();
         if is == size {
+            return Ok(Some(size));
+        }
+        if let Err(error) = file.read(&mut [0]) {
+            self.note_unread(digest, &error);
             return Ok(Some(size));
         }
         self.set_aside(digest, &file)?;

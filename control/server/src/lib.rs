@@ -391,7 +391,7 @@ impl Server {
         written.write()?;
         tasks.spawn(written.follow(listeners.clone()));
         tasks.spawn(certificates.clone().keep(authority.clone(), listeners.clone()));
-        tasks.spawn(program::is_back(keyspace.clone(), listeners.clone()));
+        tasks.spawn(program::is_back(keyspace.clone(), config.program.clone(), listeners.clone()));
         unfinished.disarm();
 
         let server = Server {

@@ -51,6 +51,8 @@ struct Shared {
     path: PathBuf,
     process: String,
     asked: CancellationToken,
+    /// Held while it is asked whether the process may begin anew, and while a server says that it is back.
+    beginning: tokio::sync::Mutex<()>,
     /// The server in this process, where there is one.
     server: OnceLock<Keyspace>,
 }
@@ -120,7 +122,7 @@ impl Program {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let process = format!("{}-{}", std::process::id(), now.as_nanos());
         let (asked, server) = (CancellationToken::new(), OnceLock::new());
-        Program(Arc::new(Shared { path, process, asked, server }))
+        Program(Arc::new(Shared { path, process, asked, beginning: tokio::sync::Mutex::default(), server }))
     }
 
     /// Has the process begin anew only when the other servers can do without this one.
@@ -159,6 +161,7 @@ impl Program {
     /// Has the process begin anew, if it can; what it runs. Asked twice, it begins anew once.
     async fn begin(&self) -> Result<Running, NotAnew> {
         let running = self.look().await;
+        let _one = self.0.beginning.lock().await;
         if self.0.asked.is_cancelled() {
             return Ok(running);
         }
@@ -174,17 +177,20 @@ impl Program {
                 let why = format!("the log is in format {format}, and what is at {path} knows {formats}");
                 return Err(NotAnew::Unfit(why));
             }
-            if let Err(error) = keyspace.begin_anew(formats).await {
-                if matches!(error, GroupError::Unknown) {
-                    // The others wait for nobody who does not go.
-                    tokio::spawn(is_back(keyspace.clone(), self.0.asked.clone()));
-                }
-                return Err(error.into());
-            }
+            keyspace.begin_anew(formats).await?;
         }
         tracing::info!(path = %running.path.display(), "asked to begin anew");
         self.0.asked.cancel();
         Ok(running)
+    }
+
+    /// Says that the server is there, unless it is about to go.
+    async fn is_back(&self, keyspace: &Keyspace) -> Result<(), GroupError> {
+        let _one = self.0.beginning.lock().await;
+        if self.0.asked.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+        keyspace.is_back().await
     }
 
     /// The routes; the caller puts authentication before them.
@@ -247,15 +253,26 @@ async fn begin(State(program): State<Program>, Json(Begin { process }): Json<Beg
     }
 }
 
-/// Says that this server is there, until the others know it or `stop`.
-pub(crate) async fn is_back(keyspace: Keyspace, stop: CancellationToken) {
+/// Says that this server is there, whenever the others take it for one that begins anew and it does not, until `stop`: after it has
+/// begun, and where it was let and did not hear of it.
+pub(crate) async fn is_back(keyspace: Keyspace, program: Option<Program>, stop: CancellationToken) {
     let work = async {
         let mut is_told = false;
-        while let Err(error) = keyspace.is_back().await {
-            if !std::mem::replace(&mut is_told, true) {
-                tracing::warn!(%error, "say that this server is back; it is tried again");
+        loop {
+            keyspace.was_let_begin_anew().await;
+            let told = match &program {
+                Some(program) => program.is_back(&keyspace).await,
+                None => keyspace.is_back().await,
+            };
+            match told {
+                Ok(()) => is_told = false,
+                Err(error) => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(%error, "say that this server is back; it is tried again");
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
             }
-            tokio::time::sleep(AGAIN).await;
         }
     };
     // Its next life says it.
@@ -350,6 +367,35 @@ mod tests {
         assert!(program.0.asked.is_cancelled());
         // Whoever has not heard so asks again.
         assert_eq!(post(&program, &process).await.0, StatusCode::ACCEPTED);
+        keyspace.shutdown().await;
+    }
+
+    /// What lets a server begin anew may be written long after whoever asked was told that nobody knows.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_server_that_stays_takes_back_whatever_let_it_go_and_whenever() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path().join("data"))).await.unwrap();
+        let program = Program::new(std::env::current_exe().unwrap());
+        program.serves(keyspace.clone());
+        let stop = CancellationToken::new();
+        let says = tokio::spawn(is_back(keyspace.clone(), Some(program.clone()), stop.clone()));
+        let is_let = || keyspace.get("coracle group", "anew 1").is_some();
+        for _ in 0..2 {
+            keyspace.begin_anew(Formats::OWN).await.unwrap();
+            let back = async {
+                while is_let() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(30), back).await.expect("it says that it is back");
+        }
+        // Who goes says so in its next life.
+        program.begin().await.unwrap();
+        keyspace.barrier().await.unwrap();
+        assert!(is_let());
+        stop.cancel();
+        says.await.unwrap();
+        assert!(is_let());
         keyspace.shutdown().await;
     }
 }

@@ -20,7 +20,8 @@ use super::types::{MemberId, Transaction};
 use super::{GROWTH_AT_QUOTA, Member, ROOM_TIMEOUT, SMALL_BYTES};
 use crate::NoRoom;
 use crate::formats::Formats;
-use crate::record::{Op, Record, Revision};
+use crate::group::GROUP;
+use crate::record::{Key, Op, Record, Revision};
 use crate::renewals::Renewal;
 use crate::state::{GuardFailed, Outcome, State};
 
@@ -265,7 +266,7 @@ impl Member {
         let bytes = transaction.size();
         let small = bytes <= SMALL_BYTES && {
             let state = self.machine().state.read();
-            transaction.ops().iter().all(|op| state.record(op.key()).is_some())
+            !transaction.ops().iter().any(|op| adds(&state, op))
         };
         match tokio::time::timeout(ROOM_TIMEOUT, self.log().room(bytes, small)).await {
             Ok(Ok(room)) => transaction.occupy(room),
@@ -331,6 +332,12 @@ enum NotNow {
     NoRoom(NoRoom),
 }
 
+/// Whether `op` adds a record that may not be added where there is little room. The group's own are few and small: who is in it, and
+/// who of them begins anew, changes there, too.
+fn adds(state: &State, op: &Op) -> bool {
+    matches!(op, Op::Put { key, .. } if &*key.collection != GROUP && state.record(key).is_none())
+}
+
 /// Refuses what enlarges a state that has reached its bound.
 fn check_quota(state: &State, max: u64, ops: &[Op]) -> Result<(), NoRoom> {
     let stored = state.stored_bytes;
@@ -338,10 +345,10 @@ fn check_quota(state: &State, max: u64, ops: &[Op]) -> Result<(), NoRoom> {
         return Ok(());
     }
     let allowed = if stored < max.saturating_add(max / 16) { GROWTH_AT_QUOTA } else { 0 };
-    let grows = |op: &Op| match (op, state.record(op.key())) {
-        (Op::Delete { .. } | Op::Check { .. }, _) => false,
-        (Op::Put { .. }, None) => true,
-        (Op::Put { .. }, Some(there)) => op.size() as u64 > there.size() + allowed,
+    let there = |key: &Key| state.record(key).map_or(0, |record| record.size());
+    let grows = |op: &Op| match op {
+        Op::Delete { .. } | Op::Check { .. } => false,
+        Op::Put { key, .. } => adds(state, op) || op.size() as u64 > there(key) + allowed,
     };
     if ops.iter().any(grows) { Err(NoRoom::Quota { stored, max }) } else { Ok(()) }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_keyspace::{
-    Config, DirError, Guard, Key, Keyspace, NoRoom, OPS_MAX, Op, OpenError, Retention, Revision, TRANSACTION_BYTES_MAX,
-    TransactError, Value,
+    Config, DirError, Formats, Guard, Key, Keyspace, NoRoom, OPS_MAX, Op, OpenError, Retention, Revision,
+    TRANSACTION_BYTES_MAX, TransactError, Value,
 };
 
 use crate::{delete, open, put};
@@ -136,6 +136,23 @@ async fn what_is_refused_costs_no_log() {
     }
     let after = keyspace.status();
     assert_eq!((before.log_bytes, before.revision), (after.log_bytes, after.revision));
+    keyspace.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_its_bound_the_group_can_still_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyspace = Keyspace::open(Config { stored_max: 16_000, ..Config::new(dir.path()) }).await.unwrap();
+    let mut count = 0;
+    let refused = loop {
+        match keyspace.transact(vec![put(&count.to_string(), &"x".repeat(100), Guard::Absent)]).await {
+            Ok(_) => count += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert!(matches!(refused, TransactError::NoRoom(NoRoom::Quota { .. })), "{refused}");
+    keyspace.begin_anew(Formats::OWN).await.unwrap();
+    keyspace.is_back().await.unwrap();
     keyspace.shutdown().await;
 }
 

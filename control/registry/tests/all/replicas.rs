@@ -52,6 +52,8 @@ struct Net {
     /// Who is to count next.
     next: Mutex<Option<BTreeSet<u64>>>,
     unanswered: AtomicUsize,
+    /// Requests from one to another.
+    asked: AtomicUsize,
 }
 
 impl Net {
@@ -89,6 +91,7 @@ impl Replicas for Port {
 
     fn call(&self, to: u64, mut request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>> {
         let (net, own) = (self.net.clone(), self.own);
+        net.asked.fetch_add(1, Ordering::Relaxed);
         async move {
             if [to, own].iter().any(|member| net.fault(*member) == Some(Fault::Down)) {
                 return Err(io::Error::other(format!("server {to} is down")));
@@ -545,6 +548,61 @@ async fn what_a_disk_does_not_give_any_more_comes_from_another_server() {
     assert_eq!(status, StatusCode::CREATED, "{why}");
     until("the others have it again", || is_whole(2) && is_whole(3)).await;
     assert!((1..=3).all(|member| !group.server(member).dir.path().join("damaged").exists()));
+}
+
+#[tokio::test]
+async fn who_cannot_read_a_content_lacks_it_until_another_one_gives_it() {
+    let group = Group::new();
+    let (status, why) = group.push(1, content(31)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    let blob = digest(&content(31));
+    until("all have it", || group.holders(&blob) == [1, 2, 3]).await;
+    let first = group.server(1);
+    let is_whole = || std::fs::read(first.path(&blob)).is_ok_and(|is| is == content(31));
+    let others = |fault: Option<Fault>| [2, 3].map(|other| group.net.set(other, fault));
+    let readable = unreadable(&first.path(&blob));
+    others(Some(Fault::Down));
+    assert_eq!(first.registry.scrub_once(u64::MAX).await.unwrap().unread, 1);
+    let why = first.registry.complete().await.unwrap_err();
+    assert!(why.contains("is down"), "{why}");
+    // The disk gives it after all.
+    readable();
+    assert_eq!(first.registry.complete().await, Ok(()));
+    assert_eq!(first.registry.alarms(), Vec::<String>::new());
+    drop(unreadable(&first.path(&blob)));
+    assert_eq!(first.registry.scrub_once(u64::MAX).await.unwrap().unread, 1);
+    others(None);
+    assert_eq!(first.registry.complete().await, Ok(()));
+    assert!(is_whole());
+    // What did not come by a round comes by itself, long before the next one.
+    others(Some(Fault::Down));
+    drop(unreadable(&first.path(&blob)));
+    assert_eq!(first.registry.scrub_once(u64::MAX).await.unwrap().unread, 1);
+    others(None);
+    let stop = CancellationToken::new();
+    let caught_up = tokio::spawn(first.registry.clone().catch_up(stop.clone()));
+    until("it came", is_whole).await;
+    stop.cancel();
+    caught_up.await.unwrap();
+}
+
+#[tokio::test]
+async fn two_that_cannot_read_a_content_do_not_fetch_it_from_each_other_without_end() {
+    let group = Group::new();
+    let (status, why) = group.push(1, content(32)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    let blob = digest(&content(32));
+    until("all have it", || group.holders(&blob) == [1, 2, 3]).await;
+    group.net.set(3, Fault::Down);
+    for member in [1, 2] {
+        drop(unreadable(&group.server(member).path(&blob)));
+    }
+    let asked = || group.net.asked.load(Ordering::Relaxed);
+    let before = asked();
+    assert_eq!(group.server(1).registry.scrub_once(u64::MAX).await.unwrap().unread, 1);
+    // It asked both, and neither of them anybody.
+    group.server(2).registry.shutdown().await;
+    assert_eq!(asked() - before, 2);
 }
 
 #[tokio::test]

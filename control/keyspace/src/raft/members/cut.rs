@@ -250,6 +250,22 @@ async fn one_begins_anew_at_a_time_and_only_while_all_others_are_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_says_late_that_it_is_back_takes_back_nothing_that_it_was_let_since() {
+    let group = Group::of(1).await;
+    let (keyspace, member) = (&group.all[0], group.member(0));
+    let revision = || member.machine().state.read().record(&group::anew_key(1)).map(|record| record.revision);
+    keyspace.begin_anew(Formats::OWN).await.unwrap();
+    keyspace.was_let_begin_anew().await;
+    let first = revision().unwrap();
+    keyspace.begin_anew(Formats::OWN).await.unwrap();
+    keyspace.is_back_after(first).await.unwrap();
+    assert!(revision() > Some(first), "it is about to go");
+    keyspace.is_back().await.unwrap();
+    assert_eq!(revision(), None);
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_begins_anew_with_a_program_that_does_not_know_the_log() {
     let group = Group::of(1).await;
     let newer = Formats { oldest: Formats::OWN.newest + 1, newest: Formats::OWN.newest + 2 };
