@@ -10,7 +10,7 @@ const REQUEST_BUDGET: usize = 100_000_000;
 const ASKED_FOR: Duration = Duration::from_secs(10);
 /// Units after which others have their turn: some milliseconds of a thread that many share.
 const TURN_COST: usize = 100_000;
-/// Bytes of an object that is read, or made, for one unit.
+/// Bytes of an object or of a message that are read, or made, for one unit.
 pub(super) const UNIT_BYTES: usize = 10;
 
 const OVER: &str = "the expressions that admission asks of this request cost more than they may together";

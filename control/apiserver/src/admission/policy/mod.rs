@@ -5,7 +5,7 @@
 //!                                                         └─► mutations: one after the other, each sees what those before it made
 //! ```
 //! What cannot be asked is decided by `failurePolicy`. Evaluating is pure and bounded in cost by policy and binding
-//! ([`coracle_api::cel`]); what all policies of one request take together is bounded here, in cost and in time.
+//! ([`coracle_api::cel`]); what all policies of one request take together is bounded as well, in cost and in time ([`Spent`]).
 
 pub(super) mod grants;
 mod mutate;
