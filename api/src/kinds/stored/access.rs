@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::rules::{Check, Rule};
 use super::show::Show::{Age, Any, Made, Name, Number, Of, Text};
 use super::{BLANK, Kind, Stored, Support, condition, flow, row};
+use crate::kinds::pod::signer_name;
 use crate::kinds::value::{Read, child, default_when_zero, items_mut, or};
 use crate::kinds::{AGE, Cell, Column, FieldError, FieldErrors, NAME, checks, column, internal, wide};
 use crate::meta::field::{Path, Printed};
@@ -271,6 +272,9 @@ fn dangling(object: &Value) -> Cell {
 /// A bundle is named after its signer. The certificates in it are not looked into: nothing trusts them here.
 fn trust_bundle(object: &Value, errors: &mut FieldErrors) {
     let signer = object["spec"]["signerName"].text();
+    if !signer.is_empty() {
+        signer_name(signer, &Path::new("spec.signerName"), errors);
+    }
     let prefix = if signer.is_empty() { String::new() } else { format!("{}:", signer.replace('/', ":")) };
     for (field, is_prefix) in [("generateName", true), ("name", false)] {
         let (name, path) = (object["metadata"][field].text(), Path::new("metadata"));

@@ -191,7 +191,7 @@ pub(crate) enum TypeChanged {
     Unconverted(String),
 }
 
-/// Checks that an object which was changed says the kind and the version that it said before; what it says no more it is.
+/// Checks that an object which was changed says the kind and the version that it said before; a built-in one that says it no more is it all the same.
 pub(crate) fn keep_type(object: &mut Value, expected: &Expected<'_>) -> Result<(), TypeChanged> {
     let Expected { api_version, kind, schema } = *expected;
     let given = type_as_written(object);

@@ -221,7 +221,7 @@ mod tests {
         let pods = pods(&cluster).unwrap();
         let pod = json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": {}});
         let name = pods.record_name(Some("ns"), "p");
-        let put = Op::Put { key: Store::key(&pods, &name), value: object::encode(&pod), guard: Guard::Absent };
+        let put = Op::Put { key: Store::key(&pods, &name), value: Store::encode(&pods, &pod), guard: Guard::Absent };
         assert!(cluster.store.transact(vec![put]).await.is_ok());
         let binding = Binding {
             namespace: "ns".to_owned(),

@@ -1,5 +1,6 @@
 //! What every write does to an object between decoding and storing.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -282,11 +283,22 @@ impl Write<'_> {
             other => strategy.prepare_subresource_update(other, object, old),
         }
         let changes = matches!(self.subresource, "" | "scale" | "resize" | "ephemeralcontainers")
-            && strategy.changes_generation(object, old);
+            && strategy.changes_generation(object, old)
+            && strategy.changes_generation(&self.as_stored(object), old);
         if changes {
             meta::metadata_mut(object).insert("generation".to_owned(), (meta::generation(old) + 1).into());
         }
         Ok(())
+    }
+
+    /// The object as it will be stored: that a list is empty instead of nothing is no change.
+    fn as_stored<'b>(&self, object: &'b Value) -> Cow<'b, Value> {
+        if self.resource.custom.is_some() {
+            return Cow::Borrowed(object);
+        }
+        let mut object = object.clone();
+        schema::forget_empty(&mut object, &self.resource.stored_schema);
+        Cow::Owned(object)
     }
 
     /// Gives an object that was checked the form in which it is stored.

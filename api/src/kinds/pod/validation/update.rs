@@ -13,6 +13,7 @@ use crate::kinds::value::{Read, child, fields, items_mut, keep, remove};
 use crate::kinds::{FieldError, FieldErrors, internal};
 use crate::meta::field::Printed;
 use crate::meta::{names, text};
+use crate::schema;
 
 const CHANGEABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,\
                           `spec.tolerations` (only additions to existing tolerations),\
@@ -148,6 +149,10 @@ fn rest(spec: &Value, before: &Value, errors: &mut FieldErrors) {
     }
     if !before["schedulingGates"].is_empty() {
         placement_of_gated(&mut munged, before, errors);
+    }
+    // What is empty is nothing once it is stored.
+    if let Some(spec) = schema::named("io.k8s.api.core.v1.PodSpec") {
+        schema::forget_empty(&mut munged, &spec);
     }
     if munged != *before {
         let difference = diff::of("PodSpec", before, &munged);
