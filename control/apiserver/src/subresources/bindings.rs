@@ -211,7 +211,6 @@ mod tests {
     use coracle_keyspace::{Key, Keyspace};
 
     use super::*;
-    use crate::store::object;
 
     #[tokio::test]
     async fn what_was_admitted_by_what_is_configured_no_more_is_not_bound() {
