@@ -52,8 +52,6 @@ struct Net {
     /// Who is to count next.
     next: Mutex<Option<BTreeSet<u64>>>,
     unanswered: AtomicUsize,
-    /// Requests from one to another.
-    asked: AtomicUsize,
 }
 
 impl Net {
@@ -91,7 +89,6 @@ impl Replicas for Port {
 
     fn call(&self, to: u64, mut request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>> {
         let (net, own) = (self.net.clone(), self.own);
-        net.asked.fetch_add(1, Ordering::Relaxed);
         async move {
             if [to, own].iter().any(|member| net.fault(*member) == Some(Fault::Down)) {
                 return Err(io::Error::other(format!("server {to} is down")));
@@ -584,25 +581,6 @@ async fn who_cannot_read_a_content_lacks_it_until_another_one_gives_it() {
     until("it came", is_whole).await;
     stop.cancel();
     caught_up.await.unwrap();
-}
-
-#[tokio::test]
-async fn two_that_cannot_read_a_content_do_not_fetch_it_from_each_other_without_end() {
-    let group = Group::new();
-    let (status, why) = group.push(1, content(32)).await;
-    assert_eq!(status, StatusCode::CREATED, "{why}");
-    let blob = digest(&content(32));
-    until("all have it", || group.holders(&blob) == [1, 2, 3]).await;
-    group.net.set(3, Fault::Down);
-    for member in [1, 2] {
-        drop(unreadable(&group.server(member).path(&blob)));
-    }
-    let asked = || group.net.asked.load(Ordering::Relaxed);
-    let before = asked();
-    assert_eq!(group.server(1).registry.scrub_once(u64::MAX).await.unwrap().unread, 1);
-    // It asked both, and neither of them anybody.
-    group.server(2).registry.shutdown().await;
-    assert_eq!(asked() - before, 2);
 }
 
 #[tokio::test]
