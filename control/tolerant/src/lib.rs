@@ -48,9 +48,9 @@ fn without_nulls<W: DeserializeOwned>(json: &str) -> Option<W> {
                 let before = fields.len();
                 fields.retain(|_, value| !value.is_null());
                 let dropped = fields.len() < before;
-                fields.values_mut().fold(dropped, |dropped, value| drop_nulls(value) || dropped)
+                fields.values_mut().map(drop_nulls).filter(|dropped| *dropped).count() > 0 || dropped
             }
-            Value::Array(items) => items.iter_mut().fold(false, |dropped, item| drop_nulls(item) || dropped),
+            Value::Array(items) => items.iter_mut().map(drop_nulls).filter(|dropped| *dropped).count() > 0,
             _ => false,
         }
     }

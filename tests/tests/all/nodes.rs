@@ -103,13 +103,16 @@ fn a_second_machine_takes_its_share_and_is_reached_like_the_first() {
         cluster.kubectl(&format!("expose pod {server} --port=9000"));
         cluster.kubectl(&format!("wait --for=condition=Ready pod/{server} --timeout=60s"));
         let own = cluster.kubectl(&format!("get pod {server} -o jsonpath={{.status.podIP}}"));
-        for (index, address) in [format!("{server}:9000"), format!("{own}:9000")].iter().enumerate() {
+        let service = cluster.kubectl(&format!("get service {server} -o jsonpath={{.spec.clusterIP}}"));
+        // Whoever asks a Service of another node's pod has that for its peer.
+        let ways = [(format!("{server}:9000"), &service), (format!("{own}:9000"), &own)];
+        for (index, (address, peer)) in ways.iter().enumerate() {
             let caller = format!("to-{server}-{index}");
             cluster.apply(&command(&caller, from, "OnFailure", &["send", address, "over the link"]));
             cluster
                 .eventually(&format!("get pod {caller} -o jsonpath={{.status.phase}}"), |phase| phase == "Succeeded");
             let log = cluster.kubectl(&format!("logs {caller}"));
-            assert!(log.contains("OVER THE LINK") && log.contains(&format!(" to {own}")), "{log}");
+            assert!(log.contains("OVER THE LINK") && log.contains(&format!(" to {peer}")), "{log}");
         }
     }
 

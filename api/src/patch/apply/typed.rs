@@ -123,11 +123,11 @@ pub(super) fn stand_in(field: &Field) -> Option<&'static Value> {
 
 fn zero(ty: &Type) -> &'static Value {
     match ty {
-        Type::Object(_) | Type::Named(_) => &*EMPTY,
+        Type::Object(_) | Type::Named(_) => &EMPTY,
         Type::String => &TEXT,
         Type::Bool => &FALSE,
-        Type::Quantity => &*QUANTITY,
-        Type::IntOrString | Type::Int32 | Type::Int64 | Type::Float64 => &*ZERO,
+        Type::Quantity => &QUANTITY,
+        Type::IntOrString | Type::Int32 | Type::Int64 | Type::Float64 => &ZERO,
         Type::Map(_) | Type::List(_) | Type::Bytes | Type::Time | Type::MicroTime | Type::Any | Type::Deduced => &NULL,
     }
 }

@@ -131,7 +131,8 @@ impl Policy {
             return invalid("rules".to_owned(), "there must be one: without, nothing would be told");
         }
         for (at, rule) in written.rules.iter().enumerate() {
-            if !rule.non_resource_urls.is_empty() && !(rule.resources.is_empty() && rule.namespaces.is_empty()) {
+            let is_of_resources = !rule.resources.is_empty() || !rule.namespaces.is_empty();
+            if is_of_resources && !rule.non_resource_urls.is_empty() {
                 return invalid(
                     format!("rules[{at}].nonResourceURLs"),
                     "rules cannot apply to both regular resources and non-resource URLs",

@@ -155,7 +155,7 @@ pub(super) async fn proxy(
         let is_kubelet = port.is_empty() || number(port)? == kubelet.port;
         let to = node_endpoint(kubelet, scheme, port)?;
         if is_kubelet {
-            permit_own(cluster, call, rest)?;
+            permit_own(cluster, call, name, rest)?;
         }
         return pass(nodes, &to, &path, passing, Some(&below)).await;
     }
@@ -189,7 +189,7 @@ pub(super) async fn proxy(
 
 /// What a node's own server tells and does beyond a kubelet: it trusts this server, so that whoever may look at nodes would may all of it.
 /// What has a right of its own elsewhere has the same here.
-fn permit_own(cluster: &Cluster, call: &Call, path: &str) -> Result<(), Status> {
+fn permit_own(cluster: &Cluster, call: &Call, node: &str, path: &str) -> Result<(), Status> {
     let Some(own) = path.strip_prefix("/coracle/") else { return Ok(()) };
     let asked = match own.strip_prefix("v1/").unwrap_or_default().split('/').collect::<Vec<_>>().as_slice() {
         // Of Services of all namespaces, whatever the query says.
@@ -199,8 +199,16 @@ fn permit_own(cluster: &Cluster, call: &Call, path: &str) -> Result<(), Status> 
             verb: authz::verb(call),
             resource: "pods",
             subresource: "proxy",
-            namespace: *namespace,
-            name: *name,
+            namespace,
+            name,
+            ..Attributes::default()
+        },
+        // What the node runs, and that it begins anew: more than to look at it.
+        ["program"] => Attributes {
+            verb: authz::verb(call),
+            resource: "nodes",
+            subresource: "program",
+            name: node,
             ..Attributes::default()
         },
         // How much is asked of Services, for whoever scales their pods.

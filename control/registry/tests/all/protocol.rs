@@ -261,7 +261,7 @@ async fn what_is_damaged_on_the_disk_is_not_given_and_comes_with_the_next_push()
     assert!(!place(&blob).exists());
     assert_eq!(aside(), 3);
     server.registry.collect_garbage(Duration::ZERO).await.unwrap();
-    assert_eq!(aside(), 0);
+    assert_eq!(aside(), 2, "what is named may be all that is left of it");
 }
 
 #[tokio::test]

@@ -119,8 +119,8 @@ impl Tracer {
     pub fn keep(&self, span: Span) {
         let room = u32::try_from(span.bytes()).ok();
         let room = room.and_then(|bytes| self.room.clone().try_acquire_many_owned(bytes).ok());
-        let kept = room.map(|room| self.spans.try_send(Waiting { span, _room: room }));
-        if !matches!(kept, Some(Ok(()))) {
+        let is_kept = room.is_some_and(|room| self.spans.try_send(Waiting { span, _room: room }).is_ok());
+        if !is_kept {
             self.dropped.fetch_add(1, Relaxed);
         }
     }

@@ -306,11 +306,18 @@ async fn who_has_gone_holds_no_place_while_a_pod_takes_nothing() {
 async fn a_pod_that_takes_nothing_is_not_waited_for_without_end() {
     let world = World::start().await;
     let _first = busy_with_one(&world).await;
-    let mut stream = forward(&world, "listens", 9000).await;
-    stall(&mut stream, &[b'x'; 1 << 16]).await;
+    let (mut read, mut write) = tokio::io::split(forward(&world, "listens", 9000).await);
     let ended =
-        async { while tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
-    tokio::time::timeout(super::PATIENCE, ended).await.expect("it ends");
+        async { while tokio::io::AsyncReadExt::read(&mut read, &mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
+    // Until nothing more goes in, however much that is.
+    let writing = async {
+        while tokio::io::AsyncWriteExt::write_all(&mut write, &[b'x'; 1 << 16]).await.is_ok() {}
+        std::future::pending::<()>().await;
+    };
+    let either = async {
+        tokio::select! { () = ended => {}, () = writing => {} }
+    };
+    tokio::time::timeout(super::PATIENCE, either).await.expect("it ends");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
