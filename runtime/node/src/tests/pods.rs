@@ -562,7 +562,7 @@ async fn a_probe_of_another_pods_address_waits_as_its_clients_do() {
     world.run("first", probing(&address));
     world.ready("first").await;
     let mut held = Vec::new();
-    for _ in 0..8 {
+    for _ in 0..5 {
         let mut stream = world.forward("busy", 80).await;
         stream.write_all(b"GET /sleep?5000 HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         held.push(stream);
