@@ -74,6 +74,7 @@ pub use in_process::InProcess;
 use layers::stalls::To;
 use limits::{Class, Flow};
 pub use limits::{Connection, Here};
+pub use nodes::keep_alive;
 use server::Shared;
 
 /// Why an API server cannot start.

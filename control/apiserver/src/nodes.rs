@@ -104,8 +104,9 @@ impl Nodes {
     }
 }
 
-/// Has the kernel ask a silent node whether it is there still: one that has vanished is gone within two minutes.
-fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+/// Has the kernel ask a silent peer whether it is there still, whatever its connection has become: one that has vanished is gone within
+/// two minutes.
+pub fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
     use rustix::net::sockopt;
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;

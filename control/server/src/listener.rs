@@ -142,7 +142,7 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let unread = u32::try_from(UNREAD_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, unread);
-    let _ = keep_alive(&stream);
+    let _ = coracle_apiserver::keep_alive(&stream);
     match tls {
         None => exchange(stream, (peer, None, false), router, http, stop, mine).await,
         Some(tls) => {
@@ -156,16 +156,6 @@ async fn connection(
             exchange(stream, (peer, identity, is_http2), router, http, stop, mine).await
         }
     }
-}
-
-/// Has the kernel ask a silent client whether it is there still, whatever its connection has become: one that has vanished is gone within
-/// two minutes.
-fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
-    use rustix::net::sockopt;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
-    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
-    sockopt::set_tcp_keepcnt(stream, 4)
 }
 
 async fn exchange<S>(

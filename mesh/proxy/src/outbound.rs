@@ -38,8 +38,9 @@ const GONE_MAX: usize = 16;
 
 /// Endpoints of a Service that are looked at to see how it is reached; they are alike as a rule.
 const LOOKED_AT_MAX: usize = 8;
-/// How long one request decides to which other endpoints it may not go; to those that are left then it does not go, either.
+/// How long a request decides at once to which other endpoints it may not go, and how often.
 const JUDGED_MAX: Duration = Duration::from_millis(20);
+const JUDGED_TIMES: usize = 4;
 
 impl Proxy {
     /// An HTTP request of `source` to a Service or pod of the cluster, whose names are those of a pod of `from_namespace`.
@@ -325,8 +326,8 @@ impl Proxy {
         let protocol = route.service.ports[route.at].protocol;
         let is_datagram = protocol == Protocol::Udp;
         // Each may have gone since discovery spoke.
-        let mut gone = 0;
-        while gone < GONE_MAX {
+        let (mut gone, mut judged) = (0, 0);
+        while gone < GONE_MAX && judged < JUDGED_TIMES {
             let picked = route.balancer.pick(tried, source.address())?;
             let address = SocketAddr::new(picked.endpoint().address, picked.endpoint().port);
             // Datagrams do not go from node to node: an endpoint of this one has to do.
@@ -334,12 +335,13 @@ impl Proxy {
             match Endpoint::find(&*self.local, address).filter(can_reach) {
                 Some(endpoint) if self.permits_by(source, address, protocol) => return Some((picked, endpoint)),
                 Some(_) => {
-                    // Once: of what is left each is allowed, unless policies change meanwhile.
+                    // Once, as a rule: of what is left each is allowed. Where it takes long to decide that of each of many, what was
+                    // not looked at in time may be picked yet.
                     tried.add_not_allowed(&picked);
                     drop(picked);
-                    // What takes long to decide is not decided for each of any number of endpoints.
+                    judged += 1;
                     let until = Instant::now() + JUDGED_MAX;
-                    let may = |address| Instant::now() < until && self.permits_by(source, address, protocol);
+                    let may = |address| (Instant::now() < until).then(|| self.permits_by(source, address, protocol));
                     route.balancer.leave_out(tried, may);
                 }
                 None => {

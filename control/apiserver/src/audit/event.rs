@@ -1,6 +1,6 @@
 //! What is told of a request, and its line in the log: an `Event` of `audit.k8s.io/v1`.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -155,7 +155,7 @@ impl Event {
     }
 
     /// Its line, with the end of it.
-    pub fn line(&self) -> Vec<u8> {
+    pub fn line(&self) -> io::Result<Vec<u8>> {
         let trail = &self.trail;
         let mut annotations: Map<String, Value> =
             self.annotations.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
@@ -197,9 +197,9 @@ impl Event {
             stage_timestamp: meta::time::format_micro(self.at),
             annotations,
         };
-        let mut line = serde_json::to_vec(&line).unwrap_or_default();
+        let mut line = serde_json::to_vec(&line)?;
         line.push(b'\n');
-        line
+        Ok(line)
     }
 
     /// What it is about. A name that the path has not is the body's.

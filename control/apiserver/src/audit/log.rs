@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, SystemTime};
 
@@ -46,10 +46,12 @@ struct Shared {
     written: Notify,
     events: AtomicU64,
     errors: AtomicU64,
+    /// Events are lost since so much waits.
+    loses: AtomicBool,
 }
 
 /// What makes a line, and about how many bytes it holds.
-type Told = (usize, Box<dyn FnOnce() -> Vec<u8> + Send>);
+type Told = (usize, Box<dyn FnOnce() -> io::Result<Vec<u8>> + Send>);
 
 /// Hands events over.
 pub(super) struct Writer {
@@ -88,11 +90,15 @@ impl Writer {
     }
 
     /// Hands over what makes a line, and holds about so many bytes.
-    pub fn tell(&self, bytes: usize, line: impl FnOnce() -> Vec<u8> + Send + 'static) {
+    pub fn tell(&self, bytes: usize, line: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static) {
         self.shared.events.fetch_add(1, Ordering::Relaxed);
         if !self.hold(bytes) {
-            // The writer tells that its disk stands still, or who looks at the number of errors.
             self.shared.errors.fetch_add(1, Ordering::Relaxed);
+            if !self.shared.loses.swap(true, Ordering::Relaxed) {
+                tracing::error!(
+                    "the audit log is not written as fast as it is told: events are missing from it until this ends"
+                );
+            }
             return;
         }
         // The thread ends with this, not before.
@@ -129,10 +135,8 @@ fn write_all(told: &Receiver<Told>, mut out: Out, shared: &Shared) {
     while let Ok((bytes, line)) = told.recv() {
         // One event that cannot be told ends no other.
         let line = std::panic::catch_unwind(std::panic::AssertUnwindSafe(line));
-        let written = match &line {
-            Ok(line) => out.write(line),
-            Err(_) => Err(io::Error::other("an event could not be made into a line")),
-        };
+        let line = line.unwrap_or_else(|_| Err(io::Error::other("an event could not be made into a line")));
+        let written = line.and_then(|line| out.write(&line));
         match written {
             Ok(()) if failed => {
                 tracing::info!("the audit log is written again");
@@ -146,7 +150,10 @@ fn write_all(told: &Receiver<Told>, mut out: Out, shared: &Shared) {
                 }
             }
         }
-        shared.waiting.fetch_sub(bytes, Ordering::AcqRel);
+        let left = shared.waiting.fetch_sub(bytes, Ordering::AcqRel) - bytes;
+        if left <= WAITING_MAX && shared.loses.swap(false, Ordering::Relaxed) {
+            tracing::info!("the audit log has room again");
+        }
         shared.written.notify_waiters();
     }
 }
@@ -229,7 +236,11 @@ impl Rotating {
             aside = self::aside(&self.path, at);
         }
         std::fs::rename(&self.path, &aside)?;
-        self.tidy()
+        // What is to be written now has its file all the same.
+        if let Err(error) = self.tidy() {
+            tracing::warn!(%error, "delete the oldest files of the audit log: they stay");
+        }
+        Ok(())
     }
 
     fn tidy(&self) -> io::Result<()> {
@@ -352,7 +363,7 @@ mod tests {
         assert!(futures::poll!(&mut room).is_pending());
         writer.shared.waiting.fetch_sub(WAITING_MAX + 1, Ordering::AcqRel);
         writer.tell(3, || panic!("an event that cannot be told"));
-        writer.tell(3, || b"{}\n".to_vec());
+        writer.tell(3, || Ok(b"{}\n".to_vec()));
         room.await;
         writer.flush().await;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}\n");

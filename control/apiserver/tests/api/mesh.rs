@@ -166,6 +166,8 @@ async fn who_may_look_at_a_node_may_not_look_at_all_that_it_sees_and_reaches() {
         ("/coracle/v1/proxy/kube-system/web/80/", 403),
         ("/coracle/v1/proxy/kube%2Dsystem/web/80/", 403),
         ("/coracle/v1/proxy/default/web/80/", 200),
+        // What it runs, and that it begins anew.
+        ("/coracle/v1/program", 403),
         ("/coracle/v1/other", 404),
         ("/coracle/v2/tap", 404),
     ] {

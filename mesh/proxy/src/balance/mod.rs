@@ -193,10 +193,16 @@ impl Balancer {
     }
 
     /// Takes all endpoints for tried to which it `may` not go, at once: however many they are, the next that is picked is another.
-    pub fn leave_out(&self, tried: &mut Tried, may: impl Fn(SocketAddr) -> bool) {
+    /// It ends where it is not said whether it may.
+    pub fn leave_out(&self, tried: &mut Tried, may: impl Fn(SocketAddr) -> Option<bool>) {
         for state in &self.states {
-            if !tried.has(state) && !may(SocketAddr::new(state.endpoint.address, state.endpoint.port)) {
-                tried.insert_not_allowed(state);
+            if tried.has(state) {
+                continue;
+            }
+            match may(state.address()) {
+                Some(true) => {}
+                Some(false) => tried.insert_not_allowed(state),
+                None => return,
             }
         }
     }
