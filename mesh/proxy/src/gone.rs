@@ -9,13 +9,17 @@ use tokio::net::TcpStream;
 /// looks the same.
 const HALF_CLOSED_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
+/// Waits until the other side has ended, whatever it has sent before that is not read; whether by a reset.
+pub async fn ended(socket: &TcpStream) -> bool {
+    // That there is something to read wakes nobody who waits for urgent bytes, of which there are none; the end does.
+    let ended = socket.ready(Interest::PRIORITY).await;
+    // What came before a reset can be read still.
+    ended.is_err() || !matches!(socket.take_error(), Ok(None))
+}
+
 /// Waits until a client has gone: reset, ended without a word, or ended long ago. Nothing is read.
 pub(crate) async fn gone(client: &TcpStream) {
-    // That there is something to read wakes nobody who waits for urgent bytes, of which there are none; the end does.
-    let ended = client.ready(Interest::PRIORITY).await;
-    // What came before a reset can be read still.
-    let is_reset = ended.is_err() || !matches!(client.take_error(), Ok(None));
-    if !is_reset && matches!(client.peek(&mut [0]).await, Ok(1..)) {
+    if !ended(client).await && matches!(client.peek(&mut [0]).await, Ok(1..)) {
         tokio::time::sleep(HALF_CLOSED_MAX).await;
     }
 }

@@ -54,6 +54,7 @@ pub use demand::{Asked, Demands, Reader};
 pub use dial::KEPT_ELSEWHERE_MAX;
 pub use flows::Flows;
 pub use gateway::{Certificate, CertificateError, Certificates, Listener, Listening};
+pub use gone::ended;
 pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
 pub use link::{SOURCE, said as source_header};
 pub use observe::{Endpoint, Filter, Port, Rule, Sight, Tapped, Tapping, View};

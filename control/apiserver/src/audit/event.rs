@@ -16,12 +16,10 @@ use serde_json::{Map, Value, json};
 use super::policy::{Level, Stage};
 use super::trail::Trail;
 use crate::identity::Identity;
-use crate::request::annotations::Named;
+use crate::request::annotations::{Named, TRUNCATED};
 
 /// Most bytes of a body that is told; of longer ones it is told that they were.
 pub(super) const BODY_TOLD_MAX: usize = 10 << 20;
-/// Says that something was left out, as the reference does where an event is too large for its log.
-pub(super) const TRUNCATED: &str = "audit.k8s.io/truncated";
 
 /// A body as it was sent.
 #[derive(Debug, Clone)]
@@ -106,7 +104,6 @@ pub(super) struct Event {
     pub stage: Stage,
     pub at: Timestamp,
     pub answered: Option<Answered>,
-    /// In order of their keys.
     pub annotations: Vec<(String, String)>,
 }
 

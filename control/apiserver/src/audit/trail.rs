@@ -14,7 +14,7 @@ use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::event::{Answered, BODY_TOLD_MAX, Body, Event, TRUNCATED};
+use super::event::{Answered, BODY_TOLD_MAX, Body, Event};
 use super::policy::{Level, Stage, Verdict};
 use super::{Asked, Audit};
 use crate::identity::Identity;
@@ -302,7 +302,7 @@ impl Recorded {
         if let Some(kept) = self.kept.take() {
             held = kept.bytes.len();
             match kept.is_too_long {
-                true => trail.annotations.add(TRUNCATED, "true"),
+                true => trail.annotations.cut(),
                 false => answered.body = Some(Body::answered(&self.headers, kept.bytes.freeze())),
             }
         }

@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 use parking_lot::Mutex;
 use serde_json::Value;
 
+/// Says that something was left out, as the reference does where an event is too large for its log.
+pub(crate) const TRUNCATED: &str = "audit.k8s.io/truncated";
 /// Most annotations of a request, and most bytes of them.
 const COUNT_MAX: usize = 128;
 const BYTES_MAX: usize = 256 << 10;
@@ -21,6 +23,8 @@ pub(crate) struct Annotations {
 struct Kept {
     values: BTreeMap<String, String>,
     bytes: usize,
+    /// There was no room for one.
+    is_cut: bool,
 }
 
 /// What an object says it is.
@@ -32,7 +36,8 @@ pub(crate) struct Named {
 }
 
 impl Annotations {
-    /// Adds one. The first of a key stays: nobody says otherwise than who came before. Beyond the bounds none is added.
+    /// Adds one. The first of a key stays: nobody says otherwise than who came before. Beyond the bounds none is added, which is
+    /// told.
     pub fn add(&self, key: &str, value: &str) {
         let mut kept = self.kept.lock();
         if !kept.values.contains_key(key) {
@@ -45,9 +50,16 @@ impl Annotations {
         self.kept.lock().insert(key, value);
     }
 
-    /// All of them, in order of their keys.
+    /// Something was left out.
+    pub fn cut(&self) {
+        self.kept.lock().is_cut = true;
+    }
+
+    /// All of them.
     pub fn all(&self) -> Vec<(String, String)> {
-        self.kept.lock().values.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+        let kept = self.kept.lock();
+        let cut = kept.is_cut.then(|| (TRUNCATED.to_owned(), "true".to_owned()));
+        kept.values.iter().map(|(key, value)| (key.clone(), value.clone())).chain(cut).collect()
     }
 
     /// The object that was sent is this one.
@@ -71,10 +83,12 @@ impl Kept {
         let before = self.values.get(key).map_or(0, |before| key.len() + before.len());
         let bytes = self.bytes - before + key.len() + value.len();
         let is_crowded = before == 0 && self.values.len() >= COUNT_MAX;
-        if !is_crowded && bytes <= BYTES_MAX {
-            self.bytes = bytes;
-            self.values.insert(key.to_owned(), value.to_owned());
+        if is_crowded || bytes > BYTES_MAX {
+            self.is_cut = true;
+            return;
         }
+        self.bytes = bytes;
+        self.values.insert(key.to_owned(), value.to_owned());
     }
 }
 
@@ -85,16 +99,17 @@ mod tests {
     #[test]
     fn annotations_stay_as_they_were_said_first_and_are_bounded() {
         let annotations = Annotations::default();
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         annotations.add("a", "1");
         annotations.add("a", "2");
+        assert_eq!(annotations.all(), [pair("a", "1")]);
         annotations.add("long", &"x".repeat(BYTES_MAX));
-        assert_eq!(annotations.all(), [("a".to_owned(), "1".to_owned())]);
         annotations.set("a", "3");
-        assert_eq!(annotations.all(), [("a".to_owned(), "3".to_owned())]);
+        assert_eq!(annotations.all(), [pair("a", "3"), pair(TRUNCATED, "true")]);
         for number in 0..1_000 {
             annotations.add(&number.to_string(), "");
         }
-        assert_eq!(annotations.all().len(), COUNT_MAX);
+        assert_eq!(annotations.all().len(), COUNT_MAX + 1);
         annotations.set("a", "4");
         assert!(annotations.all().contains(&("a".to_owned(), "4".to_owned())), "what is there may be said anew");
     }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::net::Shutdown;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// What the other end has sent before its end has so long to be taken, and what it asked for to be answered.
@@ -30,10 +30,7 @@ pub(super) fn watched(stream: TcpStream) -> (Socket, Watch) {
 impl Watch {
     /// Waits until the other end has gone: reset, or ended so long ago that whoever wants to has taken what it had sent.
     pub async fn gone(&self) {
-        // That there is something to read wakes nobody who waits for urgent bytes, of which there are none; the end does.
-        let ended = self.0.ready(Interest::PRIORITY).await;
-        let is_reset = ended.is_err() || !matches!(self.0.take_error(), Ok(None));
-        if !is_reset {
+        if !coracle_proxy::ended(&self.0).await {
             tokio::time::sleep(LINGER).await;
         }
     }
