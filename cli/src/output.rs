@@ -75,6 +75,19 @@ impl Step {
         self.bar.set_message(format!("{}: {detail}", self.what));
     }
 
+    /// Says what the step waits for: beside the spinner, or where there is none in a line of its own.
+    pub fn waits_for(&self, why: &str) {
+        match self.bar.is_hidden() {
+            true => eprintln!("{}: {why}", self.what),
+            false => self.detail(why),
+        }
+    }
+
+    /// Says something to who has to do with it, while the step lasts.
+    pub fn note(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+
     /// Prints a line of the result while the step lasts.
     pub fn print(&self, line: &str) {
         self.bar.suspend(|| println!("{line}"));

@@ -1,7 +1,7 @@
 //! `coracle upgrade`: from one version to another, while the cluster serves.
 
 use anyhow::{Context as _, bail};
-use coracle_sdk::{How, Next, Part};
+use coracle_sdk::{How, Next, Part, Told};
 
 use crate::cluster::Which;
 use crate::output::Step;
@@ -50,23 +50,28 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     for part in &chosen {
+        let title = part.title();
         if how == How::ByHand {
-            let step = Step::begin(format!("wait for the other servers before {}", part.title()));
-            remote.others_answer(part).await?;
+            let step = Step::begin(format!("wait for the other servers before {title}"));
+            remote.others_answer(part, &mut |told| tell(&step, &title, told)).await?;
             step.done();
         }
         let step = Step::begin(match how {
-            How::Asked => part.title(),
-            How::ByHand => format!("start {} again with the new version; waiting", part.title()),
+            How::Asked => title.clone(),
+            How::ByHand => format!("start {title} again with the new version; waiting"),
         });
-        if how == How::ByHand {
-            eprintln!("next: start {} again with the new version", part.title());
-        }
-        let running = remote.begin_anew(part, how).await?;
+        let running = remote.begin_anew(part, how, &mut |told| tell(&step, &title, told)).await?;
         step.done();
-        println!("{} runs {}", part.title(), running.version);
+        println!("{title} runs {}", running.version);
     }
     Ok(())
+}
+
+fn tell(step: &Step, title: &str, told: Told<'_>) {
+    match told {
+        Told::Next => step.note(&format!("next: start {title} again with the new version")),
+        Told::WaitsFor(why) => step.waits_for(why),
+    }
 }
 
 /// A line for each: what it runs, and what it would.

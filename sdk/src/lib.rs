@@ -48,7 +48,7 @@ pub use recover::{Lost, RecoverError, Recovery};
 pub use remote::{AskError, ConnectError, Count, NotReady, Remote, Status};
 pub use tokens::{NotAToken, TOKEN_TTL_MAX, Token, TokenInfo, TokenRole};
 pub use unreachable::is_unreachable;
-pub use upgrade::{How, Part, UpgradeError};
+pub use upgrade::{How, Part, Told, UpgradeError};
 pub use worker::{IdentityError, Join, Worker, WorkerError, WorkerOptions};
 
 /// The Kubernetes client this crate speaks through, so that a program needs no version of its own to match.

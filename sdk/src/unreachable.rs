@@ -48,6 +48,7 @@ fn says_so(error: &(dyn Error + 'static)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::UpgradeError;
 
     fn asked() -> AskError {
         AskError::Unreachable { reason: "Connection refused".to_owned() }
@@ -82,6 +83,8 @@ mod tests {
             (BackupError::Ask(asked()).into(), true),
             (BackupError::Ask(refused()).into(), false),
             (BackupError::Write(std::io::Error::from_raw_os_error(28)).into(), false),
+            (UpgradeError::Ask { title: text(), source: asked() }.into(), true),
+            (UpgradeError::Ask { title: text(), source: refused() }.into(), false),
             (PushError::Send { step: "push", source: asked() }.into(), true),
             (ApplyError::Ask { origin: text(), kind: text(), source: asked() }.into(), true),
             (ApplyError::Apply { origin: text(), what: text(), source: refused() }.into(), false),
