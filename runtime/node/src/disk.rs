@@ -92,6 +92,12 @@ impl Disk {
         above
     }
 
+    /// Whether so many bytes more leave it above its floor, as of this moment. A disk that does not answer is not low.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        let free = machine::storage(&self.dir).map_or(u64::MAX, |(_, free)| free);
+        self.lacks().is_none() && free.saturating_sub(bytes) > self.min_free_bytes
+    }
+
     /// What is missing to the floor; `None` when nothing is.
     fn lacks(&self) -> Option<Lack> {
         let bytes = machine::storage(&self.dir)
@@ -651,5 +657,9 @@ mod tests {
         assert!(!Disk::new(dir.path().to_owned(), 0).is_low());
         let low = Disk::new(dir.path().to_owned(), u64::MAX);
         assert!(low.is_low() && *low.changed().borrow());
+        assert!(!low.has_room(0));
+        let (_, free) = machine::storage(dir.path()).unwrap();
+        let disk = Disk::new(dir.path().to_owned(), free / 2);
+        assert!(disk.has_room(0) && disk.has_room(free / 4) && !disk.has_room(free / 4 * 3));
     }
 }

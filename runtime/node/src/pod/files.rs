@@ -13,6 +13,7 @@ use std::time::Duration;
 use coracle_engine::{Component, Mount};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, Volume, VolumeMount};
+use tokio_util::sync::CancellationToken;
 
 use super::core::{Index, Run, specs};
 use super::slot::Slot;
@@ -23,7 +24,7 @@ use crate::env::{Contents, expand};
 use crate::objects::{Content, ObjectKey, ReadError};
 use crate::tokens::{self, Token};
 use crate::volumes::kept::{self, Held};
-use crate::volumes::{self, Access, Sources, TokenRequest};
+use crate::volumes::{self, Access, COPIED_BYTES_MAX, Sources, TokenRequest};
 
 /// Volumes that admission adds for the service account are called so.
 const CREDENTIALS_PREFIX: &str = "kube-api-access-";
@@ -118,7 +119,7 @@ impl Pods {
     /// Makes the volumes of a container and plans its mounts.
     pub(super) async fn mounts(
         self: &Arc<Self>,
-        slot: &Slot,
+        slot: &Arc<Slot>,
         pod: &Pod,
         container: (Index, Run),
         component: &Component,
@@ -168,24 +169,34 @@ impl Pods {
             return Ok(Mounts::default());
         }
         slot.set_has_files();
-        slot.set_shown(container.0, None);
         let env = env.to_vec();
         let run = container.1;
-        let work = move || {
+        let (pods, shown_to) = (self.clone(), slot.clone());
+        let work = move |is_cut: &CancellationToken| {
             let known: HashMap<&str, &str> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
             let files = own.join(FILES_DIR).join(&spec.name);
             // What an earlier life has left there was its own.
             beneath::remove_tree(&files).map_err(|error| format!("{}: {error}", files.display()))?;
-            let made = volumes::make(&spec, &places, |mount| sub_path(mount, &known), &files.join(run.to_string()));
-            let volumes::Made { mounts, held, shown_bytes } = made.map_err(|error| error.to_string())?;
+            let bounds = volumes::Bounds {
+                copied_bytes_max: COPIED_BYTES_MAX.saturating_sub(shown_to.copied_beside(container.0)),
+                has_room: &|bytes| pods.context.disk.has_room(bytes),
+                is_cut: &|| is_cut.is_cancelled(),
+            };
+            // Until it is known, nothing runs that could add to what is there.
+            shown_to.set_shown(container.0, None);
+            let sub_path = |mount: &VolumeMount| sub_path(mount, &known);
+            let made = volumes::make(&spec, &places, sub_path, &files.join(run.to_string()), &bounds);
+            // Of one that failed nothing is left that would be excused.
+            let shown = made.as_ref().map(|made| made.shown).unwrap_or_default();
+            shown_to.set_shown(container.0, Some(shown));
+            let volumes::Made { mounts, held, .. } = made.map_err(|error| error.to_string())?;
             let mut made = Mounts { mounts, held, message: None };
             if let Some(message) = message {
                 make_message(&own.join(MESSAGES_DIR).join(&spec.name), message, &mut made)?;
             }
-            Ok((made, shown_bytes))
+            Ok(made)
         };
-        let (made, shown_bytes) = in_turn(&slot.on_disk, work).await.map_err(MountFailed::Config)?;
-        slot.set_shown(container.0, Some(shown_bytes));
+        let made = in_turn(&slot.on_disk, work).await.map_err(MountFailed::Config)?;
         let files = self.context.pods_dir.join(&*slot.uid).join(FILES_DIR);
         if made.message.is_some() || made.mounts.iter().any(|mount| mount.host.starts_with(&files)) {
             slot.set_has_own_files();
@@ -216,7 +227,9 @@ impl Pods {
         let mut written = slot.written.lock().await;
         *written = Written::default();
         let dir = self.context.pods_dir.join(&*slot.uid);
-        let work = move || beneath::remove_tree(&dir).map_err(|error| format!("{}: {error}", dir.display()));
+        let work = move |_: &CancellationToken| {
+            beneath::remove_tree(&dir).map_err(|error| format!("{}: {error}", dir.display()))
+        };
         let removed = in_turn(&slot.on_disk, work);
         if let Err(error) = removed.await {
             tracing::warn!(pod = %slot.name, namespace = %slot.namespace, %error, "volumes are not removed");
@@ -235,7 +248,7 @@ impl Pods {
         self.context.tasks.spawn(async move { waiting.iter().for_each(|uid| pods.config_changed(uid)) });
     }
 
-    /// Writes one volume.
+    /// Writes one volume. Each has a bound, but a pod may have many: the disk's floor is theirs together.
     async fn write_volume(&self, slot: &Slot, pod: &Pod, volume: &Volume, written: &mut Written) -> Result<(), String> {
         let mut contents = Contents::new();
         for (key, _) in volumes::references(volume, &slot.namespace) {
@@ -262,9 +275,10 @@ impl Pods {
         };
         slot.set_has_files();
         let dir = volume_dir(&self.context.pods_dir.join(&*slot.uid), &volume.name);
-        let work = move || {
+        let context = self.context.clone();
+        let work = move |_: &CancellationToken| {
             match payload {
-                Some(payload) => volumes::write(&dir, &payload).map(drop),
+                Some(payload) => volumes::write(&dir, &payload, |bytes| context.disk.has_room(bytes)).map(drop),
                 None => std::fs::create_dir_all(&dir),
             }
             .map_err(|error| error.to_string())
@@ -388,15 +402,18 @@ fn set_up_failed(volume: &str, reason: &str) -> String {
 }
 
 /// Does what writes or removes something below a pod's directory. Its turn is over when its thread is done, also when nobody waits
-/// for it any more: a start may be cut, and what it was about to write must not appear after everything was removed.
+/// for it any more: a start may be cut, and what it was about to write must not appear after everything was removed. The thread is
+/// told then, so that what takes long ends.
 async fn in_turn<T: Send + 'static>(
     turns: &Arc<tokio::sync::Mutex<()>>,
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+    work: impl FnOnce(&CancellationToken) -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
     let turn = turns.clone().lock_owned().await;
+    let is_cut = CancellationToken::new();
+    let _cut = is_cut.clone().drop_guard();
     let done = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        work()
+        work(&is_cut)
     });
     done.await.unwrap_or_else(|error| Err(error.to_string()))
 }
@@ -424,8 +441,9 @@ mod tests {
         let (go_on, wait) = std::sync::mpsc::channel::<()>();
         let (begin, begun) = std::sync::mpsc::channel();
         let volume = pod.join("volumes/v");
-        let mut writing = Box::pin(in_turn(&turns, move || {
-            let _ = (begin.send(()), wait.recv());
+        let (tell, told) = std::sync::mpsc::channel();
+        let mut writing = Box::pin(in_turn(&turns, move |is_cut| {
+            let _ = (begin.send(()), wait.recv(), tell.send(is_cut.is_cancelled()));
             std::fs::create_dir_all(&volume).map_err(|error| error.to_string())
         }));
         assert!(futures::FutureExt::now_or_never(writing.as_mut()).is_none());
@@ -433,10 +451,11 @@ mod tests {
         begun.recv().unwrap();
         assert!(turns.try_lock().is_err(), "nobody waits for it, and its thread is not done");
         let removed = pod.clone();
-        let removing = in_turn(&turns, move || beneath::remove_tree(&removed).map_err(|error| error.to_string()));
+        let removing = in_turn(&turns, move |_| beneath::remove_tree(&removed).map_err(|error| error.to_string()));
         go_on.send(()).unwrap();
         removing.await.unwrap();
         assert!(!pod.exists());
+        assert!(told.recv().unwrap(), "what is cut can end at once");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::report::Report;
 use crate::addresses::PodAddress;
 use crate::logs::{ContainerLog, Stream};
 use crate::network::GuestNetwork;
+use crate::volumes::Shown;
 
 /// One pod.
 pub struct Slot {
@@ -42,7 +43,7 @@ pub struct Slot {
     /// Whether a container has a writable directory beside its volumes.
     has_own_files: AtomicBool,
     /// What files of volumes held that are shown to each container alone, when it was started; none before that.
-    shown_bytes: Mutex<Box<[Option<u64>]>>,
+    shown: Mutex<Box<[Option<Shown>]>>,
 }
 
 /// What changes.
@@ -136,7 +137,7 @@ impl Slot {
     pub fn new(uid: Arc<str>, pod: &Pod, core: Core) -> Self {
         let text = |value: &Option<String>| Arc::from(value.as_deref().unwrap_or_default());
         let containers = core.containers().iter().map(|_| Container::default()).collect();
-        let shown_bytes = Mutex::new(core.containers().iter().map(|_| None).collect());
+        let shown = Mutex::new(core.containers().iter().map(|_| None).collect());
         // A pod with a start time may have files of an earlier life of the node.
         let had_life = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
         Self {
@@ -157,7 +158,7 @@ impl Slot {
             has_room: AtomicBool::new(false),
             has_files: AtomicBool::new(had_life),
             has_own_files: AtomicBool::new(had_life),
-            shown_bytes,
+            shown,
         }
     }
 
@@ -208,16 +209,23 @@ impl Slot {
     }
 
     /// None while that is not known.
-    pub(super) fn set_shown(&self, container: Index, bytes: Option<u64>) {
-        if let Some(shown) = self.shown_bytes.lock().get_mut(container) {
-            *shown = bytes;
+    pub(super) fn set_shown(&self, container: Index, shown: Option<Shown>) {
+        if let Some(found) = self.shown.lock().get_mut(container) {
+            *found = shown;
         }
     }
 
+    /// Bytes of copies that the other containers of the pod have.
+    pub(super) fn copied_beside(&self, container: Index) -> u64 {
+        let shown = self.shown.lock();
+        let others = shown.iter().enumerate().filter(|(index, _)| *index != container);
+        others.filter_map(|(_, shown)| *shown).map(|shown| shown.copied_bytes).sum()
+    }
+
     /// By container, what files of volumes held that are shown to it alone, when it was started; none for one that this process has not
-    /// started: what an earlier one has left beside its volumes goes before it starts, and may all be files of volumes.
+    /// started, which runs nothing: what an earlier one has left beside its volumes goes before it starts, and may all be files of volumes.
     pub fn shown_bytes(&self) -> Vec<Option<u64>> {
-        self.shown_bytes.lock().to_vec()
+        self.shown.lock().iter().map(|shown| shown.map(|shown| shown.bytes)).collect()
     }
 
     /// Whether there is anything below the pod's directory.
@@ -240,5 +248,27 @@ impl State {
     /// The life of this number, if it is the present one.
     pub fn life(&self, container: Index, run: Run) -> Option<&Life> {
         self.containers.get(container)?.life().filter(|life| life.run == run)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::super::core::Now;
+    use super::*;
+
+    #[test]
+    fn copies_count_for_the_other_containers_of_a_pod() {
+        let spec = json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}});
+        let pod: Arc<Pod> = Arc::new(serde_json::from_value(spec).unwrap());
+        let now = Now { mono: Duration::ZERO, wall: jiff::Timestamp::UNIX_EPOCH };
+        let slot = Slot::new("u".into(), &pod, Core::new(pod.clone(), "192.168.0.1".parse().unwrap(), now));
+        slot.set_shown(0, Some(Shown { bytes: 12, copied_bytes: 4 }));
+        slot.set_shown(2, Some(Shown { bytes: 2, copied_bytes: 1 }));
+        assert_eq!([0, 1, 2].map(|container| slot.copied_beside(container)), [1, 5, 4]);
+        assert_eq!(slot.shown_bytes(), [Some(12), None, Some(2)]);
     }
 }

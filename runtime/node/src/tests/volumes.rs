@@ -180,3 +180,24 @@ async fn a_large_file_of_a_claim_is_not_held_against_a_pod_whose_node_starts_ane
     world.api.put_object("persistentvolumeclaims", "model", claim);
     world.ready("shown").await;
 }
+
+/// What could not be made is not left on the disk, and nothing is excused for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mounts_that_fail_leave_nothing_behind() {
+    let world = World::start().await;
+    put_bound(&world, "model", "1Gi", &json!(["ReadWriteOnce"]));
+    run(&world, "writer", "model", false, &["fill", "/data/weights", "12"]);
+    assert_eq!(ended(&world, "writer").await, "Succeeded");
+    let mut container = command(&["tick", "100"]);
+    container["volumeMounts"] = json!([
+        {"name": "v", "mountPath": "/app/weights", "subPath": "weights"},
+        {"name": "v", "mountPath": "/app/same", "subPath": "weights", "readOnly": true},
+    ]);
+    let volumes = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "model"}}]);
+    world.run_spec("mixed", json!({"volumes": volumes, "containers": [container]}));
+    told(&world, "mixed", "cannot be mounted beside each other").await;
+    let slot = world.pods().find("default", "mixed").unwrap();
+    let files = world.pods().context.pods_dir.join(&*slot.uid).join("files/c");
+    until("it is known what is left", || slot.shown_bytes() == [Some(0)]).await;
+    assert_eq!(std::fs::read_dir(files).map_or(0, Iterator::count), 0);
+}

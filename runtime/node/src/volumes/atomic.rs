@@ -27,14 +27,23 @@ pub struct File {
 /// Files by their path within the volume. Paths are relative and never leave it.
 pub type Payload = BTreeMap<String, File>;
 
+/// As many are written to a low disk, too: tokens are to be renewed.
+const FEW_BYTES: u64 = 64 << 10;
+/// As many a small file takes.
+const BLOCK_BYTES: u64 = 4096;
 const DATA: &str = "..data";
 const DATA_NEW: &str = "..data_tmp";
 
-/// Brings the directory to hold these files; true when any of them is new. Blocks on the disk. What a kill or a full disk broke
-/// off is made good by the next one, also where no file is new.
-pub fn write(volume: &Path, payload: &Payload) -> io::Result<bool> {
+/// Brings the directory to hold these files; true when any of them is new. They are not written where the disk has not enough
+/// room (`has_room`, asked with their bytes) but when they are few bytes. Blocks on the disk. What a kill or a full disk broke off is
+/// made good by the next one, also where no file is new.
+pub fn write(volume: &Path, payload: &Payload, has_room: impl FnOnce(u64) -> bool) -> io::Result<bool> {
     fs::create_dir_all(volume)?;
     let is_new = !is_current(&volume.join(DATA), payload);
+    let bytes = payload.values().map(|file| (file.content.len() as u64).next_multiple_of(BLOCK_BYTES)).sum();
+    if is_new && bytes > FEW_BYTES && !has_room(bytes) {
+        return Err(io::Error::new(io::ErrorKind::StorageFull, "the node is low on disk"));
+    }
     if is_new && let Err(error) = replace(volume, payload) {
         let _ = sweep(volume);
         return Err(error);
@@ -145,18 +154,18 @@ mod tests {
     fn replaces_everything_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let volume = dir.path().join("v");
-        assert!(write(&volume, &payload(&[("a", "1"), ("sub/b", "2"), ("gone", "x")])).unwrap());
+        assert!(write(&volume, &payload(&[("a", "1"), ("sub/b", "2"), ("gone", "x")]), |_| true).unwrap());
         assert_eq!(fs::read_to_string(volume.join("sub/b")).unwrap(), "2");
         let first = fs::read_link(volume.join(DATA)).unwrap();
-        assert!(!write(&volume, &payload(&[("a", "1"), ("sub/b", "2"), ("gone", "x")])).unwrap());
+        assert!(!write(&volume, &payload(&[("a", "1"), ("sub/b", "2"), ("gone", "x")]), |_| true).unwrap());
         assert_eq!(fs::read_link(volume.join(DATA)).unwrap(), first);
 
-        assert!(write(&volume, &payload(&[("a", "new"), ("sub/c", "3")])).unwrap());
+        assert!(write(&volume, &payload(&[("a", "new"), ("sub/c", "3")]), |_| true).unwrap());
         assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "new");
         assert!(!volume.join("gone").exists() && !volume.join("sub/b").exists() && volume.join("sub/c").exists());
         assert!(!volume.join(&first).exists());
         assert_eq!(fs::metadata(volume.join("a")).unwrap().permissions().mode() & 0o777, 0o444);
-        assert!(write(&volume, &payload(&[])).unwrap());
+        assert!(write(&volume, &payload(&[]), |_| true).unwrap());
         assert!(!volume.join("a").exists());
     }
 
@@ -170,26 +179,42 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volume = dir.path().join("v");
         let files = payload(&[("a", "1"), ("b", "2")]);
-        write(&volume, &files).unwrap();
+        write(&volume, &files, |_| true).unwrap();
         // Killed before the names were made, and the old tree removed.
         fs::remove_file(volume.join("b")).unwrap();
         fs::create_dir(volume.join("..2026_01_01_00_00_00.000000001")).unwrap();
-        assert!(!write(&volume, &files).unwrap());
+        assert!(!write(&volume, &files, |_| true).unwrap());
         assert_eq!((fs::read_to_string(volume.join("b")).unwrap().as_str(), trees(&volume)), ("2", 1));
         // The tree itself is gone.
         fs::remove_dir_all(volume.join(fs::read_link(volume.join(DATA)).unwrap())).unwrap();
-        assert!(write(&volume, &files).unwrap());
+        assert!(write(&volume, &files, |_| true).unwrap());
         assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "1");
+    }
+
+    #[test]
+    fn a_low_disk_takes_little_and_keeps_what_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("v");
+        let large = payload(&[("a", &"x".repeat(FEW_BYTES as usize)), ("b", "2")]);
+        let low = |bytes| {
+            assert_eq!(bytes, FEW_BYTES + BLOCK_BYTES);
+            false
+        };
+        assert!(write(&volume, &payload(&[("a", "1"), ("b", "2")]), |_| false).unwrap());
+        assert_eq!(write(&volume, &large, low).unwrap_err().to_string(), "the node is low on disk");
+        assert_eq!((trees(&volume), fs::read_to_string(volume.join("a")).unwrap().as_str()), (1, "1"));
+        assert!(write(&volume, &large, |_| true).unwrap());
+        assert!(!write(&volume, &large, low).unwrap(), "it is there");
     }
 
     #[test]
     fn what_fails_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let volume = dir.path().join("v");
-        write(&volume, &payload(&[("x", "1")])).unwrap();
+        write(&volume, &payload(&[("x", "1")]), |_| true).unwrap();
         for _ in 0..3 {
             // A file is no directory.
-            write(&volume, &payload(&[("a", "1"), ("a/b", "2")])).unwrap_err();
+            write(&volume, &payload(&[("a", "1"), ("a/b", "2")]), |_| true).unwrap_err();
         }
         assert_eq!((trees(&volume), fs::read_to_string(volume.join("x")).unwrap().as_str()), (1, "1"));
     }
@@ -198,7 +223,7 @@ mod tests {
     fn never_leaves_the_volume() {
         let dir = tempfile::tempdir().unwrap();
         for path in ["../x", "/etc/x", "a/../../x", "", ".", "..data", "..x/y"] {
-            assert!(write(&dir.path().join("v"), &payload(&[(path, "1")])).is_err(), "{path}");
+            assert!(write(&dir.path().join("v"), &payload(&[(path, "1")]), |_| true).is_err(), "{path}");
         }
     }
 }

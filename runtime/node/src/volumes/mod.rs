@@ -14,4 +14,4 @@ mod mounts;
 use self::atomic::File;
 pub use self::atomic::write;
 pub use self::content::{Sources, TokenRequest, check, check_keys, payload, references, tokens};
-pub use self::mounts::{Access, Made, Places, make};
+pub use self::mounts::{Access, Bounds, COPIED_BYTES_MAX, Made, Places, Shown, make};
