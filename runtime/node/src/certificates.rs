@@ -266,7 +266,13 @@ fn answered(request: &PodCertificateRequest) -> Option<Answer> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::convert::Infallible;
+    use std::sync::Arc;
+
+    use http::{Method, Request, Response};
+    use http_body_util::{BodyExt as _, Full, StreamBody};
+    use parking_lot::Mutex;
+    use serde_json::{Value, json};
     use x509_parser::certification_request::X509CertificationRequest;
     use x509_parser::prelude::FromDer as _;
 
@@ -308,5 +314,128 @@ mod tests {
         ] {
             assert!(matches!(read(is(kind), ""), Some(Answer::Refused(why)) if why == expected), "{kind}");
         }
+    }
+
+    /// An API server that has one answer for all requests, and counts them.
+    #[derive(Clone, Default)]
+    struct Api(Arc<Mutex<(Vec<Value>, Value)>>);
+
+    impl Api {
+        fn client(&self) -> kube::Client {
+            let api = self.clone();
+            let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+                let api = api.clone();
+                async move { Ok::<_, Infallible>(api.answer(request).await) }
+            });
+            kube::Client::new(service, "default")
+        }
+
+        async fn answer(&self, request: Request<kube::client::Body>) -> Response<BoxBody> {
+            let (parts, body) = request.into_parts();
+            if parts.uri.query().is_some_and(|query| query.contains("watch=true")) {
+                // Nothing more happens.
+                let silence = futures::stream::pending::<Result<http_body::Frame<bytes::Bytes>, Infallible>>();
+                return Response::new(StreamBody::new(silence).boxed_unsync());
+            }
+            let object = match (parts.method, parts.uri.path()) {
+                (Method::POST, _) => {
+                    let body = body.collect().await.unwrap().to_bytes();
+                    let mut made: Value = serde_json::from_slice(&body).unwrap();
+                    let asked = &mut self.0.lock().0;
+                    made["metadata"]["name"] = json!(format!("req-{}", asked.len() + 1));
+                    made["metadata"]["resourceVersion"] = json!("1");
+                    asked.push(made.clone());
+                    made
+                }
+                (_, path) if path.ends_with("/podcertificaterequests") => {
+                    let (asked, status) = &*self.0.lock();
+                    let mut last = asked.last().cloned().unwrap();
+                    last["status"] = status.clone();
+                    json!({"apiVersion": "certificates.k8s.io/v1", "kind": "PodCertificateRequestList",
+                        "metadata": {"resourceVersion": "1"}, "items": [last]})
+                }
+                (_, path) => json!({"metadata": {"name": path.rsplit('/').next(), "uid": format!("uid of {path}")}}),
+            };
+            Response::new(Full::from(object.to_string()).boxed_unsync())
+        }
+
+        fn says(&self, status: Value) {
+            self.0.lock().1 = status;
+        }
+
+        fn asked(&self) -> usize {
+            self.0.lock().0.len()
+        }
+    }
+
+    type BoxBody = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, Infallible>;
+
+    fn ended(kind: &str, chain: &str, refresh_at: Timestamp) -> Value {
+        let refresh_at = refresh_at.to_string();
+        let condition =
+            json!({"type": kind, "status": "True", "reason": "R", "message": "M", "lastTransitionTime": refresh_at});
+        json!({"conditions": [condition], "certificateChain": chain, "beginRefreshAt": refresh_at})
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_is_asked_for_once_and_again_when_its_time_has_come() {
+        let api = Api::default();
+        let client = api.client();
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {"serviceAccountName": "acc", "containers": []}}))
+        .unwrap();
+        let annotations = [("a.b/c".to_owned(), "d".to_owned())].into();
+        let wanted = CertificateRequest {
+            signer: "a.b/c".to_owned(),
+            key_type: "ED25519".to_owned(),
+            seconds_max: None,
+            annotations,
+        };
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let refresh_at = now + SignedDuration::from_hours(1);
+        let mut state = None;
+        let at = |hours| now + SignedDuration::from_hours(hours);
+
+        // Who signs takes its time: the request stays, and is not made a second time.
+        let error = provide(&client, "node", &pod, &wanted, &mut state, now).await.unwrap_err();
+        assert!(matches!(error, CertificateError::Unanswered(name) if name == "req-1"));
+        let spec = api.0.lock().0[0]["spec"].clone();
+        let of_account = "uid of /api/v1/namespaces/n/serviceaccounts/acc";
+        for (field, expected) in [
+            ("podUID", json!("u")),
+            ("nodeName", json!("node")),
+            ("nodeUID", json!("uid of /api/v1/nodes/node")),
+            ("serviceAccountUID", json!(of_account)),
+            ("maxExpirationSeconds", json!(86400)),
+            ("unverifiedUserAnnotations", json!({"a.b/c": "d"})),
+        ] {
+            assert_eq!(spec[field], expected, "{field}");
+        }
+        api.says(ended("Issued", &pem::certificate(b"one"), refresh_at));
+        provide(&client, "node", &pod, &wanted, &mut state, now).await.unwrap();
+        let Some(State::Issued { credential, .. }) = &state else { panic!("it is issued") };
+        assert_eq!((credential.chain.as_str(), api.asked()), (pem::certificate(b"one").as_str(), 1));
+        let key = credential.key.clone();
+        provide(&client, "node", &pod, &wanted, &mut state, refresh_at - SignedDuration::from_secs(1)).await.unwrap();
+        assert_eq!(api.asked(), 1, "it still lives");
+
+        // The next is refused: the old one is good until it ends, and there is another try.
+        api.says(ended("Denied", "", at(9)));
+        provide(&client, "node", &pod, &wanted, &mut state, at(2)).await.unwrap();
+        assert!(matches!(&state, Some(State::Issued { credential, .. }) if credential.key == key));
+        api.says(ended("Issued", &pem::certificate(b"two"), at(9)));
+        provide(&client, "node", &pod, &wanted, &mut state, at(3)).await.unwrap();
+        let Some(State::Issued { credential, .. }) = &state else { panic!("it is issued") };
+        assert_eq!((credential.chain.as_str(), api.asked()), (pem::certificate(b"two").as_str(), 3));
+        assert_ne!(credential.key, key, "with a key of its own");
+
+        // Who has none and is refused does not ask again.
+        let mut state = None;
+        api.says(ended("Denied", "", at(9)));
+        for _ in 0..2 {
+            let error = provide(&client, "node", &pod, &wanted, &mut state, now).await.unwrap_err();
+            assert!(error.to_string().contains("was denied"), "{error}");
+        }
+        assert_eq!(api.asked(), 4);
     }
 }

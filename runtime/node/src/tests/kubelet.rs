@@ -567,7 +567,7 @@ async fn attach_is_the_input_of_a_container_that_has_one() {
     let path = "/attach/default/stays/c?input=1&output=1&error=1";
     for text in ["first\n", "second\n"] {
         let mut socket = websocket(&world, path, "v5.channel.k8s.io").await;
-        for message in [[b"\0", text.as_bytes()].concat(), vec![255, 0]] {
+        for message in [[b"\0".as_slice(), text.as_bytes()].concat(), vec![255, 0]] {
             socket.send(Message::Binary(message.into())).await.unwrap();
         }
         let mut answer = String::new();

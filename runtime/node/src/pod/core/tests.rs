@@ -378,9 +378,10 @@ fn an_ephemeral_container_of_an_earlier_life_stays_as_it_ended() {
     let mut world = World::running(object, &["d", "a"]);
     let mut object = world.object.clone();
     object["status"] = world.status();
+    object["status"]["podIPs"] = json!([{"ip": "10.244.0.2"}]);
     let mut world = World::new(object);
     world.observe();
-    world.step(Input::SetUp(Ok("10.244.0.2".parse().unwrap())));
+    assert_eq!(world.set_up(), ["start a#2"]);
     assert!(world.shown().ends_with(" d:terminated/Unknown/0"), "{}", world.shown());
 }
 
