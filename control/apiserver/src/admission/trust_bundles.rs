@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn a_bundle_is_of_authorities_each_once() {
         let made = |is_ca| {
-            let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+            let mut parameters = CertificateParams::default();
             parameters.is_ca = is_ca;
             parameters.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
         };
