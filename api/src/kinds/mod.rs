@@ -283,6 +283,10 @@ pub trait Strategy: Sync + Send {
     fn support(&self) -> Support {
         Support::Honoured
     }
+    /// Whether a check of such objects compiles expressions: then it takes what these say, however short they are.
+    fn compiles(&self) -> bool {
+        false
+    }
     /// Fills in defaults, also of objects that are read back or updated (`SetObjectDefaults_*`).
     fn default(&self, _object: &mut Value) {}
     /// Before validation of a create: drops what clients may not set (usually status). The generic path has already

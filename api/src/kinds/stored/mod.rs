@@ -90,6 +90,8 @@ pub(super) struct Stored {
     unconditional_update: bool,
     /// See [`Strategy::is_status_alone`].
     status_alone: bool,
+    /// See [`Strategy::compiles`].
+    compiles: bool,
     /// Of a row that is another version: to and from what is stored.
     convert: Option<[fn(&mut Value); 2]>,
 }
@@ -119,6 +121,7 @@ impl Stored {
             create_on_update: false,
             unconditional_update: true,
             status_alone: false,
+            compiles: false,
             convert: None,
         }
     }
@@ -133,6 +136,10 @@ impl Stored {
 
     const fn counted(self) -> Stored {
         Stored { generation: true, ..self }
+    }
+
+    const fn compiling(self) -> Stored {
+        Stored { compiles: true, ..self }
     }
 
     const fn counted_by(self, wanted: &'static str) -> Stored {
@@ -264,6 +271,10 @@ use row;
 impl Strategy for Stored {
     fn support(&self) -> Support {
         self.support
+    }
+
+    fn compiles(&self) -> bool {
+        self.compiles
     }
 
     fn default(&self, object: &mut Value) {
