@@ -42,8 +42,8 @@ impl Cluster {
     }
 
     /// The admission webhooks that are configured; `None` when there are none.
-    pub fn webhooks(&self) -> Option<Arc<Configured>> {
-        self.hooks.now(&self.store.keyspace)
+    pub async fn webhooks(&self) -> Option<Arc<Configured>> {
+        self.hooks.now(&self.store.keyspace).await
     }
 
     /// Who is bound to which roles, as it is stored now.

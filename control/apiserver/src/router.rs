@@ -521,7 +521,8 @@ fn is_heavy(server: &Shared, call: &Call, handler: &Handler, body: usize, verb: 
         }
         // The commonest answer is bytes as they are stored.
         "get" => stored().is_some_and(|stored| stored >= HEAVY_BYTES) && !is_plain(Offer::Stored),
-        _ => body + stored().unwrap_or(0) >= HEAVY_BYTES,
+        // Fifteen bytes of an expression may take ten milliseconds to compile.
+        _ => resource.row.strategy().compiles() || body + stored().unwrap_or(0) >= HEAVY_BYTES,
     }
 }
 

@@ -41,7 +41,7 @@ const READMITTED_MAX: usize = 4;
 pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) -> Result<Written, Status> {
     for _ in 0..READMITTED_MAX {
         // Only where it may have to be admitted anew is there another one.
-        let guard = write.attributes().guard();
+        let guard = write.attributes().guard().await;
         let again = guard.is_some().then(|| object.clone());
         // Of its own: whoever calls it is a hundred calls deep already.
         match (Box::pin(insert_once(write, object, owned, guard)).await, again) {
