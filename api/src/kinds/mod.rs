@@ -26,6 +26,7 @@ mod namespace;
 mod network;
 mod node;
 mod pod;
+mod pod_certificates;
 pub mod podsecurity;
 mod podtemplate;
 pub mod quota;
@@ -54,7 +55,7 @@ use crate::schema::{Named, Type};
 use value::Read as _;
 
 /// Kinds that something acts on, or that are peculiar enough for a file of their own.
-static SPECIAL: [&Kind; 24] = [
+static SPECIAL: [&Kind; 25] = [
     &certificates::KIND,
     &configmap::KIND,
     &definition::KIND,
@@ -63,6 +64,7 @@ static SPECIAL: [&Kind; 24] = [
     &namespace::KIND,
     &node::KIND,
     &pod::KIND,
+    &pod_certificates::KIND,
     &podtemplate::KIND,
     &replicationcontroller::KIND,
     &secret::KIND,
@@ -112,7 +114,6 @@ pub fn refusal(row: &Kind) -> Option<String> {
     }
 }
 
-pub use fields::refuse as refuse_fields;
 pub use row::Row;
 
 /// What the client is told about an object that it made or changed.

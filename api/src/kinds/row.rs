@@ -188,11 +188,4 @@ impl Row {
     pub fn validate_metadata_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         super::validate_metadata_update_of(self.strategy(), object, old, errors);
     }
-
-    /// Refuses fields that this version cannot honour.
-    pub fn refuse_fields(&self, object: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
-        if let Row::BuiltIn(row) = self {
-            super::refuse_fields(row, object, old, errors);
-        }
-    }
 }

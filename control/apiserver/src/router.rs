@@ -285,7 +285,7 @@ async fn path(
             let make = async move { openapi::v3(&here.openapi, &discovery, &call, &document) };
             server.lanes.run(DOCUMENTS, make).await
         }
-        Route::IssuerConfiguration => Ok(authn::oidc::configuration(&server.tokens, &server.config.external_url)),
+        Route::IssuerConfiguration => Ok(authn::oidc::configuration(&server.tokens)),
         Route::IssuerKeys => Ok(authn::oidc::keys(&server.tokens)),
         _ => not_found(server, call.uri.path()).await,
     }

@@ -184,6 +184,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     let job_orphans = job::Orphans::new(api.clone(), &mut on.jobs, &mut on.pods);
     let finished_jobs = ttl_after_finished::Controller::new(api.clone(), &mut on.jobs);
     let certificates = certificates::Controller::new(api.clone(), config.signer, &mut on.certificates);
+    let old_certificates = certificates::Cleaner::new(api.clone(), &mut on.pod_certificates);
     let pod_gc = pod_gc::Controller::new(api.clone(), &mut on.nodes, &mut on.pods);
     let quotas = quota::Controller::new(api.clone(), discovery.clone(), &mut on.quotas, &mut on.pods, &mut on.services);
     let garbage = {
@@ -242,6 +243,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(evictions, shutdown.clone()));
     tasks.spawn(queue::drive(pod_gc, shutdown.clone()));
     tasks.spawn(queue::drive(certificates, shutdown.clone()));
+    tasks.spawn(queue::drive(old_certificates, shutdown.clone()));
     tasks.spawn(queue::drive(quotas, shutdown.clone()));
     tokio::select! {
         () = others_synced.notified() => {}

@@ -93,7 +93,7 @@ pub(super) static ROWS: &[Kind] = &[
     row!(cluster "certificates.k8s.io" "io.k8s.api.certificates.v1" "ClusterTrustBundle" "clustertrustbundles"
         "clustertrustbundle",
         [NAME => Name, column("SignerName", "string") => Text("spec.signerName", "<none>")],
-        Stored::inert("no volume shows it to pods yet").check_by(trust_bundle).fixes(&["spec.signerName"])
+        Stored::new(Support::Honoured).check_by(trust_bundle).fixes(&["spec.signerName"])
             .named_by(|_, _| Vec::new()).needs_version(),
         selectable: &["spec.signerName"]),
     row!(cluster "storagemigration.k8s.io" "io.k8s.api.storagemigration.v1" "StorageVersionMigration"
@@ -269,7 +269,7 @@ fn dangling(object: &Value) -> Cell {
     or(condition(object, "Dangling"), "?").into()
 }
 
-/// A bundle is named after its signer. The certificates in it are not looked into: nothing trusts them here.
+/// A bundle is named after its signer. What its certificates are, the API server looks into.
 fn trust_bundle(object: &Value, errors: &mut FieldErrors) {
     let signer = object["spec"]["signerName"].text();
     if !signer.is_empty() {

@@ -8,36 +8,18 @@ use super::{BLANK, Kind, Stored, row};
 use crate::kinds::value::{Read, child};
 use crate::kinds::{AGE, Cell, Column, NAME, column};
 
-const NO_CERTIFICATES: Stored = Stored::refused("gives pods no certificates");
 const EXTENSIONS: &[&str] = &["api-extensions"];
 
 const fn text(name: &'static str) -> Column {
     column(name, "string")
 }
 
-/// Cells of columns that are never shown, as there are no objects.
-const NEVER: super::Show = super::Show::Text("", "");
-
-pub(super) static ROWS: &[Kind] = &[
-    row!(cluster "apiregistration.k8s.io" "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1" "APIService"
+pub(super) static ROWS: &[Kind] =
+    &[row!(cluster "apiregistration.k8s.io" "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1" "APIService"
         "apiservices" "apiservice",
         [NAME => Name, text("Service") => Of(api_service), text("Available") => Of(available), AGE => Age],
         Stored::refused("passes no requests on to other API servers").named_as_path().create_by(local),
-        categories: EXTENSIONS, has_status: true),
-    row!(namespaced "certificates.k8s.io" "io.k8s.api.certificates.v1" "PodCertificateRequest"
-        "podcertificaterequests" "podcertificaterequest",
-        [
-            NAME => Name,
-            text("PodName") => NEVER,
-            text("ServiceAccountName") => NEVER,
-            text("NodeName") => NEVER,
-            text("SignerName") => NEVER,
-            text("State") => NEVER,
-            text("UnverifiedUserAnnotations") => NEVER,
-        ],
-        NO_CERTIFICATES,
-        has_status: true, selectable: &["spec.signerName", "spec.podName", "spec.nodeName"]),
-];
+        categories: EXTENSIONS, has_status: true)];
 
 /// What is served here is always there.
 fn local(object: &mut Value) {

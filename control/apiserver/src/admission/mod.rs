@@ -14,6 +14,7 @@ mod limit_range;
 pub(crate) mod network;
 mod node;
 mod pod;
+mod pod_certificates;
 mod pod_range;
 mod pod_security;
 mod policy;
@@ -21,6 +22,7 @@ mod quota;
 mod review;
 pub(crate) mod scale;
 pub(crate) mod topology;
+mod trust_bundles;
 pub(crate) mod volumes;
 mod webhook;
 
@@ -262,6 +264,12 @@ async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bool, Status>
     if is(at.resource, "certificates.k8s.io", "certificatesigningrequests") {
         certificates::create(at, object)?;
     }
+    if is(at.resource, "certificates.k8s.io", "podcertificaterequests") {
+        pod_certificates::create(at, object)?;
+    }
+    if is(at.resource, "certificates.k8s.io", "clustertrustbundles") {
+        trust_bundles::write(at, object, None)?;
+    }
     if is(at.resource, "", "persistentvolumeclaims") {
         volumes::create_claim(at, object)?;
     }
@@ -287,6 +295,12 @@ async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value) -> Result<
     authz::rbac::grants(at.cluster, at.caller, (at.resource, at.namespace), object, Some(old))?;
     if is(at.resource, "certificates.k8s.io", "certificatesigningrequests") {
         certificates::update(at, object, old)?;
+    }
+    if is(at.resource, "certificates.k8s.io", "podcertificaterequests") {
+        pod_certificates::update(at, object, old)?;
+    }
+    if is(at.resource, "certificates.k8s.io", "clustertrustbundles") {
+        trust_bundles::write(at, object, Some(old))?;
     }
     if is(at.resource, "", "pods") && at.subresource.is_empty() {
         pod::update(object, old);

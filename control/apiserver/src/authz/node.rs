@@ -65,6 +65,9 @@ pub(super) fn allows(node: &str, asked: &Attributes<'_>) -> bool {
         ("", "pods", "eviction") => creates,
         ("", "serviceaccounts", "token") => creates,
         ("authentication.k8s.io" | "authorization.k8s.io", _, _) => creates,
+        // For volumes. Which, check() and what admits them know.
+        ("certificates.k8s.io", "clustertrustbundles", "") => reads,
+        ("certificates.k8s.io", "podcertificaterequests", "") => creates || reads,
         _ => false,
     }
 }
@@ -120,6 +123,13 @@ fn is_related(cluster: &Cluster, node: &str, asked: &Attributes<'_>, selector: &
             let other = named.map(|name| format!(" '{name}'")).unwrap_or_default();
             Err(format!("node '{node}' cannot read{other}, only its own Node object"))
         }
+        // As a pod: one that is made, what is asked for is looked at by who admits it, and one that is read, by sees().
+        ("certificates.k8s.io", "podcertificaterequests") => match asked.verb {
+            "create" => Ok(()),
+            "get" if in_path.is_some() => Ok(()),
+            _ if selector.exact(NODE) == Some(node) => Ok(()),
+            _ => Err("can only list/watch podcertificaterequests with nodeName field selector".to_owned()),
+        },
         ("", kind @ ("secrets" | "configmaps" | "persistentvolumeclaims")) => match (asked.namespace, named) {
             ("", _) | (_, None) => Err("can only read one named object at a time".to_owned()),
             (namespace, Some(name)) => {
@@ -157,14 +167,21 @@ pub(crate) fn sees(
     let sees = match (resource.row.group(), resource.row.resource()) {
         ("", "pods") => seen.field(NODE) == Some(node),
         ("", "secrets") => seen.field(TYPE) == Some(TLS) || has_pod_with(cluster, node, namespace, name),
+        ("certificates.k8s.io", "podcertificaterequests") => seen.field(NODE) == Some(node),
         _ => true,
     };
     if sees {
         return Ok(());
     }
     if does == READ {
-        let asked =
-            Attributes { verb: "get", resource: resource.row.resource(), namespace, name, ..Attributes::default() };
+        let asked = Attributes {
+            verb: "get",
+            group: resource.row.group(),
+            resource: resource.row.resource(),
+            namespace,
+            name,
+            ..Attributes::default()
+        };
         let mut status = super::refusal(caller, &asked);
         status.message = format!("{}: node: {}", status.message, unrelated(node));
         return Err(status);
@@ -446,6 +463,11 @@ mod tests {
             (ask("patch", "networking.k8s.io", "ingresses", "status", "default", "i"), false),
             (ask("update", "networking.k8s.io", "ingresses", "", "default", "i"), false),
             (ask("impersonate", "", "users", "", "", "admin"), false),
+            (ask("create", "certificates.k8s.io", "podcertificaterequests", "", "default", ""), true),
+            (ask("update", "certificates.k8s.io", "podcertificaterequests", "", "default", "r"), false),
+            (ask("patch", "certificates.k8s.io", "podcertificaterequests", "status", "default", "r"), false),
+            (ask("create", "certificates.k8s.io", "clustertrustbundles", "", "", ""), false),
+            (ask("watch", "certificates.k8s.io", "clustertrustbundles", "", "", ""), true),
         ] {
             assert_eq!(allows("a", &asked), expected, "{asked:?}");
         }

@@ -140,8 +140,8 @@ async fn a_cron_job_has_a_schedule_that_can_be_read() {
 #[tokio::test]
 async fn what_would_be_relied_on_in_vain_is_refused() {
     let server = Server::start().await;
-    let path = "/apis/certificates.k8s.io/v1/namespaces/default/podcertificaterequests";
-    let object = json!({"kind": "PodCertificateRequest", "metadata": {"name": "a"}});
+    let path = "/apis/apiregistration.k8s.io/v1/apiservices";
+    let object = json!({"kind": "APIService", "metadata": {"name": "a"}});
     let (code, status) = server.call("POST", path, object).await;
     assert_eq!((code, &status["reason"]), (403, &json!("Forbidden")), "{status}");
     let message = status["message"].as_str().unwrap_or_default();

@@ -15,6 +15,7 @@ mod lists;
 mod mesh;
 mod nodes;
 mod objects;
+mod pod_certificates;
 mod podsecurity;
 mod policies;
 mod quotas;
