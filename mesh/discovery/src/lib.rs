@@ -12,6 +12,7 @@
 //! Balancing and connections are the proxy's affair.
 
 mod again;
+mod balanced;
 mod ingress;
 mod name;
 mod policies;
@@ -36,7 +37,7 @@ pub use coracle_policy::Protocol;
 pub use ingress::{Ingress, Ingresses, Problem, Routing, SecretKey, Told};
 pub use policies::Policies;
 pub use routes::{Backend, Options, Origin, PortName, Route, RouteTable};
-pub use snapshot::{ACTIVATES, Endpoint, Port, Resolved, Service, ServiceKind, Snapshot};
+pub use snapshot::{ACTIVATES, Balanced, Endpoint, Port, Resolved, Service, ServiceKind, Snapshot, Traffic};
 use table::{Change, Table};
 
 /// Changes that are taken together into one snapshot, so that a storm does not make one snapshot for each of its events.

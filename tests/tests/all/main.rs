@@ -15,6 +15,7 @@ mod policies;
 mod proof;
 mod seeing;
 mod servers;
+mod services;
 mod sets;
 mod time;
 mod upgrade;

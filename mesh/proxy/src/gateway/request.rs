@@ -14,7 +14,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 
 use super::Inbound;
 use super::bounds::{self, Silence};
-use crate::routes::Route;
+use crate::routes::{Route, Side};
 use crate::serve::{refuse, say};
 use crate::{Asker, Body, Error, headers, outbound};
 
@@ -141,7 +141,7 @@ impl Inbound {
                     PortName::Name(name) => of.name == **name,
                 }
         });
-        let route = at.and_then(|at| self.proxy.routes.find(service, at));
+        let route = at.and_then(|at| self.proxy.routes.find(service, at, Side::Gateway));
         route.ok_or_else(|| {
             format!("{} leads to port {port} of service {}/{}, which it does not have", rule.origin, key.0, key.1)
         })

@@ -157,7 +157,8 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio_util::task::TaskTracker;
 
-    use super::super::{Inbound, Target};
+    use super::super::Inbound;
+    use super::super::wanted::{Purpose, Target};
     use super::*;
     use crate::accept::accept;
     use crate::places::{Bounds, Key, Places};
@@ -174,7 +175,7 @@ mod tests {
         let inbound = Inbound {
             proxy: world.proxy.clone(),
             key: KEY,
-            target: Arc::new(ArcSwap::from_pointee(Target { service, at: 0 })),
+            target: Arc::new(ArcSwap::from_pointee(Target { service, at: 0, purpose: Purpose::NodePort })),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             places: Places::new(Bounds { node: places, port: places }),

@@ -8,6 +8,7 @@ use coracle_discovery::{Backend, Protocol, Routing, Service};
 
 use super::{Filter, Page, Tapping};
 use crate::Proxy;
+use crate::routes::Side;
 
 /// A Service as this node sees it.
 #[derive(Debug)]
@@ -101,7 +102,7 @@ impl Proxy {
     pub fn view(&self, namespace: &str, name: &str) -> Option<View> {
         let service = self.discovery.snapshot().service(namespace, name)?.clone();
         let ports = service.ports.iter().enumerate().filter_map(|(at, port)| {
-            let route = self.routes.find(&service, at)?;
+            let route = self.routes.find(&service, at, Side::Gateway)?;
             Some(Port {
                 name: port.name.clone(),
                 port: port.port,

@@ -28,6 +28,9 @@ use crate::{
     ServiceFailure, serve_link, serve_stream,
 };
 
+/// The name of the node.
+pub const NODE: &str = "here";
+
 /// Longest wait for what must come.
 pub const SOON: Duration = Duration::from_secs(20);
 
@@ -127,6 +130,10 @@ pub struct Pods {
 }
 
 impl LocalEndpoints for Pods {
+    fn node(&self) -> &str {
+        NODE
+    }
+
     fn lookup(&self, address: IpAddr, _: u16) -> Option<Local> {
         self.at.lock().unwrap().get(&address).cloned()
     }
@@ -197,7 +204,13 @@ impl LocalEndpoints for Pods {
     }
 
     fn service_failed(&self, service: &Service, failure: ServiceFailure<'_>) {
-        self.failures.lock().unwrap().push(format!("{}: {failure:?}", service.name));
+        let what = match failure {
+            ServiceFailure::Port(port, ..) => format!("port {port}"),
+            ServiceFailure::Taken(port, _, holder) => format!("port {port} is of {}", holder.name),
+            ServiceFailure::TooMany(port, _) => format!("port {port} is too many"),
+            ServiceFailure::Endpoint(at) => format!("Endpoint({at})"),
+        };
+        self.failures.lock().unwrap().push(format!("{}: {what}", service.name));
     }
 }
 
@@ -297,6 +310,24 @@ impl World {
         self.services.put(name, json!({"spec": {"clusterIP": cluster_ip, "ports": ports}}));
     }
 
+    /// A Service with this spec, made at this second.
+    pub fn service_with(&self, name: &str, second: u8, spec: Value) {
+        let metadata = json!({"uid": name, "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")});
+        self.services.put(name, json!({"metadata": metadata, "spec": spec}));
+    }
+
+    /// Ready endpoints of a Service, `10.9.0.N`, each on a node; those that are not ready any more end.
+    pub fn placed(&self, service: &str, pods: &[(u8, &str, bool)], ports: Value) {
+        let endpoint = |(n, node, is_ready): &(u8, &str, bool)| {
+            let conditions = json!({"ready": is_ready, "serving": true, "terminating": !is_ready});
+            json!({"addresses": [pod(*n)], "nodeName": node, "conditions": conditions})
+        };
+        let endpoints: Vec<Value> = pods.iter().map(endpoint).collect();
+        let labels = json!({"labels": {"kubernetes.io/service-name": service}});
+        self.slices
+            .put(service, json!({"addressType": "IPv4", "metadata": labels, "endpoints": endpoints, "ports": ports}));
+    }
+
     /// The same, of one whose pods are scaled by what is asked of it.
     pub fn activated(&self, name: &str, cluster_ip: &str, ports: Value) {
         let annotations = json!({coracle_discovery::ACTIVATES: "deployment.apps/web"});
@@ -339,7 +370,7 @@ impl World {
     /// Waits until the mesh knows so many endpoints of the Service's first port.
     pub async fn known(&self, service: &str, endpoints: usize) {
         let is_known = |snapshot: &Snapshot| {
-            snapshot.service("n", service).is_some_and(|service| service.ports[0].endpoints.len() == endpoints)
+            snapshot.service("n", service).is_some_and(|service| service.ports[0].endpoints().len() == endpoints)
         };
         let mut generations = self.discovery.subscribe();
         let known = async {
