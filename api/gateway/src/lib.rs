@@ -16,6 +16,7 @@ mod attach;
 mod grant;
 mod host;
 mod kinds;
+mod known;
 mod listener;
 mod resolve;
 mod rule;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 pub use grant::Grant;
 pub use host::Hostname;
 pub use kinds::{Class, Gateway, HttpRoute, Meta};
+pub use known::{Known, Said, defined_by, named};
 pub use listener::Protocol;
 pub use resolve::{GatewayState, ListenerState, Objects, ParentState, Resolved, RouteState};
 pub use rule::{

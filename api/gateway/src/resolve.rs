@@ -154,7 +154,7 @@ impl Objects {
         }
         let at: HashMap<Key, usize> =
             gateways.iter().enumerate().map(|(at, gateway)| (gateway.meta.key(), at)).collect();
-        let known = Known { gateways: &gateways, at: &at, namespaces: &self.namespaces };
+        let known = Parents { gateways: &gateways, at: &at, namespaces: &self.namespaces };
         let mut cost = 0;
         for route in in_order(&self.routes) {
             self.resolve_route(route, &known, missing, &mut cost, &mut resolved);
@@ -179,7 +179,7 @@ impl Objects {
     fn resolve_route(
         &self,
         route: &HttpRoute,
-        known: &Known<'_>,
+        known: &Parents<'_>,
         missing: Missing<'_>,
         cost: &mut usize,
         resolved: &mut Resolved,
@@ -257,13 +257,13 @@ impl Objects {
 }
 
 /// What routes are attached to.
-struct Known<'a> {
+struct Parents<'a> {
     gateways: &'a [&'a Gateway],
     at: &'a HashMap<Key, usize>,
     namespaces: &'a Namespaces,
 }
 
-impl Known<'_> {
+impl Parents<'_> {
     /// The Gateway of ours that a parent is.
     fn parent(&self, route: &HttpRoute, written: &serde_json::Value) -> Option<(usize, crate::kinds::ParentRef)> {
         let (key, parent) = attach::parent(route, written)?;

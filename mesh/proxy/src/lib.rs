@@ -38,6 +38,7 @@ mod turns;
 mod uncertain;
 mod upgrade;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -54,7 +55,7 @@ use tokio_util::sync::CancellationToken;
 pub use demand::{Asked, Demands, Reader};
 pub use dial::KEPT_ELSEWHERE_MAX;
 pub use flows::Flows;
-pub use gateway::{Certificate, CertificateError, Certificates, Listener, Listening};
+pub use gateway::{Certificate, CertificateError, Certificates, Failed, GatewayRoutes, Listener, Listening, OwnPort};
 pub use gone::ended;
 pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
 pub use link::{SOURCE, said as source_header};
@@ -366,6 +367,8 @@ pub struct Proxy {
     by_ingress: Arc<observe::ByIngress>,
     /// What has become of the ports of Services that this node is a balancer of.
     opened: Arc<watch::Sender<Vec<Opened>>>,
+    /// Ports of Gateways, and whether they are served.
+    gateway_ports: Arc<watch::Sender<BTreeMap<u16, bool>>>,
     tracer: Option<Tracer>,
 }
 
@@ -376,8 +379,23 @@ impl Proxy {
         let dialer = dial::Dialer::new(guard.clone());
         let places = places::Places::new(places::CONNECTIONS_MAX);
         let routes = Arc::new(routes::Routes::new(local.clone()));
-        let (upstreams, taps, by_ingress, opened) = Default::default();
-        Proxy { discovery, local, guard, routes, dialer, upstreams, places, taps, by_ingress, opened, tracer: None }
+        let (upstreams, taps, by_ingress) = Default::default();
+        let (opened, gateway_ports) = Default::default();
+        let tracer = None;
+        Proxy {
+            discovery,
+            local,
+            guard,
+            routes,
+            dialer,
+            upstreams,
+            places,
+            taps,
+            by_ingress,
+            opened,
+            gateway_ports,
+            tracer,
+        }
     }
 
     /// What has become of the ports of Services of type LoadBalancer: those for which nobody of this node may answer are left out.

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::object::Facts;
 use crate::balancer;
 use crate::context::Context;
-use crate::ingress;
+use crate::ingress::{self, gateways};
 use crate::pod::Pods;
 
 /// How often the Lease is renewed.
@@ -145,6 +145,8 @@ impl Registration {
         let mut disk = self.context.disk.changed();
         let mut gateway = self.context.gateway.changed();
         let mut opened = self.context.network.proxy.opened();
+        let mut gateway_ports = self.context.network.proxy.gateway_ports();
+        let mut gateway_secrets = self.context.gateway.gateways.changed();
         let mut written: Option<Instant> = None;
         loop {
             let is_due =
@@ -168,6 +170,8 @@ impl Registration {
                 Ok(()) = disk.changed() => {}
                 Ok(()) = gateway.changed() => {}
                 Ok(()) = opened.changed() => {}
+                Ok(()) = gateway_ports.changed() => {}
+                Ok(()) = gateway_secrets.changed() => {}
             }
         }
     }
@@ -179,10 +183,16 @@ impl Registration {
     }
 
     /// What the object is to say of where this node serves, by the names of annotations.
-    fn serves(&self) -> [(&'static str, Option<String>); 2] {
+    fn serves(&self) -> [(&'static str, Option<String>); 3] {
         let Context { config, network, gateway, .. } = &*self.context;
         let balances = balancer::annotation(config.node_port_bind, config.node_ip, &network.proxy.opened().borrow());
-        [(ingress::ANNOTATION, gateway.annotation()), (balancer::ANNOTATION, balances)]
+        let bind = config.ingress.bind;
+        let address = if bind.is_unspecified() { config.node_ip } else { bind };
+        [
+            (ingress::ANNOTATION, gateway.annotation()),
+            (balancer::ANNOTATION, balances),
+            (gateways::ANNOTATION, gateway.gateways.annotation(address, &self.context)),
+        ]
     }
 
     /// Whether the object says it.

@@ -6,6 +6,7 @@ mod backup;
 mod command_line;
 mod crash;
 mod failover;
+mod gateway;
 mod images;
 mod ingress;
 mod kubectl;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use coracle_gateway::{Objects, Protocol};
+use coracle_gateway::{Known, Protocol};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -102,22 +102,21 @@ impl Gateways {
         let (changes, mut changed) = mpsc::channel::<Change>(CHANGES_MAX);
         let follow = follow::run(self.client.clone(), changes);
         let take = async {
-            let (mut objects, mut known) = (Objects::default(), follow::Known::default());
+            let mut known = Known::default();
             while let Some(first) = changed.recv().await {
-                known.take(first, &mut objects);
+                follow::take(&mut known, first);
                 tokio::time::sleep(SETTLE).await;
                 for _ in 1..BATCH {
                     match changed.try_recv() {
-                        Ok(change) => known.take(change, &mut objects),
+                        Ok(change) => follow::take(&mut known, change),
                         Err(_) => break,
                     }
                 }
-                // Of half a list nothing is known but that there is more.
                 if !known.is_complete() {
                     continue;
                 }
                 let generation = self.ports.load().generation + 1;
-                self.ports.store(Arc::new(compile::compile(&objects.resolve(&|_| None), generation)));
+                self.ports.store(Arc::new(compile::compile(&known.objects.resolve(&|_| None), generation)));
                 self.generation.send_replace(generation);
             }
         };

@@ -74,7 +74,9 @@ impl Rule {
         let rule = routing.routes.find(host, path)?;
         let backend = match &rule.backend {
             Backend::Service { key, port } => Ok((key.0.clone(), key.1.clone(), port.to_string())),
-            Backend::Other(what) => Err(what.to_string()),
+            Backend::Other(what) | Backend::Nobody(what) => Err(what.to_string()),
+            // No Ingress leads there.
+            Backend::Split(_) | Backend::Redirect(_) => Err("several places".to_owned()),
         };
         Some(Rule {
             ingress: rule.origin.to_string(),

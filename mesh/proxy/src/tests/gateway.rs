@@ -59,8 +59,13 @@ impl Gateway {
         let certificates = Arc::new(Certificates::new(certificate("default.invalid")));
         let (opened, mut opens) = mpsc::unbounded_channel();
         let listening: Listening = Arc::new(move |at, address| opened.send((at, address.unwrap())).unwrap());
-        let listener =
-            |tls| Listener { address: ([127, 0, 0, 1], 0).into(), bound: None, tls, routes: world.routes.clone() };
+        let listener = |tls| Listener {
+            address: ([127, 0, 0, 1], 0).into(),
+            bound: None,
+            tls,
+            routes: world.routes.clone(),
+            gateways: None,
+        };
         let listeners = vec![listener(None), listener(Some(certificates.clone()))];
         tokio::spawn(world.proxy.clone().serve(listeners, listening, world.stop.clone()));
         let (told, mut hears) = mpsc::channel(16);
@@ -464,7 +469,7 @@ async fn a_port_that_is_taken_is_tried_again() {
     let (opened, mut opens) = mpsc::unbounded_channel();
     let listening: Listening = Arc::new(move |_, address| opened.send(address.map_err(|error| error.kind())).unwrap());
     let address = taken.local_addr().unwrap();
-    let listener = Listener { address, bound: None, tls: None, routes: world.routes.clone() };
+    let listener = Listener { address, bound: None, tls: None, routes: world.routes.clone(), gateways: None };
     let serving = tokio::spawn(world.proxy.clone().serve(vec![listener], listening, world.stop.clone()));
     assert_eq!(opens.recv().await, Some(Err(std::io::ErrorKind::AddrInUse)));
     drop(taken);
@@ -496,7 +501,7 @@ async fn a_host_with_tls_waits_for_the_port_where_it_is_spoken() {
         }
     });
     let certificates = Arc::new(Certificates::new(certificate("default.invalid")));
-    let listener = |address, tls| Listener { address, bound: None, tls, routes: world.routes.clone() };
+    let listener = |address, tls| Listener { address, bound: None, tls, routes: world.routes.clone(), gateways: None };
     let listeners =
         vec![listener(([127, 0, 0, 1], 0).into(), None), listener(taken.local_addr().unwrap(), Some(certificates))];
     tokio::spawn(world.proxy.clone().serve(listeners, listening, world.stop.clone()));

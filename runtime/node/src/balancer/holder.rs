@@ -1,19 +1,31 @@
 //! Which program has a port of this machine, as far as this process may know: the kernel tells the user of every socket
 //! (`/proc/net/tcp`, proc(5)), and the program only of those that are of the same user.
 
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
 use coracle_discovery::Protocol;
 
 /// Why a port below 1024 is not opened, as a rule.
-pub(super) const RESERVED: &str = "ports below net.ipv4.ip_unprivileged_port_start (1024, as a rule) are for processes with the \
+const RESERVED: &str = "ports below net.ipv4.ip_unprivileged_port_start (1024, as a rule) are for processes with the \
                                    capability CAP_NET_BIND_SERVICE";
 
 /// Programs that are looked at.
 const PROCESSES_MAX: usize = 10_000;
 
+/// Words about why a port could not be opened, to be added to the kernel's own; empty where there are none. It reads files: not for a
+/// thread that others wait for.
+pub fn why(error: io::ErrorKind, port: u16, protocol: Protocol) -> String {
+    let why = match error {
+        io::ErrorKind::AddrInUse => of(port, protocol),
+        io::ErrorKind::PermissionDenied => Some(RESERVED.to_owned()),
+        _ => None,
+    };
+    why.map(|why| format!("; {why}")).unwrap_or_default()
+}
+
 /// Who has the port; `None` when the kernel does not say.
-pub(super) fn of(port: u16, protocol: Protocol) -> Option<String> {
+fn of(port: u16, protocol: Protocol) -> Option<String> {
     let (tables, state) = match protocol {
         Protocol::Tcp => (["tcp", "tcp6"], Some("0A")),
         Protocol::Udp => (["udp", "udp6"], None),

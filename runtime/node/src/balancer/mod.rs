@@ -1,8 +1,7 @@
 //! The node as a balancer of Services: what it says of their ports, to the controller that writes their status and to people.
 
-mod holder;
+pub mod holder;
 
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -48,12 +47,7 @@ pub fn service_failed(recorder: Recorder) -> ServiceFailed {
                 let at = format!("port {port}/{}", name_of(protocol));
                 // Who has it is read from files, of which there may be many.
                 tokio::task::spawn_blocking(move || {
-                    let why = match kind {
-                        io::ErrorKind::AddrInUse => holder::of(port, protocol),
-                        io::ErrorKind::PermissionDenied => Some(holder::RESERVED.to_owned()),
-                        _ => None,
-                    };
-                    let why = why.map(|why| format!("; {why}")).unwrap_or_default();
+                    let why = holder::why(kind, port, protocol);
                     tell("PortUnavailable", format!("can't open {at} for the Service on this node: {error}{why}"));
                 });
             }
