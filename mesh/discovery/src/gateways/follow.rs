@@ -44,7 +44,7 @@ pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
     let mut events = metadata_watcher(definitions, watcher::Config::default()).backoff(Again::new()).boxed();
     // Those of a list that is being read.
     let mut listed: Option<HashSet<usize>> = None;
-    let mut has_namespaces = false;
+    let (mut has_namespaces, mut is_told) = (false, false);
     let of =
         |definition: &PartialObjectMeta<CustomResourceDefinition>| defined_by(definition.metadata.name.as_deref()?);
     while let Some(event) = events.next().await {
@@ -67,7 +67,7 @@ pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
             Err(error) => {
                 // Another's API server does not tell nodes which definitions there are: then there are none.
                 tracing::debug!(%error, "watch custom resource definitions");
-                match is_refused(&error) {
+                match is_refused(&error) && !std::mem::replace(&mut is_told, true) {
                     true => (HashSet::new(), (0..KINDS.len()).collect()),
                     false => continue,
                 }

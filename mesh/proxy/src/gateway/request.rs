@@ -121,8 +121,8 @@ impl Inbound {
         // As it is without TLS and in HTTP/1.1: who answers need not know how it came.
         let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
-        let filters = [&rule.options.filters, &chosen];
-        for filters in filters.into_iter().filter(|filters| !filters.are_none()) {
+        let filters = || std::iter::once(&rule.options.filters).chain(&chosen).filter(|filters| !filters.are_none());
+        for filters in filters() {
             change::headers(request.headers_mut(), &filters.request);
             change::rewrite(&mut request, &filters.rewrite)?;
         }
@@ -135,7 +135,7 @@ impl Inbound {
         let answered = self.ask(&Source::Outside(client.ip()), &rule, route, request).await;
         count(answered.as_ref().map_or_else(|error| refuse(error).status(), Response::status));
         answered.map(|mut response| {
-            for filters in [&rule.options.filters, &chosen] {
+            for filters in filters() {
                 change::headers(response.headers_mut(), &filters.response);
             }
             if let Some(hsts) = rule.options.hsts.as_ref().filter(|_| self.tls.is_some())
@@ -181,10 +181,10 @@ impl Inbound {
     }
 
     /// The Service's port that a rule leads to, and what is changed for it beside; why there is none.
-    fn route(&self, rule: &Rule) -> Result<(Route, Arc<Filters>), String> {
+    fn route(&self, rule: &Rule) -> Result<(Route, Option<Arc<Filters>>), String> {
         let by_number;
         let (key, port, filters) = match &rule.backend {
-            Backend::Service { key, port } => (key.clone(), port, Arc::default()),
+            Backend::Service { key, port } => (key.clone(), port, None),
             Backend::Other(what) => return Err(format!("{} leads to {what}, which is no Service", rule.origin)),
             Backend::Nobody(why) => return Err(format!("{}: {why}", rule.origin)),
             Backend::Redirect(_) => return Err(format!("{} leads elsewhere", rule.origin)),
@@ -193,7 +193,7 @@ impl Inbound {
                 let chosen = chosen.ok_or_else(|| format!("{}: its rule has no backend", rule.origin))?;
                 let target = chosen.target.as_ref().map_err(|why| format!("{}: {why}", rule.origin))?;
                 by_number = PortName::Number(target.port);
-                ((target.namespace.clone(), target.name.clone()), &by_number, chosen.filters.clone())
+                ((target.namespace.clone(), target.name.clone()), &by_number, Some(chosen.filters.clone()))
             }
         };
         let snapshot = self.proxy.discovery.snapshot();

@@ -59,14 +59,19 @@ impl Inbound {
         Asker::NodePort(self.key.0)
     }
 
-    fn way(&self) -> tcp::Way {
-        let inbound = self.clone();
-        tcp::Way {
-            proxy: self.proxy.clone(),
-            route: Arc::new(move || inbound.route()),
-            asker: self.asker(),
-            drain: self.stop.clone(),
-        }
+    /// The way of a connection of this client. It is for the Service that has the port now, whoever has it later; and who may not
+    /// connect any more is not answered on a connection that is there.
+    fn way(&self, client: IpAddr) -> tcp::Way {
+        let (inbound, service) = (self.clone(), self.target.load().service.clone());
+        let route = move || {
+            let target = inbound.target.load();
+            let is_same = (&target.service.namespace, &target.service.name) == (&service.namespace, &service.name);
+            match is_same && target.lets_in(client) {
+                true => inbound.route(),
+                false => Err(Error::NoEndpoints { namespace: service.namespace.clone(), name: service.name.clone() }),
+            }
+        };
+        tcp::Way { proxy: self.proxy.clone(), route: Arc::new(route), asker: self.asker(), drain: self.stop.clone() }
     }
 
     /// The route as it is now.
@@ -92,7 +97,7 @@ impl Inbound {
         let is_check = self.target.load().purpose == Purpose::HealthCheck;
         match is_check {
             true => self.check(stream, turns).await,
-            false => tcp::connection(self.way(), Source::Outside(client.ip()), stream, turns).await,
+            false => tcp::connection(self.way(client.ip()), Source::Outside(client.ip()), stream, turns).await,
         }
     }
 

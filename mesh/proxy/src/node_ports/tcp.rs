@@ -182,10 +182,8 @@ mod tests {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let way = inbound.way();
-        let serve = move |stream, client: std::net::SocketAddr, turns| {
-            connection(way.clone(), Source::Outside(client.ip()), stream, turns)
-        };
+        let of = inbound.clone();
+        let serve = move |stream, client: std::net::SocketAddr, turns| of.clone().connection(stream, client, turns);
         inbound.tasks.spawn(accept(inbound.door(), listener, serve));
         (inbound, address)
     }

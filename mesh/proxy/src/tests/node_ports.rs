@@ -360,6 +360,20 @@ async fn a_balancer_s_ranges_keep_others_out_there_and_nowhere_else() {
         stream.read_to_string(&mut text).await.is_ok_and(|_| text.contains("pod1"))
     })
     .await;
+    // Who may not any more is not answered on a connection that is there.
+    let mut kept = connect(port).await;
+    write(&mut kept, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(read_head(&mut kept).await.starts_with("HTTP/1.1 200"));
+    kept.read_exact(&mut [0; 4]).await.unwrap();
+    world.service_with("web", 1, spec("192.0.2.0/24"));
+    until(async || {
+        let mut stream = connect(port).await;
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        stream.read_u8().await.is_err()
+    })
+    .await;
+    write(&mut kept, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert!(read_head(&mut kept).await.starts_with("HTTP/1.1 503"));
     // And datagrams.
     let datagrams = |range: &str| {
         json!({"type": "LoadBalancer", "clusterIP": "10.96.0.8", "loadBalancerSourceRanges": [range],

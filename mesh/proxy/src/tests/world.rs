@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_discovery::{Discovery, Ingresses, Policies, Protocol, Routing, Service, Snapshot};
+use coracle_discovery::{Discovery, Gateways, Ingresses, Policies, Protocol, Routing, Service, Snapshot};
 use coracle_policy::{Source, Workload};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
@@ -220,9 +220,12 @@ pub struct World {
     slices: Arc<Kind>,
     ingresses: Arc<Kind>,
     rules: Arc<Kind>,
+    /// Of Gateway API, by their plurals, the definitions among them.
+    gateway_kinds: HashMap<&'static str, Arc<Kind>>,
     pub policies: Policies,
     /// Followed by who asks for it.
     pub routes: Ingresses,
+    pub gateways: Gateways,
     pub discovery: Discovery,
     pub pods: Arc<Pods>,
     pub proxy: Proxy,
@@ -240,6 +243,12 @@ impl World {
         let rules = Arc::new(Kind::new("networking.k8s.io/v1", "NetworkPolicyList"));
         let namespaces = Arc::new(Kind::new("v1", "NamespaceList"));
         namespaces.put("n", json!({"metadata": {"labels": {"team": "a"}}}));
+        let gateway_kind = |plural: &'static str| (plural, Arc::new(Kind::new("gateway.networking.k8s.io/v1", "List")));
+        let plurals = ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"];
+        let gateway_kinds: HashMap<&str, Arc<Kind>> =
+            plurals.into_iter().chain(["customresourcedefinitions"]).map(gateway_kind).collect();
+        let of_gateways: Vec<(String, Arc<Kind>)> =
+            gateway_kinds.iter().map(|(plural, kind)| (format!("/{plural}"), kind.clone())).collect();
         let kinds = [
             ("/services", services.clone()),
             ("/ingresses", ingresses.clone()),
@@ -249,15 +258,17 @@ impl World {
         ];
         let rest = slices.clone();
         let api = tower::service_fn(move |request: Request<ApiBody>| {
-            let named = kinds.iter().find(|(name, _)| request.uri().path().ends_with(name));
-            let kind = named.map_or(&rest, |(_, kind)| kind);
+            let path = request.uri().path();
+            let named = kinds.iter().find(|(name, _)| path.ends_with(name)).map(|(_, kind)| kind);
+            let of_gateways = || of_gateways.iter().find(|(name, _)| path.ends_with(name)).map(|(_, kind)| kind);
+            let kind = named.or_else(of_gateways).unwrap_or(&rest);
             let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
             let answer = kind.answer(is_watch);
             async move { Ok::<_, Infallible>(answer) }
         });
         let client = kube::Client::new(api, "default");
         let (discovery, policies) = (Discovery::new(client.clone()), Policies::new(client.clone()));
-        let routes = Ingresses::new(client);
+        let (routes, gateways) = (Ingresses::new(client.clone()), Gateways::new(client));
         let pods = Arc::new(Pods { places_elsewhere: AtomicUsize::new(usize::MAX), ..Pods::default() });
         let proxy = Proxy::new(discovery.clone(), policies.clone(), pods.clone());
         let stop = CancellationToken::new();
@@ -266,7 +277,21 @@ impl World {
         let running = tokio::spawn(proxy.clone().run(Some([127, 0, 0, 1].into()), stop.clone()));
         discovery.synced().await;
         policies.synced().await;
-        World { services, slices, ingresses, rules, policies, routes, discovery, pods, proxy, stop, running }
+        World {
+            services,
+            slices,
+            ingresses,
+            rules,
+            gateway_kinds,
+            policies,
+            routes,
+            gateways,
+            discovery,
+            pods,
+            proxy,
+            stop,
+            running,
+        }
     }
 
     /// A policy of the namespace, known to the mesh when this returns; `null` takes it away.
@@ -292,6 +317,16 @@ impl World {
     pub fn ingress(&self, name: &str, annotations: Value, mut spec: Value) {
         spec["ingressClassName"] = json!("coracle");
         self.ingresses.put(name, json!({"metadata": {"uid": name, "annotations": annotations}, "spec": spec}));
+    }
+
+    /// An object of Gateway API, or a definition.
+    pub fn gateway_object(&self, plural: &str, name: &str, mut object: Value) {
+        object["metadata"]["uid"] = json!(name);
+        self.gateway_kinds[plural].put(name, object);
+    }
+
+    pub fn delete_gateway_object(&self, plural: &str, name: &str) {
+        self.gateway_kinds[plural].delete(name);
     }
 
     /// Waits until the routes are so.
