@@ -35,7 +35,7 @@ pub struct Arguments {
     /// Port there; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 10_250)]
     port: u16,
-    /// Address on which NodePort services answer
+    /// Address on which NodePort and LoadBalancer services answer
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     node_port_bind: IpAddr,
     #[command(flatten)]
