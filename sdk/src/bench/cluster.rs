@@ -65,9 +65,14 @@ impl Process {
         Ok(Process { child, dir, remote })
     }
 
+    /// Its process.
+    pub fn id(&self) -> Result<u32, Error> {
+        self.child.id().ok_or_else(|| "the cluster has ended".into())
+    }
+
     /// Resident memory in bytes, of the process and what it started.
     pub fn resident_bytes(&self) -> Result<u64, Error> {
-        let id = self.child.id().ok_or("the cluster has ended")?;
+        let id = self.id()?;
         let statm = std::fs::read_to_string(format!("/proc/{id}/statm"))?;
         let pages: u64 = statm.split(' ').nth(1).ok_or("statm has no second field")?.parse()?;
         Ok(pages * rustix::param::page_size() as u64)

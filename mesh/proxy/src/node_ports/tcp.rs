@@ -140,11 +140,12 @@ async fn connect(
 /// Serves a connection as HTTP: each request takes the route as it is then.
 async fn http(way: Way, stream: TcpStream, source: Source, turns: Arc<Turns>) -> Result<(), BoxError> {
     let drain = way.drain.clone();
+    // Of the connection: a request that cloned the proxy would count a dozen references up and down.
+    let way = Arc::new(way);
     let answer = move |mut request: Request<Body>| {
         request.extensions_mut().insert(way.asker.clone());
-        let route = (way.route)();
-        let (proxy, source) = (way.proxy.clone(), way.proxy.guard.now(&source));
-        async move { proxy.call_route(&source, route?, request).await }
+        let (way, route, source) = (way.clone(), (way.route)(), way.proxy.guard.now(&source));
+        async move { way.proxy.call_route(&source, route?, request).await }
     };
     serve::serve(stream, turns, drain, answer).await
 }
