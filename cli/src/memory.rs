@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_secs(5);
 /// the allocator keeps it for a while, which costs less than a fault for each page that is used again.
 const START: Duration = Duration::from_secs(4);
 /// How often the executable's pages are let go. What is in use comes back from the page cache, which costs a millisecond.
-const FILE_EVERY: Duration = Duration::from_secs(60);
+const FILE_EVERY: Duration = Duration::from_secs(15);
 /// `mi_option_purge_delay`, in milliseconds.
 const PURGE_DELAY: c_int = 15;
 
@@ -42,6 +42,12 @@ pub fn begin() {
         mi_option_set(PURGE_DELAY, 0);
         Begun { at: Instant::now(), purge_delay }
     });
+}
+
+/// Called when what was to be started has: most of the code that ran until then does not run again.
+pub fn started() {
+    mi_collect(true);
+    let_file_go();
 }
 
 /// Called by each thread of the runtime that is about to sleep.
