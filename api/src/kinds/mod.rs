@@ -114,6 +114,7 @@ pub fn refusal(row: &Kind) -> Option<String> {
 
 pub use fields::refuse as refuse_fields;
 pub use row::Row;
+pub use stored::aggregation::is_local as is_local_version;
 
 /// What the client is told about an object that it made or changed.
 pub fn warnings(row: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> {

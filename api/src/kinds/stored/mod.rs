@@ -4,6 +4,7 @@
 
 mod access;
 mod addresses;
+pub(super) mod aggregation;
 mod autoscaler;
 mod devices;
 mod flow;
@@ -34,6 +35,7 @@ use show::Show;
 pub(super) fn rows() -> impl Iterator<Item = &'static Kind> {
     [
         access::ROWS,
+        aggregation::ROWS,
         autoscaler::ROWS,
         devices::ROWS,
         network::ROWS,

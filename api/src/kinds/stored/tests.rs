@@ -71,7 +71,7 @@ fn what_is_not_done_is_said() {
     assert!(warnings(row("", "secrets"), &secret, None).is_empty());
     assert!(refusal(row("", "pods")).is_none() && refusal(row("batch", "jobs")).is_none());
     assert_eq!(
-        refusal(row("apiregistration.k8s.io", "apiservices")).expect("it is refused"),
-        "this version of Coracle passes no requests on to other API servers, and refuses the object rather than ignore it"
+        refusal(row("certificates.k8s.io", "podcertificaterequests")).expect("it is refused"),
+        "this version of Coracle gives pods no certificates, and refuses the object rather than ignore it"
     );
 }
