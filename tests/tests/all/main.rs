@@ -1,6 +1,5 @@
 //! Everything that needs more than one crate, in one binary: linking is what costs.
 
-mod aggregation;
 mod arrows;
 mod autoscaling;
 mod backup;
