@@ -1,9 +1,9 @@
 //! The kinds of Kubernetes that this version stores without acting on them, as tables. The generic path serves them like
-//! any other kind. What each row promises is said in its [`Support`]: what would be ignored is told to the client, and
-//! what it would be dangerous to ignore is refused.
+//! any other kind. What each row promises is said in its [`Support`]: what would be ignored is told to the client.
 
 mod access;
 mod addresses;
+pub(super) mod aggregation;
 mod autoscaler;
 mod devices;
 mod flow;
@@ -11,7 +11,6 @@ mod network;
 mod network_policies;
 mod policies;
 mod quotas;
-mod refused;
 mod rules;
 mod show;
 #[cfg(test)]
@@ -34,13 +33,13 @@ use show::Show;
 pub(super) fn rows() -> impl Iterator<Item = &'static Kind> {
     [
         access::ROWS,
+        aggregation::ROWS,
         autoscaler::ROWS,
         devices::ROWS,
         network::ROWS,
         network_policies::ROWS,
         policies::ROWS,
         quotas::ROWS,
-        refused::ROWS,
         volumes::ROWS,
         webhooks::ROWS,
         workloads::ROWS,
@@ -128,10 +127,6 @@ impl Stored {
 
     const fn inert(why: &'static str) -> Stored {
         Stored::new(Support::Inert(why))
-    }
-
-    const fn refused(why: &'static str) -> Stored {
-        Stored::new(Support::Refused(why))
     }
 
     const fn counted(self) -> Stored {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::rules::tests::exists;
-use crate::kinds::{FieldErrors, Support, all, by_kind, by_resource, refusal, warnings};
+use crate::kinds::{FieldErrors, Support, all, by_kind, by_resource, warnings};
 use crate::schema;
 
 #[test]
@@ -69,11 +69,6 @@ fn what_is_not_done_is_said() {
     assert!(warnings(row("", "secrets"), &secret, None)[0].contains("no controller fills a secret of type"));
     secret["data"] = json!({"token": "eA=="});
     assert!(warnings(row("", "secrets"), &secret, None).is_empty());
-    assert!(refusal(row("", "pods")).is_none() && refusal(row("batch", "jobs")).is_none());
-    assert_eq!(
-        refusal(row("apiregistration.k8s.io", "apiservices")).expect("it is refused"),
-        "this version of Coracle passes no requests on to other API servers, and refuses the object rather than ignore it"
-    );
 }
 
 /// Of as many states as one may have.

@@ -216,7 +216,7 @@ mod tests {
     async fn what_was_admitted_by_what_is_configured_no_more_is_not_bound() {
         let dir = tempfile::tempdir().unwrap();
         let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
-        let cluster = Cluster::new(Store::new(keyspace), None);
+        let cluster = Cluster::new(Store::new(keyspace), None, None);
         let pods = pods(&cluster).unwrap();
         let pod = json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": {}});
         let name = pods.record_name(Some("ns"), "p");

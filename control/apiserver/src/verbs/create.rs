@@ -79,10 +79,6 @@ async fn insert_once(
 ) -> Result<Written, Unwritten> {
     let resource = write.resource;
     let row = &resource.row;
-    // What the server makes itself it does as it says.
-    if let Some(why) = row.refusal().filter(|_| !write.options.own) {
-        return Err(resource.forbidden(meta::name(&object), why).into());
-    }
     row.strategy().to_storage(&mut object);
     write.take_place(&mut object)?;
     if !meta::resource_version(&object).is_empty() {
