@@ -269,8 +269,11 @@ mod tests {
         let deployments = by_resource("apps", "deployments").expect("a kind");
         assert!(warnings(deployments, &template, None)[0].starts_with("spec.template.spec.hostNetwork: this version"));
         let services = by_resource("", "services").expect("a kind");
-        let balancer = json!({"spec": {"type": "LoadBalancer", "ports": [{"port": 80, "protocol": "TCP"}]}});
-        assert!(warnings(services, &balancer, None)[0].starts_with("spec.type: this version of Coracle"));
+        let sctp = json!({"spec": {"type": "LoadBalancer", "ports": [{"port": 80, "protocol": "SCTP"}]}});
+        assert!(warnings(services, &sctp, None)[0].starts_with("spec.ports[0].protocol: this version of Coracle"));
+        let local = json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
+            "loadBalancerSourceRanges": ["10.0.0.0/8"], "healthCheckNodePort": 30_000}});
+        assert_eq!(warnings(services, &local, None), Vec::<String>::new());
         assert!(warnings(services, &json!({"spec": {"type": "NodePort"}}), None).is_empty());
     }
 }

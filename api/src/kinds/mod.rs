@@ -104,17 +104,8 @@ pub fn by_kind(group: &str, kind: &str) -> Option<&'static Kind> {
     all().iter().copied().find(|row| row.kind == kind && row.group == group)
 }
 
-/// Why no object of a kind may be made; `None` when it may.
-pub fn refusal(row: &Kind) -> Option<String> {
-    match row.strategy.support() {
-        Support::Refused(why) => {
-            Some(format!("this version of Coracle {why}, and refuses the object rather than ignore it"))
-        }
-        Support::Honoured | Support::Inert(_) => None,
-    }
-}
-
 pub use row::Row;
+pub use stored::aggregation::is_local as is_local_version;
 
 /// What the client is told about an object that it made or changed.
 pub fn warnings(row: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> {
@@ -273,8 +264,6 @@ pub enum Support {
     Honoured,
     /// They are stored, and every write says so: the object is stored, but …
     Inert(&'static str),
-    /// None can be made: this version …
-    Refused(&'static str),
 }
 
 /// What is special about a kind. Pure: no clock, no I/O; values are whole objects that were checked against the schema.
@@ -283,6 +272,10 @@ pub trait Strategy: Sync + Send {
     /// What this version does with such objects.
     fn support(&self) -> Support {
         Support::Honoured
+    }
+    /// Whether a check of such objects compiles expressions: then it takes what these say, however short they are.
+    fn compiles(&self) -> bool {
+        false
     }
     /// Fills in defaults, also of objects that are read back or updated (`SetObjectDefaults_*`).
     fn default(&self, _object: &mut Value) {}

@@ -163,12 +163,6 @@ impl Row {
         }
     }
 
-    /// Why no object of the kind may be made; `None` when it may.
-    #[must_use]
-    pub fn refusal(&self) -> Option<String> {
-        self.built_in().and_then(super::refusal)
-    }
-
     /// What the client is told about an object that it made or changed.
     #[must_use]
     pub fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {

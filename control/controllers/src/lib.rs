@@ -17,10 +17,12 @@ mod endpoints;
 mod error;
 mod events;
 mod garbage;
+mod gateway;
 mod informer;
 mod ingress;
 mod job;
 mod kinds;
+mod load_balancer;
 mod mirroring;
 mod namespace;
 mod node;
@@ -149,6 +151,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         },
     );
     let ingresses = ingress::Controller::new(api.clone(), &mut on.ingresses, &mut on.ingress_classes, &mut on.nodes);
+    let balancers = load_balancer::Controller::new(api.clone(), &mut on.services, &mut on.nodes);
+    let gateways = gateway::Controller::new(api.clone(), &mut on.services, &mut on.namespaces, &mut on.nodes);
     let autoscalers =
         autoscaler::Controller::new(api.clone(), recorder.clone(), discovery.clone(), &mut on.autoscalers, &on.pods);
     let scaled = concurrency::Controller::new(
@@ -234,6 +238,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(mirroring, shutdown.clone()));
     tasks.spawn(queue::drive(budgets, shutdown.clone()));
     tasks.spawn(queue::drive(ingresses, shutdown.clone()));
+    tasks.spawn(queue::drive(balancers, shutdown.clone()));
+    tasks.spawn(gateways.run(shutdown.clone()));
     tasks.spawn(queue::drive(autoscalers, shutdown.clone()));
     tasks.spawn(scaled.clone().listen(shutdown.clone()));
     tasks.spawn(queue::drive(scaled, shutdown.clone()));

@@ -14,6 +14,7 @@
 //! | `network` | a guest's sockets, names and outgoing requests; the table of pods for the mesh |
 //! | `logs`, `events` | what is kept of pods for people |
 //! | `ingress` | the node's part in serving Ingresses: certificates from Secrets, what is told of them |
+//! | `balancer` | what is told of the ports of Services that the node is a balancer of |
 //! | `otlp` | spans of requests, sent to a collector |
 //! | `kubelet` | the HTTPS endpoint for API servers: logs, port-forward, figures |
 //!
@@ -21,6 +22,7 @@
 
 mod addresses;
 pub mod annotations;
+mod balancer;
 mod beneath;
 mod certificates;
 mod clock;

@@ -57,6 +57,13 @@ impl Bounds {
         namespace: 500,
         node: 5_000,
     };
+    /// Those of what Gateways refer to, likewise: all Gateways together are the one who does.
+    pub const GATEWAYS: Bounds = Bounds {
+        words: ["Gateways", "the namespace's Gateways", "all Gateways"],
+        user: 1_000,
+        namespace: 500,
+        node: 1_000,
+    };
 }
 
 /// Which kind is meant.

@@ -15,7 +15,6 @@ use crate::meta::names;
 use crate::meta::selector::validate_label_selector;
 use crate::schema::{List, ListKind, Named, Type};
 
-const NOT_LIMITED: &str = "requests are not limited by it yet";
 const MADE: Column = column("Created At", "date");
 const GROUP: &str = "rbac.authorization.k8s.io";
 const CONDITION: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Condition";
@@ -73,7 +72,7 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
             column("MissingPL", "string") => Of(dangling),
         ],
-        Stored::inert(NOT_LIMITED).counted().default_by(flow::default_schema).rules(flow::SCHEMA)
+        Stored::new(Support::Honoured).counted().default_by(flow::default_schema).rules(flow::SCHEMA)
             .check_by(flow::check_schema).check_status_by(flow::check_status).status_alone(),
         has_status: true),
     row!(cluster "flowcontrol.apiserver.k8s.io" "io.k8s.api.flowcontrol.v1" "PriorityLevelConfiguration"
@@ -87,7 +86,7 @@ pub(super) static ROWS: &[Kind] = &[
             column("QueueLengthLimit", "string") => Any("spec.limited.limitResponse.queuing.queueLengthLimit", "<none>"),
             AGE => Age,
         ],
-        Stored::inert(NOT_LIMITED).counted().default_by(flow::default_level).rules(flow::LEVEL)
+        Stored::new(Support::Honoured).counted().default_by(flow::default_level).rules(flow::LEVEL)
             .check_by(flow::check_level).check_status_by(flow::check_status).status_alone(),
         has_status: true),
     row!(cluster "certificates.k8s.io" "io.k8s.api.certificates.v1" "ClusterTrustBundle" "clustertrustbundles"

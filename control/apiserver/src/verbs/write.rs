@@ -94,6 +94,7 @@ impl Write<'_> {
             resource: self.resource,
             caller: &self.call.identity,
             call: self.call,
+            spent: &self.call.spent,
             is_here: self.call.is_here,
             namespace: self.call.namespace(),
             subresource: self.subresource,

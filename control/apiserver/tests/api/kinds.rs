@@ -242,12 +242,14 @@ async fn every_cluster_says_what_it_serves_and_where_its_addresses_come_from() {
         table["rows"][0]["cells"].as_array().expect("cells")[..3],
         [json!("v1.apps"), json!("Local"), json!("True")]
     );
-    // What somebody else serves is not asked.
+    // Somebody may say that more is served here; it is not for that.
     let other = json!({
         "metadata": {"name": "v1.example.com"},
         "spec": {"group": "example.com", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1},
     });
-    assert_eq!(server.call("POST", "/apis/apiregistration.k8s.io/v1/apiservices", other).await.0, 403);
+    let other = server.make("/apis/apiregistration.k8s.io/v1/apiservices", other).await;
+    assert_eq!(other["status"]["conditions"][0]["reason"], "Local");
+    assert_eq!(server.get("/apis/example.com/v1").await.0, 404);
 }
 
 #[tokio::test]

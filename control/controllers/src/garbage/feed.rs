@@ -202,7 +202,7 @@ impl Controller {
         let api: Api<Tolerant<AnyObject>> = Api::all_with(self.client.0.clone(), &kind.api_resource());
         let mut events = watcher(api, watcher::Config::default().streaming_lists()).default_backoff().boxed();
         let mut absent: HashSet<Uid> = HashSet::new();
-        let definitions = &*kind.plural == "customresourcedefinitions";
+        let definitions = matches!(&*kind.plural, "customresourcedefinitions" | "apiservices");
         loop {
             // Waiting is all that is cut here.
             let event = tokio::select! {
