@@ -208,7 +208,7 @@ impl Objects {
         }
         let resolved_refs = broken
             .first()
-            .map_or_else(|| Verdict::yes("ResolvedRefs"), |(reason, message)| Verdict::no(*reason, message.clone()));
+            .map_or_else(|| Verdict::yes("ResolvedRefs"), |(reason, message)| Verdict::no(reason, message.clone()));
         let is_lost = !unsupported.is_empty() && unsupported.len() == rules.len();
         let partially = (!unsupported.is_empty() && !is_lost).then(|| Verdict {
             holds: true,
