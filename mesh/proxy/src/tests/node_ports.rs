@@ -218,16 +218,16 @@ async fn local_traffic_stays_on_its_node_whatever_others_there_are() {
     let ports = || json!([{"port": 8080}]);
     for (inside, outside) in [("Local", "Cluster"), ("Cluster", "Local"), ("Local", "Local")] {
         world.service_with("web", 1, spec(inside, outside));
-        world.placed("web", &[(1, NODE, true), (2, "other", true)], ports());
-        let is_known = || {
-            let snapshot = world.discovery.snapshot();
-            let web = snapshot.service("n", "web");
-            web.is_some_and(|web| {
-                (format!("{:?}", web.inside), format!("{:?}", web.outside)) == (inside.into(), outside.into())
-                    && web.ports[0].ready.len() == 2
-            })
+        // Of the other node there is one alone.
+        world.placed("web", &[(2, "other", true)], ports());
+        let is_so = |heard: &str, policy: &str| match policy {
+            "Local" => heard.contains("NoneHere") || heard.contains("its traffic policy is Local"),
+            _ => heard.ends_with("pod2"),
         };
-        until(async || is_known()).await;
+        until(async || is_so(&world.ask("GET", "").await.1, inside) && is_so(&ask(port, "/").await, outside)).await;
+        world.placed("web", &[(1, NODE, true), (2, "other", true)], ports());
+        world.known("web", 2).await;
+        until(async || ask(port, "/").await.contains("pod") && world.ask("GET", "").await.1.contains("pod")).await;
         for _ in 0..24 {
             let heard = [world.ask("GET", "").await.1, ask(port, "/").await];
             for (heard, policy) in heard.iter().zip([inside, outside]) {
@@ -236,20 +236,11 @@ async fn local_traffic_stays_on_its_node_whatever_others_there_are() {
                 assert!(is_one, "{inside} {outside}: {heard}");
             }
         }
-        // Of the other node there is one alone.
-        world.placed("web", &[(2, "other", true)], ports());
-        world.known("web", 1).await;
-        let is_so = |heard: &str, policy: &str| match policy {
-            "Local" => heard.contains("NoneHere") || heard.contains("its traffic policy is Local"),
-            _ => heard.ends_with("pod2"),
-        };
-        until(async || is_so(&world.ask("GET", "").await.1, inside) && is_so(&ask(port, "/").await, outside)).await;
     }
     // The node's own one ends, and is asked still; then there is none, and nobody else is asked.
     world.placed("web", &[(1, NODE, false), (2, "other", true)], ports());
     world.known("web", 1).await;
-    assert_eq!(world.ask("GET", "").await.1, "pod1");
-    assert!(ask(port, "/").await.ends_with("pod1"));
+    until(async || world.ask("GET", "").await.1 == "pod1" && ask(port, "/").await.ends_with("pod1")).await;
     world.placed("web", &[(2, "other", true)], ports());
     until(async || world.ask("GET", "").await.1.contains("NoneHere")).await;
     let outside = ask(port, "/").await;
