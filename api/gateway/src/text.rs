@@ -17,8 +17,11 @@ impl Pattern {
         if text.len() > TEXT_BYTES_MAX {
             return Err(format!("an expression has more than {TEXT_BYTES_MAX} bytes"));
         }
-        let whole = format!("^(?:{text})$");
-        let made = RegexBuilder::new(&whole).size_limit(COMPILED_BYTES_MAX).dfa_size_limit(COMPILED_BYTES_MAX).build();
+        let compile = |text: &str| {
+            RegexBuilder::new(text).size_limit(COMPILED_BYTES_MAX).dfa_size_limit(COMPILED_BYTES_MAX).build()
+        };
+        // By itself first: `a)|(b` is none, and would be one between other parentheses, for more than whole texts.
+        let made = compile(text).and_then(|_| compile(&format!("^(?:{text})$")));
         made.map(Pattern).map_err(|error| match error {
             regex::Error::CompiledTooBig(_) => format!("expression {text:?} is too large"),
             _ => format!("{text:?} is no regular expression"),

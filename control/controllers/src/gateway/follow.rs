@@ -7,8 +7,8 @@ use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
+use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt as _, metadata_watcher};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -21,8 +21,8 @@ pub(super) type Change = (usize, Said);
 pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
     let mut watches = JoinSet::new();
     let mut watched: HashMap<usize, CancellationToken> = HashMap::new();
-    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let mut events = metadata_watcher(definitions, watcher::Config::default()).default_backoff().boxed();
+    let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
+    let mut events = watcher::watcher(definitions, watcher::Config::default()).default_backoff().boxed();
     // Those of a list that is being read.
     let mut listed: Option<HashSet<usize>> = None;
     let of =

@@ -7,8 +7,8 @@ use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
+use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt as _, metadata_watcher};
 use kube::{Api, ResourceExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -40,8 +40,8 @@ pub(super) fn take(known: &mut Known, change: Change) {
 pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
     let mut watches = JoinSet::new();
     let mut watched: HashMap<usize, CancellationToken> = HashMap::new();
-    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let mut events = metadata_watcher(definitions, watcher::Config::default()).backoff(Again::new()).boxed();
+    let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
+    let mut events = watcher::watcher(definitions, watcher::Config::default()).backoff(Again::new()).boxed();
     // Those of a list that is being read.
     let mut listed: Option<HashSet<usize>> = None;
     let (mut has_namespaces, mut is_told) = (false, false);
@@ -141,8 +141,8 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
 }
 
 async fn namespaces(client: kube::Client, changes: mpsc::Sender<Change>) {
-    let api: Api<Namespace> = Api::all(client);
-    let mut events = metadata_watcher(api, watcher::Config::default()).backoff(Again::new()).boxed();
+    let api: Api<PartialObjectMeta<Namespace>> = Api::all(client);
+    let mut events = watcher::watcher(api, watcher::Config::default()).backoff(Again::new()).boxed();
     while let Some(event) = events.next().await {
         let (said, labels) = match event {
             Ok(Event::Init) => (Said::Listing, BTreeMap::new()),

@@ -67,7 +67,7 @@ fn plan(wanted: impl Iterator<Item = (u16, Spoken)>, own: &[OwnPort], bind: IpAd
             // Whether it can be had is not known yet.
             Some(OwnPort { is_open: None, .. }) => {}
             Some(OwnPort { is_open: Some(is_open), has_tls, .. }) => {
-                drop(plan.own.insert(port, *is_open && *has_tls == (spoken == Spoken::Https)));
+                plan.own.insert(port, *is_open && *has_tls == (spoken == Spoken::Https));
             }
             None if plan.open.len() >= ports_max => plan.beyond.push(port),
             None => drop(plan.open.insert(port, spoken)),
