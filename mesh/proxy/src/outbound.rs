@@ -6,6 +6,7 @@
 //! destination ─► route (a Service's port) ─► deadline ─► ask ⟲ pick ─► reach ─► Endpoint::call
 //! ```
 
+use std::cell::OnceCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,9 +39,10 @@ const GONE_MAX: usize = 16;
 
 /// Endpoints of a Service that are looked at to see how it is reached; they are alike as a rule.
 const LOOKED_AT_MAX: usize = 8;
-/// How long a request decides at once to which other endpoints it may not go, and how often.
-const JUDGED_MAX: Duration = Duration::from_millis(20);
-const JUDGED_TIMES: usize = 4;
+/// How long a request decides at once to which other endpoints it may not go: a thread of others' requests waits meanwhile.
+const JUDGED_MAX: Duration = Duration::from_millis(10);
+/// To how many endpoints it finds that it may not go, one after the other: those that were not looked at in that time.
+const NOT_ALLOWED_MAX: usize = 16;
 
 impl Proxy {
     /// An HTTP request of `source` to a Service or pod of the cluster, whose names are those of a pod of `from_namespace`.
@@ -207,7 +209,7 @@ impl Proxy {
     }
 
     /// For a guest.
-    fn route(&self, service: &Arc<Service>, port: u16, protocol: Protocol) -> Result<Route, Error> {
+    pub(crate) fn route(&self, service: &Arc<Service>, port: u16, protocol: Protocol) -> Result<Route, Error> {
         let no_port = || Error::NoPort { namespace: service.namespace.clone(), name: service.name.clone(), port };
         let at = service.position(port, protocol).ok_or_else(no_port)?;
         self.routes.find(service, at, Side::Inside).ok_or_else(no_port)
@@ -323,26 +325,51 @@ impl Proxy {
 
     /// An endpoint that is there and to which `source` may connect, and none that was tried.
     pub(crate) fn pick(&self, source: &Source, route: &Route, tried: &mut Tried) -> Option<(Picked, Endpoint)> {
+        // Hardly anybody judges many: nobody else looks at a clock.
+        let begun = OnceCell::new();
+        self.pick_while(source, route, tried, || begun.get_or_init(Instant::now).elapsed() < JUDGED_MAX)
+    }
+
+    /// The same; many endpoints are judged only while there is time.
+    pub(crate) fn pick_while(
+        &self,
+        source: &Source,
+        route: &Route,
+        tried: &mut Tried,
+        is_time: impl Fn() -> bool,
+    ) -> Option<(Picked, Endpoint)> {
         let protocol = route.service.ports[route.at].protocol;
         let is_datagram = protocol == Protocol::Udp;
         // Each may have gone since discovery spoke.
-        let (mut gone, mut judged) = (0, 0);
-        while gone < GONE_MAX && judged < JUDGED_TIMES {
-            let picked = route.balancer.pick(tried, source.address())?;
+        let (mut gone, mut refused, mut allowed) = (0, 0, None);
+        while gone < GONE_MAX && refused < NOT_ALLOWED_MAX {
+            let picked = match allowed.take() {
+                Some(picked) => picked,
+                None => route.balancer.pick(tried, source.address())?,
+            };
             let address = SocketAddr::new(picked.endpoint().address, picked.endpoint().port);
-            // Datagrams do not go from node to node: an endpoint of this one has to do.
-            let can_reach = |endpoint: &Endpoint| !(is_datagram && endpoint.is_elsewhere());
-            match Endpoint::find(&*self.local, address).filter(can_reach) {
+            match Endpoint::find(&*self.local, address) {
+                // Datagrams go to sockets, and not from node to node: an endpoint of this one has to do.
+                Some(endpoint) if is_datagram && endpoint.socket().is_none() => {
+                    tried.add(&picked);
+                    drop(picked);
+                    let find = |address| Endpoint::find(&*self.local, address);
+                    route.balancer.pass_over(tried, |at| find(at).is_some_and(|endpoint| endpoint.socket().is_none()));
+                }
                 Some(endpoint) if self.permits_by(source, address, protocol) => return Some((picked, endpoint)),
                 Some(_) => {
-                    // Once, as a rule: of what is left each is allowed. Where it takes long to decide that of each of many, what was
-                    // not looked at in time may be picked yet.
+                    refused += 1;
                     tried.add_not_allowed(&picked);
                     drop(picked);
-                    judged += 1;
-                    let until = Instant::now() + JUDGED_MAX;
-                    let may = |address| (Instant::now() < until).then(|| self.permits_by(source, address, protocol));
-                    route.balancer.leave_out(tried, may);
+                    match tried.is_judged() {
+                        // Once for a request: of what is left each is allowed, where all were looked at in time.
+                        false => {
+                            let may = |address| is_time().then(|| self.permits_by(source, address, protocol));
+                            route.balancer.leave_out(tried, may);
+                        }
+                        // This one was not. One that was goes.
+                        true => allowed = route.balancer.pick_allowed(tried, source.address()),
+                    }
                 }
                 None => {
                     if Endpoint::is_forbidden(&*self.local, address) {

@@ -208,18 +208,36 @@ impl Balancer {
     }
 
     /// Takes all endpoints for tried to which it `may` not go, at once: however many they are, the next that is picked is another.
-    /// It ends where it is not said whether it may.
+    /// It ends where it is not said whether it may, and begins anywhere: who asks again has others looked at. One of those to which
+    /// it may go is remembered.
     pub fn leave_out(&self, tried: &mut Tried, may: impl Fn(SocketAddr) -> Option<bool>) {
-        for state in &self.states {
+        tried.is_judged = true;
+        let first = rand::rng().random_range(0..self.states.len().max(1));
+        for state in self.states.iter().cycle().skip(first).take(self.states.len()) {
             if tried.has(state) {
                 continue;
             }
             match may(state.address()) {
-                Some(true) => {}
+                Some(true) => _ = tried.allowed.get_or_insert_with(|| state.clone()),
                 Some(false) => tried.insert_not_allowed(state),
                 None => return,
             }
         }
+    }
+
+    /// The one that [`Balancer::leave_out`] remembers, once.
+    pub fn pick_allowed(&self, tried: &mut Tried, client: Option<IpAddr>) -> Option<Picked> {
+        let state = tried.allowed.take().filter(|state| !tried.has(state))?;
+        let begun = since(self.epoch, Instant::now());
+        if let Some((affinity, client)) = self.affinity.as_deref().zip(client) {
+            affinity.went(client, &state.endpoint, begun);
+        }
+        Some(self.take(&state, begun))
+    }
+
+    /// Takes all endpoints for tried that are `beyond` reach, at once: none of them has failed.
+    pub fn pass_over(&self, tried: &mut Tried, beyond: impl Fn(SocketAddr) -> bool) {
+        self.states.iter().filter(|state| beyond(state.address())).for_each(|state| tried.insert(state));
     }
 
     /// The endpoint gave no answer: it is left out for a while, unless half of all are.
@@ -250,6 +268,9 @@ pub(crate) struct Tried {
     all: HashMap<usize, Arc<State>>,
     /// One where it may not go.
     not_allowed: Option<SocketAddr>,
+    /// One where it may, if it was looked for.
+    allowed: Option<Arc<State>>,
+    is_judged: bool,
 }
 
 impl Tried {
@@ -275,6 +296,11 @@ impl Tried {
     /// Where it may not go, if it came to such a place.
     pub fn not_allowed(&self) -> Option<SocketAddr> {
         self.not_allowed
+    }
+
+    /// Whether it was looked for those to which it may go, or not.
+    pub fn is_judged(&self) -> bool {
+        self.is_judged
     }
 
     /// To how many.

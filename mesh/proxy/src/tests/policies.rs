@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
+use coracle_discovery::Protocol;
 use coracle_policy::Source;
 use http::Request;
 use serde_json::{Value, json};
@@ -10,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::world::*;
+use crate::balance::Tried;
 use crate::{Error, Flows, Local};
 
 /// What only pods with this label may reach.
@@ -85,6 +87,32 @@ async fn of_several_endpoints_those_are_asked_that_may_be() {
         assert_eq!(world.ask_as(&web, "GET", "").await.0, 200);
     }
     assert!(shut.calls.load(Relaxed) > 0);
+}
+
+/// Where there is no time to judge all of many, whoever is known to be open is asked.
+#[tokio::test]
+async fn who_may_ask_one_of_many_is_not_refused_for_those_that_were_not_looked_at_in_time() {
+    let world = World::new().await;
+    let all: Vec<u8> = (1..=200).collect();
+    world.web(&all).await;
+    for n in all {
+        world.start(n, echo().1);
+        world.known_as(n, if n == 100 { "open" } else { "db" });
+    }
+    let other = world.known_as(201, "other");
+    world.policy("db", only("web")).await;
+    let snapshot = world.discovery.snapshot();
+    let route = world.proxy.route(snapshot.service("n", "web").unwrap(), 80, TCP).unwrap();
+    for _ in 0..100 {
+        let is_time = || *world.pods.looked_at.lock().unwrap() != Some(pod(100));
+        let picked = world.proxy.pick_while(&other, &route, &mut Tried::default(), is_time);
+        assert_eq!(picked.map(|(_, endpoint)| endpoint.address.ip()), Some(pod(100)));
+    }
+    // Whom nobody has looked at may be drawn still, a few times.
+    world.known_as(100, "db");
+    let mut tried = Tried::default();
+    assert!(world.proxy.pick_while(&other, &route, &mut tried, || false).is_none());
+    assert_eq!(tried.count(), 16);
 }
 
 #[tokio::test]
@@ -204,6 +232,33 @@ async fn datagrams_are_judged_each_and_who_was_asked_may_answer() {
     world.policy("db", json!({"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [{}]})).await;
     tell(&client, b"again").await;
     assert_eq!(tokio::time::timeout(SOON, later(&mut heard)).await.unwrap(), b"again");
+}
+
+/// As of a DaemonSet: every node has one, and its own is asked.
+#[tokio::test]
+async fn datagrams_find_the_endpoint_of_this_node_among_many_of_others_which_have_not_failed() {
+    let world = World::new().await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let all: Vec<u8> = (1..=60).collect();
+    for n in &all {
+        match n {
+            30 => world.start(*n, Local::Tcp(socket.local_addr().unwrap())),
+            n => world.start_elsewhere(*n, echo().0),
+        }
+    }
+    world.service("dns", "10.96.0.9", json!([{"port": 53, "protocol": "UDP"}]));
+    world.ready("dns", &all, json!([{"port": 53}]));
+    world.known("dns", all.len()).await;
+    let web = world.known_as(200, "web");
+    let to = "10.96.0.9:53".parse().unwrap();
+    for _ in 0..100 {
+        let found = world.proxy.connect_address(&web, to, Protocol::Udp).unwrap();
+        assert_eq!(found.unwrap(), socket.local_addr().unwrap());
+    }
+    let snapshot = world.discovery.snapshot();
+    let route = world.proxy.route(snapshot.service("n", "dns").unwrap(), 53, Protocol::Udp).unwrap();
+    assert!(route.balancer.view().iter().all(|endpoint| endpoint.left_out.is_none()));
+    assert_eq!(route.balancer.stats.ejections.load(Relaxed), 0);
 }
 
 #[tokio::test]

@@ -122,6 +122,8 @@ pub struct Pods {
     pub foreign: Mutex<Vec<SocketAddr>>,
     /// What is known of pods, also of those of other nodes.
     pub workloads: Mutex<HashMap<IpAddr, Arc<Workload>>>,
+    /// Who of them was asked about last.
+    pub looked_at: Mutex<Option<IpAddr>>,
     /// Who has connected to other nodes, by the stream, and who sent requests, as the other node was told.
     pub connected: Mutex<Vec<Source>>,
     pub asked: Arc<Mutex<Vec<Source>>>,
@@ -139,6 +141,7 @@ impl LocalEndpoints for Pods {
     }
 
     fn workload(&self, address: IpAddr) -> Option<Arc<Workload>> {
+        *self.looked_at.lock().unwrap() = Some(address);
         let is_here = !self.is_elsewhere(address);
         self.workloads.lock().unwrap().get(&address).filter(|_| is_here).cloned()
     }

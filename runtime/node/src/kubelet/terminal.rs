@@ -20,6 +20,8 @@ const RUB_OUT: &[u8] = b"\x08 \x08";
 #[derive(Debug, Default)]
 pub(super) struct Terminal {
     line: Vec<u8>,
+    /// What goes to the command has ended: what is typed behind that is shown, and goes nowhere.
+    is_ended: bool,
 }
 
 /// What comes of keys.
@@ -36,7 +38,7 @@ pub(super) struct Typed {
 }
 
 impl Terminal {
-    /// Takes keys, up to one that ends what goes to the command, for which there is `room`. Keys for which there is none are refused: they
+    /// Takes keys, up to one that ends the command; for what goes to it there is `room`. Keys for which there is none are refused: they
     /// are not shown, and a bell says so, before all else.
     pub fn typed(&mut self, keys: &[u8], room: usize) -> Typed {
         let mut typed = Typed::default();
@@ -51,7 +53,10 @@ impl Terminal {
     fn take(&mut self, keys: &[u8], room: usize, typed: &mut Typed) -> bool {
         let mut is_refused = false;
         for &key in keys {
-            let left = room.saturating_sub(typed.input.len() + self.line.len());
+            let left = match self.is_ended {
+                true => usize::MAX,
+                false => room.saturating_sub(typed.input.len() + self.line.len()),
+            };
             match key {
                 INTERRUPT => {
                     typed.echo.extend_from_slice(b"^C\n");
@@ -60,14 +65,14 @@ impl Terminal {
                 }
                 END if self.line.is_empty() => {
                     typed.is_end = true;
-                    return is_refused;
+                    self.is_ended = true;
                 }
-                END => typed.input.append(&mut self.line),
+                END => self.send(typed),
                 b'\r' | b'\n' if left == 0 => is_refused = true,
                 b'\r' | b'\n' => {
                     self.line.push(b'\n');
                     typed.echo.push(b'\n');
-                    typed.input.append(&mut self.line);
+                    self.send(typed);
                 }
                 DELETE | BACKSPACE => self.erase(&mut typed.echo),
                 KILL_LINE => {
@@ -95,6 +100,14 @@ impl Terminal {
             }
         }
         is_refused
+    }
+
+    /// Has the command read the line.
+    fn send(&mut self, typed: &mut Typed) {
+        match self.is_ended {
+            true => self.line.clear(),
+            false => typed.input.append(&mut self.line),
+        }
     }
 
     /// Takes back a letter, however many bytes it has.
@@ -156,8 +169,15 @@ mod tests {
         let mut terminal = Terminal::default();
         let typed = terminal.typed(b"a\r\x04b", usize::MAX);
         assert_eq!((typed.input.as_slice(), typed.is_end, typed.is_interrupted), (&b"a\n"[..], true, false));
+        assert_eq!(typed.echo, b"a\nb");
         let typed = terminal.typed(b"a\x03b", usize::MAX);
         assert_eq!((typed.input.as_slice(), typed.is_end, typed.is_interrupted), (&b""[..], false, true));
+        // What comes behind the end in the same message is heard, too; to the command it says nothing more.
+        let mut terminal = Terminal::default();
+        let typed = terminal.typed(b"\x04a\r\x03", 0);
+        assert_eq!((typed.input.as_slice(), typed.is_end, typed.is_interrupted), (&b""[..], true, true));
+        assert_eq!(typed.echo, b"a\n^C\n", "and no bell");
+        assert_eq!(terminal.typed(b"b\r", usize::MAX).input, b"");
     }
 
     #[test]
