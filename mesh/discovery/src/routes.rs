@@ -124,7 +124,7 @@ impl<T: Clone> ByHost<T> {
         let wildcard = parent_of(name).and_then(|parent| self.parents.get(parent));
         // The longest first.
         let first = parent_of(name).filter(|_| !self.above.is_empty());
-        let parents = std::iter::successors(first, |name: &&str| parent_of(*name));
+        let parents = std::iter::successors(first, |name: &&str| parent_of(name));
         let above = parents.filter_map(|parent| self.above.get(parent));
         exact.into_iter().chain(wildcard).chain(above).chain(&self.any)
     }

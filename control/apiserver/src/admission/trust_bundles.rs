@@ -42,7 +42,7 @@ fn wrong(bundle: &str) -> Vec<String> {
     let mut seen: HashMap<&[u8], usize> = HashMap::new();
     for (index, der) in certificates.iter().enumerate() {
         match X509Certificate::from_der(der) {
-            Ok((rest, certificate)) if rest.is_empty() => {
+            Ok(([], certificate)) => {
                 if !certificate.is_ca() {
                     wrong.push(format!("entry {index} does not have the CA bit set"));
                 } else if let Some(first) = seen.insert(der, index) {

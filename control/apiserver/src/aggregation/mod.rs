@@ -94,13 +94,16 @@ impl Backend {
     }
 }
 
+/// A record as it was read, and the server that it means; `None` where it means none.
+type Read = (Arc<Record>, Option<Arc<Backend>>);
+
 /// All of them, and what they have told.
 #[derive(Default)]
 pub(crate) struct Configured {
     /// By group and version.
     backends: BTreeMap<(String, String), Arc<Backend>>,
     told: HashMap<Arc<str>, Arc<Told>>,
-    read: HashMap<Arc<str>, (Arc<Record>, Option<Arc<Backend>>)>,
+    read: HashMap<Arc<str>, Read>,
     at: u64,
 }
 

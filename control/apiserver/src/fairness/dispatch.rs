@@ -326,9 +326,10 @@ impl<W> Dispatcher<W> {
         for level in &mut self.levels {
             level.nominal = (self.total * shares(level)).div_ceil(all.max(1));
             // To the nearest seat, as Kubernetes rounds.
-            let percent = |percent: u32| (level.nominal * u64::from(percent) + 50) / 100;
-            level.lendable = percent(level.spec.lendable_percent);
-            level.borrowable = level.spec.borrowing_limit_percent.map_or(self.total, percent);
+            let nominal = level.nominal;
+            let part = |percent: u32| (nominal * u64::from(percent) + 50) / 100;
+            level.lendable = part(level.spec.lendable_percent);
+            level.borrowable = level.spec.borrowing_limit_percent.map_or(self.total, part);
         }
         self.borrowed = self.levels.iter().map(Level::borrowed).sum();
         self.idle = self.levels.iter().map(Level::idle).sum();

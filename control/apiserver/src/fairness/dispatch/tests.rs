@@ -107,8 +107,8 @@ impl World {
         assert_eq!(dispatcher.borrowed, levels.iter().map(Level::borrowed).sum::<u64>());
         assert_eq!(dispatcher.idle, levels.iter().map(Level::idle).sum::<u64>());
         assert_eq!(dispatcher.waiting, self.waiting.len());
-        for slot in 0..levels.len() {
-            let width = levels[slot].next_width();
+        for (slot, level) in levels.iter().enumerate() {
+            let width = level.next_width();
             assert!(width.is_none_or(|width| !dispatcher.has_room(slot, width)), "whoever waits cannot go");
         }
         // Who is exempt sits also where its seats are lent.
