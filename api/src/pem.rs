@@ -36,7 +36,13 @@ pub fn certificate(der: &[u8]) -> String {
 
 /// Whether the blocks of a PEM text are certificates, of which there is one at least.
 pub fn is_certificates(text: &[u8]) -> bool {
-    blocks(text).is_some_and(|blocks| !blocks.is_empty() && blocks.iter().all(|(label, _)| *label == CERTIFICATE))
+    certificates(text).is_some_and(|certificates| !certificates.is_empty())
+}
+
+/// The certificates (DER, not looked into) of a PEM text in their order; none at all when a block is something else.
+pub fn certificates(text: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let one = |(label, content): (&str, Vec<u8>)| (label == CERTIFICATE).then_some(content);
+    blocks(text)?.into_iter().map(one).collect()
 }
 
 /// The blocks of a text in their order, by label and content (RFC 7468, section 3: whitespace among the base64 is no matter,

@@ -32,7 +32,7 @@ pub struct Here {
     /// Further name or address for the API's certificate; may be repeated
     #[arg(long = "tls-san", value_name = "NAME|ADDRESS")]
     tls_san: Vec<String>,
-    /// Address on which NodePort services answer
+    /// Address on which NodePort and LoadBalancer services answer
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     node_port_bind: IpAddr,
     #[command(flatten)]
@@ -110,7 +110,7 @@ pub struct Ingress {
     /// Port on which they answer with TLS, likewise [default: 8443, once it is free]
     #[arg(long, value_name = "PORT|off")]
     https_port: Option<IngressPort>,
-    /// Address on which they answer
+    /// Address on which they answer, and Gateways
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     ingress_bind: IpAddr,
 }

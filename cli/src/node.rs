@@ -9,6 +9,7 @@ use coracle_sdk::{Compiler, Join, Listeners, Worker, WorkerOptions};
 
 use crate::anew;
 use crate::cluster::{Ingress, Signals, Traces, default_dir, to_begin_anew};
+use crate::memory;
 use crate::output::{self, Step};
 
 /// Join a cluster as a node, and run its pods here until Ctrl-C
@@ -35,7 +36,7 @@ pub struct Arguments {
     /// Port there; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 10_250)]
     port: u16,
-    /// Address on which NodePort services answer
+    /// Address on which NodePort and LoadBalancer services answer
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     node_port_bind: IpAddr,
     #[command(flatten)]
@@ -103,6 +104,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// Prints where it is, and then `ready`.
 fn announce(worker: &Worker) -> std::io::Result<()> {
+    memory::started();
     let mut out = std::io::stdout().lock();
     writeln!(out, "node       {}", worker.name())?;
     writeln!(out, "server     {}", worker.server())?;

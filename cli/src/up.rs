@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use crate::cluster::{self, Here, Signals, drain};
 use crate::output::{self, Step};
-use crate::{anew, own_log};
+use crate::{anew, memory, own_log};
 
 /// Start a cluster on this machine and run it until Ctrl-C
 ///
@@ -149,6 +149,7 @@ pub async fn apply(cluster: &Cluster, objects: &[manifests::Manifest]) -> anyhow
 
 /// Prints where everything is, and then `ready`. Whoever was told so before may have gone: a process that begins anew says it to nobody.
 pub fn announce(cluster: &Cluster) -> anyhow::Result<()> {
+    memory::started();
     match announced(cluster) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         told => Ok(told?),

@@ -102,16 +102,17 @@ pub fn go_program(module: &str, name: &str, build: &[&str], package: &str) -> Pa
     }
 }
 
+/// For the linker of a program of Kubernetes: it is small, and says which version it is. Some look at that themselves.
+pub const STAMP: &str = "-s -w -X k8s.io/component-base/version.gitVersion=v1.37.0 \
+    -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37";
+
 /// kubectl: the one that `CORACLE_KUBECTL` names, or built from its Go module.
 pub fn kubectl() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        std::env::var_os("CORACLE_KUBECTL").map(PathBuf::from).unwrap_or_else(|| {
-            const VERSION: &str = "k8s.io/component-base/version";
-            let stamp =
-                format!("-s -w -X {VERSION}.gitVersion=v1.37.0 -X {VERSION}.gitMajor=1 -X {VERSION}.gitMinor=37");
-            go_program("kubectl", "kubectl", &["build", "-ldflags", &stamp], ".")
-        })
+        std::env::var_os("CORACLE_KUBECTL")
+            .map(PathBuf::from)
+            .unwrap_or_else(|| go_program("kubectl", "kubectl", &["build", "-ldflags", STAMP], "."))
     })
 }
 

@@ -14,17 +14,14 @@ pub use super::authority::{Asked, Authorizer, Decision};
 use super::authority::{Authority, Stage};
 use super::signatures::{AUTHORIZER, RESOURCE_CHECK};
 use super::types::{Decl, Declared, Fixed, Part, Variables};
-use super::{EXPRESSION_BUDGET, Env, Expr, Made, Run, Shape, Stop, Ty, Val};
+use super::{Budget, EXPRESSION_BUDGET, Env, Expr, Made, Run, Shape, Stop, Ty, Val};
 use crate::custom::Structural;
-use crate::custom::pattern::STATES_ALL_MAX;
 use crate::schema;
 
 /// What all match conditions of one webhook or policy may cost for one request (Kubernetes').
 pub const CONDITIONS_BUDGET: usize = 2_500_000;
 /// What all other expressions of a policy may cost for one request and one binding of it (Kubernetes').
 pub const POLICY_BUDGET: usize = 10_000_000;
-/// Most bytes that the expressions of one policy have together.
-const SOURCE_MAX: usize = 1 << 20;
 /// Most variables of one policy.
 const VARIABLES_MAX: usize = 1_000;
 
@@ -226,26 +223,19 @@ impl Variable {
     }
 }
 
-/// Compiles the expressions of one policy or webhook.
+/// Compiles the expressions of one policy, or of the webhooks of one configuration.
 pub struct Compiler<'s> {
     object: Ty<'s>,
     params: Option<Ty<'s>>,
     variables: Option<Arc<Variables<'s>>>,
-    source: usize,
-    states: usize,
+    budget: Budget,
 }
 
 impl<'s> Compiler<'s> {
     /// One whose expressions may name `params`, if there are any.
     #[must_use]
     pub fn new(has_params: bool) -> Compiler<'s> {
-        Compiler {
-            object: Ty::Dyn,
-            params: has_params.then_some(Ty::Dyn),
-            variables: None,
-            source: SOURCE_MAX,
-            states: STATES_ALL_MAX,
-        }
+        Compiler { object: Ty::Dyn, params: has_params.then_some(Ty::Dyn), variables: None, budget: Budget::default() }
     }
 
     /// One that checks against the types of the object and of the params.
@@ -290,7 +280,7 @@ impl<'s> Compiler<'s> {
     /// What is wrong with an expression.
     pub fn faults(&mut self, source: &str) -> Option<String> {
         let env = self.env(Gives::Any, true);
-        super::compile(source, &env, &mut self.states).err()
+        super::compile(source, &env, &mut self.budget).err()
     }
 
     fn env(&self, gives: Gives, authorizer: bool) -> Env<'s> {
@@ -315,10 +305,8 @@ impl<'s> Compiler<'s> {
     }
 
     fn make(&mut self, source: &str, gives: Gives, authorizer: bool) -> Result<Compiled<'s>, String> {
-        let too_long = || format!("compilation failed: the expressions have more than {SOURCE_MAX} bytes together");
-        self.source = self.source.checked_sub(source.len()).ok_or_else(too_long)?;
         let env = self.env(gives, authorizer);
-        let made = super::compile(source, &env, &mut self.states);
+        let made = super::compile(source, &env, &mut self.budget);
         let made = made.map_err(|told| format!("compilation failed: {told}"))?;
         if !gives.takes(&made.ty) {
             return Err(format!("{} but got {}", gives.asked(), made.ty.output()));

@@ -1,8 +1,7 @@
 //! Expressions that select devices (`resource.k8s.io`): each is asked about one device.
 
 use super::types::{Decl, Fixed, Part};
-use super::{Env, Ty};
-use crate::custom::pattern::STATES_ALL_MAX;
+use super::{Budget, Env, Ty};
 
 static DEVICE: Fixed = Fixed {
     name: "kubernetes.DRADevice",
@@ -14,11 +13,11 @@ static DEVICE: Fixed = Fixed {
     ],
 };
 
-/// What is wrong with an expression, in Kubernetes' words.
-pub(crate) fn fault(source: &str) -> Option<String> {
+/// What is wrong with an expression, in Kubernetes' words. All of an object have one budget.
+pub(crate) fn fault(source: &str, budget: &mut Budget) -> Option<String> {
     let names = vec![("device".to_owned(), Ty::Object(Decl::Fixed(&DEVICE)))];
     let env = Env { names, patches: false, binds: true };
-    match super::compile(source, &env, &mut { STATES_ALL_MAX }) {
+    match super::compile(source, &env, budget) {
         Err(told) => Some(format!("compilation failed: {told}")),
         Ok(made) if matches!(made.ty, Ty::Bool | Ty::Dyn) => None,
         Ok(made) => Some(format!("must evaluate to bool or the unknown type, not {}", made.ty.output())),
@@ -28,6 +27,10 @@ pub(crate) fn fault(source: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn fault(source: &str) -> Option<String> {
+        super::fault(source, &mut Budget::default())
+    }
 
     #[test]
     fn a_selector_speaks_of_a_device_and_says_yes_or_no() {

@@ -14,7 +14,7 @@ use super::eval::{Run, Stop};
 use super::signatures::ESCAPE_KEY;
 use super::value::{Text, Url, Val, contains, duration, timestamp};
 use crate::custom::format;
-use crate::custom::pattern::{self, Pattern};
+use crate::custom::pattern::{Pattern, Translation};
 use crate::meta::Quantity;
 use crate::meta::{names, time};
 
@@ -104,9 +104,11 @@ fn whole<'a>(count: usize) -> Val<'a> {
 
 /// An expression that only becomes known now.
 fn expression(run: &mut Run<'_>, text: &str, over: usize) -> Result<Pattern, Stop> {
-    let states = pattern::check(text).map_err(|words| Stop::new(format_args!("error parsing regexp: {words}")))?;
-    // Compiling takes a few hundred steps a state.
-    run.spend(100 + states.saturating_mul(20))?;
+    let wrong = |words: String| Stop::new(format_args!("error parsing regexp: {words}"));
+    let translation = Translation::of(text).map_err(wrong)?;
+    // Compiling takes a few hundred steps a state, also where it fails.
+    run.spend(100 + translation.states.saturating_mul(20))?;
+    translation.check().map_err(wrong)?;
     let pattern = Pattern::new(text);
     run.spend(pattern.cost(over) + over / 10)?;
     Ok(pattern)

@@ -7,7 +7,7 @@ use super::parse::{Fault, Is, Node, Operator};
 use super::signatures::{self, ESCAPE_KEY, Overload};
 use super::types::{Bound, Decl, Ty, Variables};
 use super::value::{duration, timestamp};
-use crate::custom::pattern::{self, Pattern};
+use crate::custom::pattern::{Pattern, Translation};
 
 /// States that each expression that is matched with counts as, beside those that it has: it is some ten KiB, compiled.
 const PATTERN_STATES: usize = 100;
@@ -526,13 +526,13 @@ impl<'s> Maker<'s> {
         match (own, written) {
             (".matches", [Node { is: Is::Text(text), at, .. }])
             | ("matches", [_, Node { is: Is::Text(text), at, .. }]) => {
-                let made = pattern::check(text).and_then(|states| {
-                    let left = self.states.checked_sub(states + PATTERN_STATES);
-                    left.ok_or_else(|| "the expressions are too large".to_owned())
+                let made = Translation::of(text).and_then(|pattern| {
+                    let left = self.states.checked_sub(pattern.states + PATTERN_STATES);
+                    self.states = left.ok_or("the expressions are too large")?;
+                    pattern.check()
                 });
-                match made {
-                    Ok(left) => self.states = left,
-                    Err(_) => self.literals.push(Fault::new(*at, "invalid matches argument")),
+                if made.is_err() {
+                    self.literals.push(Fault::new(*at, "invalid matches argument"));
                 }
                 if !exprs.is_empty() {
                     return (Expr::Matches(Box::new(exprs.swap_remove(0)), Pattern::new(text)), ty);

@@ -432,3 +432,37 @@ fn types_that_stand_for_one_another_end() {
         assert!(why.contains("the types of the expression are too large together"), "{why}");
     }
 }
+
+/// Of as many states as one may have.
+const HEAVY: &str = "(a{1000}){19}";
+
+#[test]
+fn what_finds_no_room_is_not_compiled() {
+    let mut compiler = Compiler::new(false);
+    let source = format!("'x'.matches('{HEAVY}')");
+    let begun = std::time::Instant::now();
+    let made = (0..1_000).take_while(|_| compiler.expression(&source, Gives::Bool, true).is_ok()).count();
+    assert!((10..60).contains(&made), "{made}");
+    let compiling = begun.elapsed();
+    let begun = std::time::Instant::now();
+    for _ in 0..20 * made {
+        assert!(compiler.expression(&source, Gives::Bool, true).is_err());
+    }
+    assert!(begun.elapsed() < 5 * compiling, "{:?}, and {compiling:?} for a twentieth of it", begun.elapsed());
+    // What is small is compiled still, and what has too many bytes is not read.
+    assert!(compiler.expression("'x'.matches('a')", Gives::Bool, true).is_ok());
+    let mut compiler = Compiler::new(false);
+    let long = format!("'{}' == ''", "x".repeat(600_000));
+    assert!(compiler.faults(&long).is_none());
+    let why = compiler.faults(&long).expect("too long");
+    assert_eq!(why, "the expressions have more than 1048576 bytes together");
+}
+
+#[test]
+fn what_turns_out_to_be_no_pattern_has_cost_as_much() {
+    // Few states by their count, and more bytes than a compiled one may have.
+    let object = json!({"pattern": "(.{1000}){19}"});
+    let source = "lists.range(1000).exists(i, 'x'.matches(object.pattern))";
+    let failed = ask(&[], (source, Gives::Bool), &object, |run, of| run.value(of)).expect_err("no pattern");
+    assert!(failed.contains("cost limit exceeded"), "{failed}");
+}

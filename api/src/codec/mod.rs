@@ -8,6 +8,8 @@ pub mod protobuf;
 mod scalar;
 pub mod yaml;
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use crate::schema::{self, Object, Type};
@@ -130,9 +132,21 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
+/// The text of these bytes, with a replacement where they are none. Nearly all are text, which is seen many bytes at a time; looking
+/// for the piece that is not goes byte by byte.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_text_is_replaced() {
+        assert!(matches!(text("ö".as_bytes()), Cow::Borrowed("ö")));
+        assert_eq!(text(b"a\xff\xc3b\xe2\x82"), String::from_utf8_lossy(b"a\xff\xc3b\xe2\x82"));
+    }
 
     #[test]
     fn an_excerpt_is_text_for_objects_and_hexadecimal_for_the_rest() {

@@ -65,39 +65,25 @@ impl Pattern {
     }
 }
 
-/// Checks an expression, and says about how many states it has.
-pub(crate) fn check(text: &str) -> Result<usize, String> {
-    let translation = Translation::of(text)?;
-    compile_translated(&translation)?;
-    Ok(translation.states)
-}
-
 fn compile(text: &str) -> Result<Regex, String> {
-    compile_translated(&Translation::of(text)?)
+    Translation::of(text)?.compile()
 }
 
-fn compile_translated(translation: &Translation) -> Result<Regex, String> {
-    let built =
-        RegexBuilder::new(&translation.text).size_limit(SIZE_MAX).dfa_size_limit(CACHE_MAX).nest_limit(200).build();
-    built.map_err(|error| match error {
-        regex::Error::Syntax(words) => {
-            words.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
-        }
-        error => error.to_string(),
-    })
-}
-
-/// An expression in Rust's words.
-struct Translation {
+/// An expression in Rust's words, which is read in a step a byte.
+pub(crate) struct Translation {
     text: String,
-    /// About how many states it unfolds to.
-    states: usize,
+    /// About how many states it unfolds to: what compiling it takes, also where it fails.
+    pub states: usize,
 }
 
 impl Translation {
-    fn of(text: &str) -> Result<Translation, String> {
-        let mut reader =
-            Reader { rest: text, out: String::with_capacity(text.len() + 16), levels: vec![Level::default()] };
+    pub fn of(text: &str) -> Result<Translation, String> {
+        let mut reader = Reader {
+            rest: text,
+            past_named: text.rfind(":]").map_or(text.len(), |at| text.len() - at - 1),
+            out: String::with_capacity(text.len() + 16),
+            levels: vec![Level::default()],
+        };
         while !reader.rest.is_empty() {
             reader.part()?;
         }
@@ -106,6 +92,22 @@ impl Translation {
             return Err("expression too large".to_owned());
         }
         Ok(Translation { text: reader.out, states })
+    }
+
+    /// Whether it is an expression. That compiles it: its states are paid for before.
+    pub fn check(&self) -> Result<(), String> {
+        self.compile().map(drop)
+    }
+
+    fn compile(&self) -> Result<Regex, String> {
+        let built =
+            RegexBuilder::new(&self.text).size_limit(SIZE_MAX).dfa_size_limit(CACHE_MAX).nest_limit(200).build();
+        built.map_err(|error| match error {
+            regex::Error::Syntax(words) => {
+                words.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
+            }
+            error => error.to_string(),
+        })
     }
 }
 
@@ -131,6 +133,8 @@ impl Level {
 
 struct Reader<'a> {
     rest: &'a str,
+    /// Bytes that are left where no class is named any more (`:]`).
+    past_named: usize,
     out: String,
     levels: Vec<Level>,
 }
@@ -196,7 +200,10 @@ impl Reader<'_> {
     }
 
     fn repeat(&mut self) -> Result<(), String> {
-        let counts = self.rest.split_once('}').and_then(|(inside, rest)| {
+        // Nothing else is looked for: what is not a count is read again as what it is.
+        let length = self.rest.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b',').count();
+        let counts = self.rest[length..].strip_prefix('}').and_then(|rest| {
+            let inside = &self.rest[..length];
             let (least, most) = inside.split_once(',').unwrap_or((inside, inside));
             let number =
                 |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<usize>().ok());
@@ -307,7 +314,7 @@ impl Reader<'_> {
             let c = self.next().ok_or("missing closing ]")?;
             match c {
                 ']' if !first => break,
-                '[' if self.rest.starts_with(':') && self.rest.contains(":]") => {
+                '[' if self.rest.starts_with(':') && self.rest.len() > self.past_named => {
                     let end = self.rest.find(":]").map_or(0, |end| end + 2);
                     self.out.push('[');
                     self.out.push_str(&self.rest[..end]);
@@ -345,6 +352,12 @@ impl Reader<'_> {
 mod tests {
     use super::*;
 
+    /// Of what is an expression.
+    fn states(text: &str) -> Result<usize, String> {
+        let translation = Translation::of(text)?;
+        translation.check().map(|()| translation.states)
+    }
+
     #[test]
     fn expressions_mean_what_they_mean_in_go() {
         for (pattern, text, expected) in [
@@ -370,7 +383,7 @@ mod tests {
             (r"^.$", "é", true),
             (r"^\x41\x{42}$", "AB", true),
         ] {
-            let states = check(pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
+            let states = states(pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
             assert!(states < 1_000, "{pattern}");
             assert_eq!(Pattern::new(pattern).matches(text), expected, "{pattern} {text}");
         }
@@ -393,14 +406,25 @@ mod tests {
         for pattern in
             ["(", ")", "[a", r"\", r"(?=a)", r"\y", "a{1001}", "(a{1000}){1000}", "(((a{99}){99}){99}){99}", "*"]
         {
-            assert!(check(pattern).is_err(), "{pattern}");
+            assert!(states(pattern).is_err(), "{pattern}");
         }
         // Classes of Unicode are as large within brackets as beside them.
         for pattern in [r"\p{L}{250}", r"[\p{L}]{250}", r"[^\p{L}]{250}", r"([\p{L}\p{N}]{2}){60}"] {
-            assert_eq!(check(pattern).unwrap_err(), "expression too large", "{pattern}");
+            assert_eq!(states(pattern).unwrap_err(), "expression too large", "{pattern}");
         }
-        assert!(check(r"^[\p{L}_-]{1,63}$").is_ok_and(|states| states > 63 * 200));
+        assert!(states(r"^[\p{L}_-]{1,63}$").is_ok_and(|states| states > 63 * 200));
         let deep = format!("{}a{}", "(".repeat(5_000), ")".repeat(5_000));
-        assert!(check(&deep).is_err());
+        assert!(states(&deep).is_err());
+    }
+
+    #[test]
+    fn what_is_long_is_read_once() {
+        let begun = std::time::Instant::now();
+        for part in ["{", "{1", "{1}", "["] {
+            let _ = Translation::of(&part.repeat(1 << 20));
+        }
+        let _ = Translation::of(&format!("[{}", "[:".repeat(1 << 20)));
+        // Half a minute and more where each looks for its end.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
     }
 }

@@ -8,18 +8,15 @@ mod tests;
 
 use serde_json::Value;
 
-use super::pattern::STATES_ALL_MAX;
 use super::structural::{Additional, Structural, Type};
-use crate::cel::{self, EXPRESSION_BUDGET, Env, Expr, Run, Shape, Stop, Ty, Val};
+use crate::cel::{self, Budget, EXPRESSION_BUDGET, Env, Expr, Run, Shape, Stop, Ty, Val};
 use crate::meta::field::{FieldError, FieldErrors};
 use crate::schema::ListKind;
 
 /// What all rules of one object may cost (Kubernetes').
-const BUDGET: usize = 10_000_000;
+const COST_MAX: usize = 10_000_000;
 /// The place of `oldSelf`; before it is that of `self`.
 const OLD: usize = 1;
-/// Most bytes that the expressions of one schema have together.
-const SOURCE_MAX: usize = 1 << 20;
 /// Longest message that an expression may give.
 const MESSAGE_MAX: usize = 5 << 10;
 
@@ -37,18 +34,6 @@ pub(crate) struct Rule {
     message: Option<Expr>,
     optional_old: bool,
     field: String,
-}
-
-/// What compiling may still take.
-pub(super) struct Budget {
-    source: usize,
-    states: usize,
-}
-
-impl Default for Budget {
-    fn default() -> Budget {
-        Budget { source: SOURCE_MAX, states: STATES_ALL_MAX }
-    }
 }
 
 impl Rule {
@@ -75,10 +60,8 @@ impl Rule {
         let old = if optional_old { Ty::optional(own.clone()) } else { own.clone() };
         let names = vec![("self".to_owned(), own), ("oldSelf".to_owned(), old)];
         let env = Env { names, patches: false, binds: false };
-        let mut compile = |source: &str| {
-            budget.source = budget.source.checked_sub(source.len()).ok_or("the rules of the schema are too many")?;
-            cel::compile(source, &env, &mut budget.states).map_err(|told| format!("compilation failed: {told}"))
-        };
+        let mut compile =
+            |source: &str| cel::compile(source, &env, budget).map_err(|told| format!("compilation failed: {told}"));
         match compile(source) {
             Ok(made) if !matches!(made.ty, Ty::Bool) => {
                 rule.fault = Some("cel expression must evaluate to a bool".to_owned());
@@ -147,7 +130,7 @@ pub(super) fn validate<'a>(
     if !schema.reach.rules {
         return;
     }
-    let mut checker = Checker { left: BUDGET, path: String::new(), errors };
+    let mut checker = Checker { left: COST_MAX, path: String::new(), errors };
     let pair = old.map(|old| (object, old));
     let _ = checker.node(schema, object, old, pair, true);
 }

@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 use super::defaults;
 use super::format::Format;
 use super::pattern::Pattern;
-use super::rules::{Budget, Rule};
+use super::rules::Rule;
+use crate::cel::Budget;
 use crate::schema::ListKind;
 
 /// The JSON type of a value.
@@ -235,8 +236,13 @@ impl Structural {
     /// Reads the schema of whole objects, and its rules.
     #[must_use]
     pub fn read_whole(schema: &Value) -> Structural {
+        Structural::read_within(schema, &mut Budget::default())
+    }
+
+    /// The same for one of several schemas that share what compiling their rules may take.
+    pub(crate) fn read_within(schema: &Value, budget: &mut Budget) -> Structural {
         let mut read = Structural::read(schema);
-        read.add_rules(schema, &[], true, &mut Budget::default());
+        read.add_rules(schema, &[], true, budget);
         read
     }
 

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
+use super::Kind;
 use super::value::Read;
-use super::{FieldError, FieldErrors, Kind};
 
 const TEXT: &str = include_str!("../../data/fields.txt");
 
@@ -18,11 +18,10 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| Table::read(TEXT));
 enum Verdict {
     Works,
     Warns(&'static str),
-    Refused(&'static str),
 }
 
 /// A field, and the fields below it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Node {
     verdict: Option<Verdict>,
     /// Verdicts about one value.
@@ -48,7 +47,6 @@ impl Table {
             let (field, verdict) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
             let verdict = match (verdict, words.next().unwrap_or_default()) {
                 ("warns", words) => Verdict::Warns(words),
-                ("refused", words) => Verdict::Refused(words),
                 _ => Verdict::Works,
             };
             let (path, value) = match field.split_once('=') {
@@ -61,6 +59,10 @@ impl Table {
                 None => node.verdict = Some(verdict),
             }
         }
+        // These are containers that have a field more.
+        let containers = table.pod.below.get("containers").map(|node| node.below.clone()).unwrap_or_default();
+        let ephemeral = table.pod.below.entry("ephemeralContainers").or_default();
+        ephemeral.below.extend(containers);
         table
     }
 }
@@ -101,21 +103,6 @@ pub(super) fn warnings(row: &Kind, object: &Value, old: Option<&Value>) -> Vec<S
         _ => None,
     };
     found.told.into_iter().filter_map(warning).collect()
-}
-
-/// Refuses what a write sets or changes that is refused.
-pub fn refuse(row: &Kind, object: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
-    let Some((node, value, path)) = spec(row, object) else { return };
-    let before = old.and_then(|old| spec(row, old)).map(|(_, before, _)| before);
-    for (name, below) in &node.below {
-        // Refused are whole fields of the spec; nothing below one is.
-        if let Some(Verdict::Refused(words)) = below.verdict
-            && is_given(&value[*name])
-            && before.is_none_or(|before| before[*name] != value[*name])
-        {
-            errors.push(FieldError::forbidden(format_args!("{path}.{name}"), words));
-        }
-    }
 }
 
 /// What was found: of each row the first place, however often it is there.
@@ -233,7 +220,7 @@ mod tests {
                 for step in leaf.split('.') {
                     let Some(below) = node.child(step) else { break };
                     node = below;
-                    covered |= matches!(node.verdict, Some(Verdict::Warns(_) | Verdict::Refused(_)));
+                    covered |= matches!(node.verdict, Some(Verdict::Warns(_)));
                 }
                 let is_row = node.below.is_empty() && node.verdict == Some(Verdict::Works);
                 assert!(covered || is_row, "{name}: data/fields.txt says nothing about {leaf}");
@@ -274,28 +261,19 @@ mod tests {
             ]
         );
         assert_eq!(warnings(pods, &pod, Some(&pod)), Vec::<String>::new());
+        let look = json!({"spec": {"ephemeralContainers": [{"name": "d", "stdin": true, "targetContainerName": "c"}]}});
+        let told = warnings(pods, &look, Some(&json!({"spec": {}})));
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("spec.ephemeralContainers[0].targetContainerName: "), "{told:?}");
         let template = json!({"spec": {"template": {"spec": {"hostNetwork": true}}}});
         let deployments = by_resource("apps", "deployments").expect("a kind");
         assert!(warnings(deployments, &template, None)[0].starts_with("spec.template.spec.hostNetwork: this version"));
         let services = by_resource("", "services").expect("a kind");
-        let balancer = json!({"spec": {"type": "LoadBalancer", "ports": [{"port": 80, "protocol": "TCP"}]}});
-        assert!(warnings(services, &balancer, None)[0].starts_with("spec.type: this version of Coracle"));
+        let sctp = json!({"spec": {"type": "LoadBalancer", "ports": [{"port": 80, "protocol": "SCTP"}]}});
+        assert!(warnings(services, &sctp, None)[0].starts_with("spec.ports[0].protocol: this version of Coracle"));
+        let local = json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
+            "loadBalancerSourceRanges": ["10.0.0.0/8"], "healthCheckNodePort": 30_000}});
+        assert_eq!(warnings(services, &local, None), Vec::<String>::new());
         assert!(warnings(services, &json!({"spec": {"type": "NodePort"}}), None).is_empty());
-    }
-
-    #[test]
-    fn what_is_refused_may_stay_but_not_come() {
-        let pods = by_resource("", "pods").expect("a kind");
-        let (plain, with) = (json!({"spec": {}}), json!({"spec": {"ephemeralContainers": [{"name": "d"}]}}));
-        let told = |object: &Value, old: Option<&Value>| {
-            let mut errors = FieldErrors::new();
-            refuse(pods, object, old, &mut errors);
-            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        let words = "spec.ephemeralContainers: Forbidden: a component has no shell, and this version of Coracle starts no \
-                     container in a pod that runs";
-        assert_eq!(told(&with, Some(&plain)), [words]);
-        assert_eq!(told(&with, Some(&with)), Vec::<String>::new());
-        assert_eq!(told(&plain, None), Vec::<String>::new());
     }
 }

@@ -26,6 +26,7 @@ mod namespace;
 mod network;
 mod node;
 mod pod;
+mod pod_certificates;
 pub mod podsecurity;
 mod podtemplate;
 pub mod quota;
@@ -54,7 +55,7 @@ use crate::schema::{Named, Type};
 use value::Read as _;
 
 /// Kinds that something acts on, or that are peculiar enough for a file of their own.
-static SPECIAL: [&Kind; 24] = [
+static SPECIAL: [&Kind; 25] = [
     &certificates::KIND,
     &configmap::KIND,
     &definition::KIND,
@@ -63,6 +64,7 @@ static SPECIAL: [&Kind; 24] = [
     &namespace::KIND,
     &node::KIND,
     &pod::KIND,
+    &pod_certificates::KIND,
     &podtemplate::KIND,
     &replicationcontroller::KIND,
     &secret::KIND,
@@ -102,18 +104,8 @@ pub fn by_kind(group: &str, kind: &str) -> Option<&'static Kind> {
     all().iter().copied().find(|row| row.kind == kind && row.group == group)
 }
 
-/// Why no object of a kind may be made; `None` when it may.
-pub fn refusal(row: &Kind) -> Option<String> {
-    match row.strategy.support() {
-        Support::Refused(why) => {
-            Some(format!("this version of Coracle {why}, and refuses the object rather than ignore it"))
-        }
-        Support::Honoured | Support::Inert(_) => None,
-    }
-}
-
-pub use fields::refuse as refuse_fields;
 pub use row::Row;
+pub use stored::aggregation::is_local as is_local_version;
 
 /// What the client is told about an object that it made or changed.
 pub fn warnings(row: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> {
@@ -272,8 +264,6 @@ pub enum Support {
     Honoured,
     /// They are stored, and every write says so: the object is stored, but …
     Inert(&'static str),
-    /// None can be made: this version …
-    Refused(&'static str),
 }
 
 /// What is special about a kind. Pure: no clock, no I/O; values are whole objects that were checked against the schema.
@@ -282,6 +272,10 @@ pub trait Strategy: Sync + Send {
     /// What this version does with such objects.
     fn support(&self) -> Support {
         Support::Honoured
+    }
+    /// Whether a check of such objects compiles expressions: then it takes what these say, however short they are.
+    fn compiles(&self) -> bool {
+        false
     }
     /// Fills in defaults, also of objects that are read back or updated (`SetObjectDefaults_*`).
     fn default(&self, _object: &mut Value) {}

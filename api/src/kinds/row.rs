@@ -163,12 +163,6 @@ impl Row {
         }
     }
 
-    /// Why no object of the kind may be made; `None` when it may.
-    #[must_use]
-    pub fn refusal(&self) -> Option<String> {
-        self.built_in().and_then(super::refusal)
-    }
-
     /// What the client is told about an object that it made or changed.
     #[must_use]
     pub fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
@@ -187,12 +181,5 @@ impl Row {
     /// Checks the metadata of a changed object against the old one.
     pub fn validate_metadata_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         super::validate_metadata_update_of(self.strategy(), object, old, errors);
-    }
-
-    /// Refuses fields that this version cannot honour.
-    pub fn refuse_fields(&self, object: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
-        if let Row::BuiltIn(row) = self {
-            super::refuse_fields(row, object, old, errors);
-        }
     }
 }

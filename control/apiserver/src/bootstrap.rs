@@ -1,6 +1,6 @@
 //! The objects that every cluster has from its first moment, and keeps: namespaces, the classes of critical pods, of Ingresses and
-//! of volumes, roles, the service by which pods find the API, and what the server says of itself. Levels of priority are not among
-//! them: they would say how requests are limited, and requests are limited otherwise here.
+//! of volumes, roles, the service by which pods find the API, and what the server says of itself; schemas and levels of priority
+//! are made here and kept elsewhere ([`crate::flowschemas`]).
 
 mod defaults;
 mod described;
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, network};
+use crate::flowschemas;
 use crate::request::own::own_call;
 use crate::roles::GROUP;
 use crate::server::Shared;
@@ -76,6 +77,7 @@ pub(crate) async fn run(server: &Arc<Shared>) -> Result<bool, Status> {
         ingress_class(server).await,
         storage_class(server).await,
         described(server).await,
+        flowschemas::make(&server.cluster).await,
     ] {
         if let Err(error) = made {
             tracing::warn!(%error, "an object that every cluster has cannot be made; it is tried again");

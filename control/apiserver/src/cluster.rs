@@ -6,9 +6,10 @@ use coracle_api::kinds;
 use coracle_api::status::Status;
 use rustls::ClientConfig;
 
+use crate::aggregation::Backends;
 use crate::catalog::{Catalog, Resource, Served};
 use crate::hooks::{Configured, Hooks, Metrics};
-use crate::outward;
+use crate::outward::{self, FrontProxy};
 use crate::policies::Policies;
 use crate::roles::{Index, Roles};
 use crate::store::Store;
@@ -21,6 +22,8 @@ pub(crate) struct Cluster {
     pub hooks: Hooks,
     /// The admission policies that are bound.
     pub policies: Policies,
+    /// Group versions that other API servers serve.
+    pub backends: Backends,
     /// What is counted of the calls to webhooks.
     pub calls: Metrics,
     /// The way to nodes, by which pods are called.
@@ -28,11 +31,12 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// `nodes` is this server's certificate towards nodes.
-    pub fn new(store: Store, nodes: Option<Arc<ClientConfig>>) -> Cluster {
+    /// `nodes` is this server's certificate towards nodes, `front` the one towards other API servers.
+    pub fn new(store: Store, nodes: Option<Arc<ClientConfig>>, front: Option<Arc<FrontProxy>>) -> Cluster {
         Cluster {
             hooks: Hooks::new(&store.keyspace),
             policies: Policies::new(&store.keyspace),
+            backends: Backends::new(&store.keyspace, front),
             catalog: Arc::new(Catalog::new()),
             store,
             roles: Roles::default(),
@@ -42,8 +46,8 @@ impl Cluster {
     }
 
     /// The admission webhooks that are configured; `None` when there are none.
-    pub fn webhooks(&self) -> Option<Arc<Configured>> {
-        self.hooks.now(&self.store.keyspace)
+    pub async fn webhooks(&self) -> Option<Arc<Configured>> {
+        self.hooks.now(&self.store.keyspace).await
     }
 
     /// Who is bound to which roles, as it is stored now.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 
 use crate::audit::AuditLog;
+use crate::outward::FrontProxy;
 
 /// Settings of an [`ApiServer`](crate::ApiServer). The defaults suit everything but the first four fields.
 #[derive(Clone)]
@@ -19,9 +20,12 @@ pub struct Config {
     pub token_key: String,
     /// TLS towards the nodes' own servers (logs, port-forward); without it they cannot be reached.
     pub node_client: Option<Arc<ClientConfig>>,
+    /// By what other API servers know this one (APIServices); without it they are shown no certificate.
+    pub front_proxy: Option<Arc<FrontProxy>>,
     /// `iss` of the tokens, and the audience of those meant for this API.
     pub issuer: String,
-    /// Requests at work at a time that end by themselves; more are told to come again (429).
+    /// Seats for requests that end by themselves, which PriorityLevelConfigurations divide; more wait, or are told to come again
+    /// (429).
     pub requests_max: usize,
     /// Watches and streams at a time.
     pub streams_max: usize,
@@ -38,6 +42,7 @@ impl Default for Config {
             authority: String::new(),
             token_key: String::new(),
             node_client: None,
+            front_proxy: None,
             issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             requests_max: 2_000,
             streams_max: 20_000,

@@ -15,12 +15,27 @@ use crate::store;
 /// How long after a failure it is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Does a duty until the server stops, while this server leads. `who` has its turns; a round gives the collections that it
-/// looked at.
-pub(crate) async fn keep<F, R>(server: Weak<Shared>, stopping: CancellationToken, who: &'static str, round: F)
+/// When it is looked again.
+#[derive(Default)]
+pub(crate) struct Again {
+    /// When something of these collections changes.
+    pub collections: Vec<String>,
+    /// Also without a change: what depends on something outside.
+    pub within: Option<Duration>,
+}
+
+impl From<Vec<String>> for Again {
+    fn from(collections: Vec<String>) -> Again {
+        Again { collections, within: None }
+    }
+}
+
+/// Does a duty until the server stops, while this server leads. `who` has its turns; a round says when the next is.
+pub(crate) async fn keep<F, R, A>(server: Weak<Shared>, stopping: CancellationToken, who: &'static str, round: F)
 where
     F: Fn(Arc<Shared>) -> R + Clone + Send + Sync + 'static,
-    R: Future<Output = Result<Vec<String>, Status>> + Send + 'static,
+    R: Future<Output = Result<A, Status>> + Send + 'static,
+    A: Into<Again> + Send + 'static,
 {
     let Some(mut lead) = server.upgrade().map(|server| server.cluster.store.keyspace.lead()) else { return };
     loop {
@@ -40,10 +55,11 @@ where
 }
 
 /// Does it, and again whenever something changes; ends with the keyspace.
-async fn again<F, R>(server: &Weak<Shared>, who: &'static str, round: &F)
+async fn again<F, R, A>(server: &Weak<Shared>, who: &'static str, round: &F)
 where
     F: Fn(Arc<Shared>) -> R + Clone + Send + Sync + 'static,
-    R: Future<Output = Result<Vec<String>, Status>> + Send + 'static,
+    R: Future<Output = Result<A, Status>> + Send + 'static,
+    A: Into<Again> + Send + 'static,
 {
     loop {
         let Some(alive) = server.upgrade() else { return };
@@ -57,8 +73,17 @@ where
         // A server that is dropped is not kept alive by this.
         drop(alive);
         match outcome {
-            Ok(watched) if changed(&keyspace, &watched, after).await => {}
-            Ok(_) => return,
+            Ok(next) => {
+                let Again { collections, within } = next.into();
+                let changed = changed(&keyspace, &collections, after);
+                let goes_on = match within {
+                    Some(within) => tokio::time::timeout(within, changed).await.unwrap_or(true),
+                    None => changed.await,
+                };
+                if !goes_on {
+                    return;
+                }
+            }
             Err(error) => {
                 tracing::warn!(who, %error, "a duty cannot be done; it is tried again");
                 tokio::time::sleep(AGAIN_AFTER).await;

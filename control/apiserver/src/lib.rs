@@ -1,7 +1,7 @@
 //! The API server: HTTP in, transactions of the keyspace out.
 //!
 //! ```text
-//! router ─► layers (time, turns, bytes, lanes; authn, authz) ─► usage ─► subresources ─► verbs ─► admission
+//! router ─► layers (time, fairness, bytes, lanes; authn, authz) ─► usage ─► subresources ─► verbs ─► admission
 //!                                                                └► answer ─► store ─► keyspace
 //! all of them ─► request (the words of a request), identity, limits
 //! ```
@@ -19,7 +19,9 @@
 #![recursion_limit = "256"]
 
 mod admission;
+mod aggregation;
 mod answer;
+mod apiservices;
 mod audit;
 mod authn;
 mod authz;
@@ -32,6 +34,8 @@ mod conversion;
 mod definitions;
 mod discovery;
 mod duties;
+mod fairness;
+mod flowschemas;
 mod health;
 mod hooks;
 mod identity;
@@ -43,6 +47,7 @@ mod nodes;
 mod openapi;
 mod outward;
 mod policies;
+mod relay;
 mod request;
 mod roles;
 mod router;
@@ -75,6 +80,7 @@ use layers::stalls::To;
 use limits::{Class, Flow};
 pub use limits::{Connection, Here};
 pub use nodes::keep_alive;
+pub use outward::FrontProxy;
 use server::Shared;
 
 /// Why an API server cannot start.
@@ -105,6 +111,9 @@ impl ApiServer {
         shared.tasks.spawn(shared.stalls.keep(shared.stopping.clone()));
         shared.tasks.spawn(bootstrap::keep(Arc::downgrade(&shared), has_roles, shared.stopping.clone()));
         shared.tasks.spawn(definitions::keep(Arc::downgrade(&shared), shared.stopping.clone()));
+        shared.tasks.spawn(apiservices::keep(Arc::downgrade(&shared), shared.stopping.clone()));
+        shared.tasks.spawn(apiservices::hear(Arc::downgrade(&shared), shared.stopping.clone()));
+        shared.tasks.spawn(flowschemas::keep(Arc::downgrade(&shared), shared.stopping.clone()));
         shared.tasks.spawn(typechecks::keep(Arc::downgrade(&shared), shared.stopping.clone()));
         Ok(ApiServer { shared })
     }

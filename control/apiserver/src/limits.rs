@@ -1,10 +1,12 @@
-//! How much goes on at a time, and whose turn it is.
+//! How much is held at a time, and by whom.
+//!
+//! Which requests go on and which wait is decided elsewhere ([`crate::fairness`]). Here are the bounds of what a request holds
+//! beside its seat: the bytes of its body until it is answered, and a place among the streams, also of one node.
 //!
 //! A caller is a *flow*. The cluster's own duties have places that users cannot take, and those in this process others than
 //! what comes over the network by a duty's name. A flow gets a place while it has fewer than are still free: one flow alone
 //! takes half of all, two a third each, so there is always room for one who comes later. Beyond that clients are told to
-//! come again: a queue would only make them time out. Bodies that are complete and not answered yet are counted the same
-//! way, in bytes, and streams from nodes once more by node: a node's own server has fewer places than this one.
+//! come again. Streams from nodes are counted once more by node: a node's own server has fewer places than this one.
 //!
 //! The accounts of one namespace are one flow. Whoever may make accounts there would otherwise make flows, and each new one
 //! would get a half of what is left.
@@ -22,13 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use gate::{Gate, Turn};
 
-/// Requests of the cluster's own duties at a time: a few controllers and a scheduler here, node agents elsewhere.
-const DUTIES_MAX: usize = 1_000;
-/// Their streams: a node agent follows each ConfigMap and Secret of its pods.
+/// Streams of the cluster's own duties: a node agent follows each ConfigMap and Secret of its pods.
 const DUTY_STREAMS_MAX: usize = 100_000;
 /// Bytes of bodies that are here and whose requests are not answered yet, of each class.
 const BODY_BYTES_MAX: usize = 128 << 20;
-/// Smaller ones are bounded by the number of requests.
+/// Smaller ones are bounded by the number of requests that have a seat or wait for one.
 const BODY_BYTES_COUNTED: usize = 16 << 10;
 
 /// Streams to one node at a time: a node's own server has 1,024 places, for all servers of the cluster.
@@ -158,23 +158,15 @@ impl Drop for Place {
     }
 }
 
-/// What a request holds until it is answered.
-#[derive(Debug)]
-pub(crate) struct Held {
-    _request: Place,
-    _body: Option<Place>,
-}
-
 /// The places of a class.
 struct Pools {
-    requests: Arc<Pool>,
     bytes: Arc<Pool>,
     streams: Arc<Pool>,
 }
 
 impl Pools {
-    fn new(requests: usize, streams: usize) -> Pools {
-        Pools { requests: Pool::new(requests), bytes: Pool::new(BODY_BYTES_MAX), streams: Pool::new(streams) }
+    fn new(streams: usize) -> Pools {
+        Pools { bytes: Pool::new(BODY_BYTES_MAX), streams: Pool::new(streams) }
     }
 }
 
@@ -182,15 +174,30 @@ impl Pools {
 /// there for others, and for who looks after the node.
 ///
 /// The server's own connections (to webhooks) have places beside those of users: who may follow logs shuts out no webhook.
-#[derive(Debug, Default)]
-pub(crate) struct NodeStreams(Mutex<HashMap<(String, bool), Arc<Pool>>>);
+#[derive(Debug)]
+pub(crate) struct NodeStreams {
+    /// What they come from, in words.
+    from: &'static str,
+    pools: Mutex<HashMap<(String, bool), Arc<Pool>>>,
+}
+
+impl Default for NodeStreams {
+    fn default() -> NodeStreams {
+        NodeStreams { from: "node", pools: Mutex::default() }
+    }
+}
 
 impl NodeStreams {
+    /// The same of other API servers, by their APIServices.
+    pub fn of_api_services() -> NodeStreams {
+        NodeStreams { from: "APIService", pools: Mutex::default() }
+    }
+
     /// A place for a stream from `node`.
     pub fn take(&self, node: &str, flow: Flow<'_>) -> Result<Place, Status> {
         let key = (node.to_owned(), matches!(flow.class, Class::Own));
         let pool = {
-            let mut nodes = self.0.lock();
+            let mut nodes = self.pools.lock();
             match nodes.get(&key) {
                 Some(pool) => pool.clone(),
                 None => {
@@ -200,7 +207,7 @@ impl NodeStreams {
                 }
             }
         };
-        let message = format!("too many streams from node {node}, please try again later");
+        let message = format!("too many streams from {} {node}, please try again later", self.from);
         pool.take(flow.name, 1).ok_or_else(|| Status::too_many_requests(message, 1))
     }
 }
@@ -213,11 +220,11 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    pub fn new(requests_max: usize, streams_max: usize) -> Limits {
+    pub fn new(streams_max: usize) -> Limits {
         Limits {
-            own: Pools::new(DUTIES_MAX, DUTY_STREAMS_MAX),
-            duties: Pools::new(DUTIES_MAX, DUTY_STREAMS_MAX),
-            users: Pools::new(requests_max, streams_max),
+            own: Pools::new(DUTY_STREAMS_MAX),
+            duties: Pools::new(DUTY_STREAMS_MAX),
+            users: Pools::new(streams_max),
         }
     }
 
@@ -229,25 +236,20 @@ impl Limits {
         }
     }
 
-    /// A place for a request that ends by itself, with a body of `bytes`.
-    pub fn request(&self, flow: Flow<'_>, bytes: usize) -> Result<Held, Status> {
-        let pools = self.of(flow);
-        let later = |what| Status::too_many_requests(format!("too many {what}, please try again later"), 1);
-        let request = pools.requests.take(flow.name, 1).ok_or_else(|| later("requests"))?;
-        let body = (bytes >= BODY_BYTES_COUNTED)
-            .then(|| pools.bytes.take(flow.name, bytes).ok_or_else(|| later("bytes in requests")))
-            .transpose()?;
-        Ok(Held { _request: request, _body: body })
+    /// Room for the body of a request, of so many bytes, until it is answered; a small one needs none.
+    pub fn body(&self, flow: Flow<'_>, bytes: usize) -> Result<Option<Place>, Status> {
+        if bytes < BODY_BYTES_COUNTED {
+            return Ok(None);
+        }
+        let place = self.of(flow).bytes.take(flow.name, bytes);
+        let later = || Status::too_many_requests("too many bytes in requests, please try again later", 1);
+        place.map(Some).ok_or_else(later)
     }
 
     /// A place for a stream.
     pub fn stream(&self, flow: Flow<'_>) -> Result<Place, Status> {
         let place = self.of(flow).streams.take(flow.name, 1);
         place.ok_or_else(|| Status::too_many_requests("too many streams, please try again later", 1))
-    }
-
-    pub fn requests_now(&self) -> usize {
-        [&self.own, &self.duties, &self.users].iter().map(|pools| pools.requests.now()).sum()
     }
 
     pub fn streams_now(&self) -> usize {
@@ -265,31 +267,31 @@ mod tests {
 
     #[test]
     fn a_place_is_free_again_when_it_is_dropped() {
-        let limits = Limits::new(1, 1);
-        let first = limits.request(user("a"), 0).ok();
+        let limits = Limits::new(2);
+        let first = limits.stream(user("a")).ok();
         assert!(first.is_some());
-        assert_eq!(limits.request(user("b"), 0).err().map(|status| status.code()), Some(429));
+        assert_eq!(limits.stream(user("a")).err().map(|status| status.code()), Some(429));
         drop(first);
-        assert!(limits.request(user("b"), 0).is_ok());
-        assert_eq!(limits.requests_now(), 0);
+        assert!(limits.stream(user("a")).is_ok());
+        assert_eq!(limits.streams_now(), 0);
     }
 
     #[test]
     fn a_greedy_flow_leaves_room_for_others_and_for_duties() {
-        let limits = Limits::new(12, 1);
-        let all = |name| -> Vec<Held> { std::iter::from_fn(|| limits.request(user(name), 0).ok()).collect() };
+        let limits = Limits::new(12);
+        let all = |name| -> Vec<Place> { std::iter::from_fn(|| limits.stream(user(name)).ok()).collect() };
         let greedy = all("greedy");
         let second = all("second");
         assert_eq!((greedy.len(), second.len()), (6, 3));
-        assert!(limits.request(user("third"), 0).is_ok(), "there is room for one who comes later");
-        let _all: Vec<Held> = ["c", "d", "e", "f", "g"].into_iter().flat_map(all).collect();
+        assert!(limits.stream(user("third")).is_ok(), "there is room for one who comes later");
+        let _all: Vec<Place> = ["c", "d", "e", "f", "g"].into_iter().flat_map(all).collect();
         let nodes: Vec<String> = (0..20).map(|number| format!("system:node:{number}")).collect();
         let remote = |name| Flow { class: Class::Duty, name };
-        let _nodes: Vec<Held> =
-            nodes.iter().flat_map(|name| std::iter::from_fn(|| limits.request(remote(name), 0).ok())).collect();
-        assert!(limits.request(remote("system:node:last"), 0).is_err(), "the agents took all that is theirs");
+        let _nodes: Vec<Place> =
+            nodes.iter().flat_map(|name| std::iter::from_fn(|| limits.stream(remote(name)).ok())).collect();
+        assert!(limits.stream(remote("system:node:last")).is_err(), "the agents took all that is theirs");
         let own = Flow { class: Class::Own, name: "system:kube-scheduler" };
-        assert!(limits.request(own, 0).is_ok());
+        assert!(limits.stream(own).is_ok());
     }
 
     #[test]
@@ -317,7 +319,7 @@ mod tests {
         drop(greedy);
         let again = streams.take("a", user("greedy"));
         assert!(again.is_ok() && streams.take("c", user("x")).is_ok());
-        let has = |node: &str| streams.0.lock().contains_key(&(node.to_owned(), false));
+        let has = |node: &str| streams.pools.lock().contains_key(&(node.to_owned(), false));
         assert!(has("a") && !has("b"), "what is over is forgotten");
     }
 
@@ -334,13 +336,14 @@ mod tests {
 
     #[test]
     fn bodies_that_wait_for_their_answers_are_bounded_in_bytes() {
-        let limits = Limits::new(10_000, 1);
+        let limits = Limits::new(1);
         let big = 3 << 20;
-        let held: Vec<Held> = std::iter::from_fn(|| limits.request(user("greedy"), big).ok()).collect();
+        let all = || -> Vec<Place> { std::iter::from_fn(|| limits.body(user("greedy"), big).ok()?).collect() };
+        let held = all();
         assert_eq!(held.len(), BODY_BYTES_MAX / 2 / big);
-        assert!(limits.request(user("greedy"), 1).is_ok(), "small ones go on");
-        assert!(limits.request(user("other"), big).is_ok());
+        assert!(matches!(limits.body(user("greedy"), 1), Ok(None)), "small ones go on");
+        assert!(limits.body(user("other"), big).is_ok());
         drop(held);
-        assert!(limits.request(user("greedy"), big).is_ok());
+        assert!(limits.body(user("greedy"), big).is_ok());
     }
 }

@@ -1,15 +1,15 @@
 //! From a request to the handler that answers it, through the layers that all pass.
 //!
 //! ```text
-//! observe ─► authenticate ─► time limit ─► authorize ─► body ─► turn ─► (lane for heavy work) ─► verb
+//! observe ─► authenticate ─► fairness ─► authorize ─► body ─► seat ─► (lane for heavy work) ─► verb
 //! ```
 //! There is one route for everything: a path is taken apart ([`Route::parse`]) and the resource is looked up in the
-//! catalog, so that kinds that appear while the server runs need no new route. A request takes its place among those at
-//! work when its body is there, not before.
+//! catalog, so that kinds that appear while the server runs need no new route. A request takes its seat when its body is
+//! there, not before.
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -18,14 +18,18 @@ use coracle_api::status::Status;
 use coracle_keyspace::Record;
 use futures::FutureExt;
 use http::{HeaderValue, Method, StatusCode, header};
+use tower::{Layer as _, Service as _};
 
+use crate::aggregation::{Backend, OPENAPI_BYTES_MAX};
 use crate::answer::{compress, pieces, respond};
 use crate::audit::{Trail, Unanswered};
 use crate::authn::Caller;
 use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
 use crate::discovery::Discovery;
+use crate::fairness::{self, Fairness, Ticket};
 use crate::layers::deadline::Deadline;
+use crate::layers::fair::{FairLayer, Understood};
 use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS, HEAVY_RECORDS_BYTES};
 use crate::layers::stalls::{self, To};
 use crate::layers::websocket;
@@ -38,7 +42,7 @@ use crate::subresources::Passing;
 use crate::subresources::bindings::Bindings;
 use crate::subresources::reviews::Review;
 use crate::verbs::watch::Around;
-use crate::{authn, discovery, health, mesh, openapi, store, subresources, usage, verbs};
+use crate::{authn, discovery, health, mesh, openapi, relay, store, subresources, usage, verbs};
 
 /// Whose turn it is to make a document of the API: nobody's own.
 const DOCUMENTS: &str = "system:openapi";
@@ -66,13 +70,13 @@ pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>
         None => None,
     };
     let unanswered = trail.clone().map(Unanswered::new);
-    let mut seen = Observed { verb: "get", resource: "" };
-    let answer = AssertUnwindSafe(route(&server, request, &mut seen)).catch_unwind().await;
+    let seen = Observed::default();
+    let answer = AssertUnwindSafe(route(&server, request, &seen)).catch_unwind().await;
     let mut response = match answer {
         Ok(Ok(response)) => response,
         Ok(Err(status)) => failure(accept.as_ref(), &status),
         Err(_) => {
-            tracing::error!(verb = seen.verb, resource = seen.resource, "a request handler panicked");
+            tracing::error!(verb = seen.verb(), resource = seen.resource(), "a request handler panicked");
             if let Some(trail) = &trail {
                 trail.panicked();
             }
@@ -90,7 +94,7 @@ pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>
     }
     let (code, elapsed) = (response.status().as_u16(), started.elapsed());
     tracing::debug!(%method, path = uri.path(), code, elapsed_us = elapsed.as_micros(), "request");
-    server.metrics.observe(seen.verb, seen.resource, code, elapsed);
+    server.metrics.observe(seen.verb(), seen.resource(), code, elapsed);
     match unanswered {
         Some(unanswered) => unanswered.answered(response),
         None => response,
@@ -132,7 +136,7 @@ fn told_decision(call: &Call, decided: &Result<(), Status>) {
 fn gauges(server: &Shared) -> [(&'static str, &'static str, u64); 4] {
     let keyspace = &server.cluster.store.keyspace;
     [
-        ("apiserver_current_inflight_requests", "Requests at work now.", server.limits.requests_now() as u64),
+        ("apiserver_current_inflight_requests", "Requests at work now.", server.fairness.executing() as u64),
         ("apiserver_longrunning_requests", "Watches and streams open now.", server.limits.streams_now() as u64),
         ("coracle_keyspace_revision", "Revision that is applied here.", keyspace.revision().get()),
         (
@@ -143,10 +147,30 @@ fn gauges(server: &Shared) -> [(&'static str, &'static str, u64); 4] {
     ]
 }
 
-/// What the metrics say of a request.
+/// What the metrics say of a request, once it is known.
+#[derive(Default)]
 struct Observed {
-    verb: &'static str,
-    resource: &'static str,
+    verb: OnceLock<&'static str>,
+    resource: OnceLock<&'static str>,
+}
+
+impl Observed {
+    fn verb(&self) -> &'static str {
+        self.verb.get().copied().unwrap_or("get")
+    }
+
+    fn resource(&self) -> &'static str {
+        self.resource.get().copied().unwrap_or_default()
+    }
+
+    fn is(&self, verb: &'static str, resource: &'static str) {
+        let _ = self.verb.set(verb);
+        let _ = self.resource.set(resource);
+    }
+
+    fn is_of(&self, resource: &'static str) {
+        let _ = self.resource.set(resource);
+    }
 }
 
 fn failure(accept: Option<&HeaderValue>, status: &Status) -> Response {
@@ -155,23 +179,111 @@ fn failure(accept: Option<&HeaderValue>, status: &Status) -> Response {
     respond::status(form, status)
 }
 
-async fn route(
-    server: &Arc<Shared>,
-    mut request: http::Request<Body>,
-    seen: &mut Observed,
-) -> Result<Response, Status> {
+/// What comes with a request beside its words.
+struct Rest {
+    /// `None` for a resource: its path is the target of the call.
+    route: Option<Route>,
+    caller: Caller,
+    body: Body,
+    connection: Option<Connection>,
+    upgrade: Option<hyper::upgrade::OnUpgrade>,
+    peer: Option<SocketAddr>,
+    trail: Option<Arc<Trail>>,
+}
+
+async fn route(server: &Arc<Shared>, request: http::Request<Body>, seen: &Observed) -> Result<Response, Status> {
     let caller = authn::authenticate(&server.cluster, &server.tokens, &request)?;
-    let connection = request.extensions_mut().remove::<Connection>();
     let route = Route::parse(request.uri().path());
     audit_room(request.extensions().get(), &caller, &route).await?;
-    match route {
-        Route::Resource(target) => resource(server, request, connection, caller, target, seen).await,
-        Route::Mesh => mesh(server, request, connection, &caller, seen).await,
-        route => {
-            let mutates = !matches!(*request.method(), Method::GET | Method::HEAD);
-            let response = path(server, request, &caller, route, seen).await?;
-            held(server, caller.flow(), connection, response, mutates)
+    let (mut parts, body) = request.into_parts();
+    let (route, target) = match route {
+        Route::Resource(target) => (None, target),
+        route => (Some(route), ResourcePath::default()),
+    };
+    let (connection, upgrade) = (parts.extensions.remove(), parts.extensions.remove());
+    let (peer, trail) = (parts.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>(), parts.extensions.get());
+    let (peer, trail) = (peer.map(|peer| peer.0), trail.cloned());
+    let call = caller.call(parts, target);
+    let request = Understood { call, with: Rest { route, caller, body, connection, upgrade, peer, trail } };
+    let answer = tower::service_fn(async |(ticket, request)| Ok(answered(server, ticket, request, seen).await));
+    match FairLayer(&server.fairness).layer(answer).call(request).await {
+        Ok(response) => Ok(response),
+        Err(never) => match never {},
+    }
+}
+
+/// The answer to a request that has its ticket.
+async fn answered(
+    server: &Arc<Shared>,
+    ticket: Ticket,
+    Understood { call, with }: Understood<Rest>,
+    seen: &Observed,
+) -> Response {
+    let accept = call.headers.get(header::ACCEPT).cloned();
+    let backend = elsewhere(server, call.uri.path()).await;
+    let answer = match (backend, with.route) {
+        (Some(backend), route) => relayed(server, &backend, call, Rest { route, ..with }, seen).await,
+        (None, None) => resource(server, ticket, call, Rest { route: None, ..with }, seen).await,
+        (None, Some(Route::Mesh)) => mesh(server, call, Rest { route: None, ..with }, seen).await,
+        (None, Some(route)) => {
+            let mutates = !matches!(call.method, Method::GET | Method::HEAD);
+            let (caller, connection) = (with.caller, with.connection);
+            let answer = path(server, &ticket, Arc::new(call), (with.body, with.trail), &caller, route, seen).await;
+            answer.and_then(|response| held(server, caller.flow(), connection, response, mutates))
         }
+    };
+    answer.unwrap_or_else(|status| failure(accept.as_ref(), &status))
+}
+
+/// Who else serves what is at a path; nobody what is served here.
+async fn elsewhere(server: &Shared, path: &str) -> Option<Arc<Backend>> {
+    let backend = server.cluster.backends.at(path)?;
+    let is_here = server.cluster.served().await.serves(&backend.group, &backend.version);
+    (!is_here).then_some(backend)
+}
+
+/// The answer of another API server.
+async fn relayed(
+    server: &Shared,
+    backend: &Arc<Backend>,
+    call: Call,
+    with: Rest,
+    seen: &Observed,
+) -> Result<Response, Status> {
+    let Rest { caller, body, connection, upgrade, peer, .. } = with;
+    let (verb, flow) = (authz::verb(&call), caller.flow());
+    let is_resource = with.route.is_none();
+    let method = call.method.as_str().to_ascii_lowercase();
+    // Names of other servers' resources are no labels of metrics: there is no end to them.
+    seen.is(if is_resource { verb } else { "get" }, "apiservices/proxy");
+    let asked = match is_resource {
+        true => Attributes::of(&call, verb),
+        false => {
+            let verb = if method == "head" { "get" } else { &method };
+            Attributes { verb, path: Some(call.uri.path()), ..Attributes::default() }
+        }
+    };
+    authorize(server, &call, &asked)?;
+    let longest = match verb {
+        "watch" => server.config.request_timeout,
+        _ => Deadline::new(call.query.get("timeout"), server.config.request_timeout)?.left(),
+    };
+    let place = server.limits.stream(flow)?;
+    let to = To { flow, account: server.answers.account(flow), connection: connection.clone() };
+    let passing = Passing { call, body, upgrade, peer, connection, place };
+    let response = relay::pass(&server.cluster, &server.stopping, passing, backend, longest).await?;
+    Ok(stalls::counted(to, response))
+}
+
+/// A document of another server about what it serves.
+async fn document_of(server: &Shared, backend: &Backend, document: &str) -> Response {
+    let (path, accept) = (format!("/openapi/v3/{document}"), [(header::ACCEPT, negotiate::JSON.to_owned())]);
+    let bounds = (OPENAPI_BYTES_MAX, server.config.request_timeout);
+    let read = relay::fetch(&server.cluster, backend, ("system:aggregator", &[]), &path, &accept, bounds);
+    match read.await {
+        Ok(read) if read.code == StatusCode::OK => respond::bytes(200, negotiate::JSON, read.body),
+        Ok(read) => respond::nothing(read.code),
+        Err((_, why)) => respond::text(503, format!("error trying to reach service: {why}\n")),
     }
 }
 
@@ -188,54 +300,47 @@ fn held(
 }
 
 /// What nodes see of requests.
-async fn mesh(
-    server: &Arc<Shared>,
-    request: http::Request<Body>,
-    connection: Option<Connection>,
-    caller: &Caller,
-    seen: &mut Observed,
-) -> Result<Response, Status> {
-    let call = caller.call(request.into_parts().0, ResourcePath::default());
+async fn mesh(server: &Arc<Shared>, call: Call, with: Rest, seen: &Observed) -> Result<Response, Status> {
     let of = mesh::Of::find(call.uri.path()).ok_or_else(Status::path_not_found)?;
-    (seen.verb, seen.resource) = ("get", "mesh");
+    seen.is("get", "mesh");
     authorize(server, &call, &of.attributes(&call))?;
     if call.method != Method::GET {
         return Err(Status::method_not_allowed());
     }
-    let flow = caller.flow();
+    let flow = with.caller.flow();
     let place = server.limits.stream(flow)?;
     let response = match of {
         mesh::Of::Routes => mesh::routes(&server.cluster, &server.nodes, &call, flow).await?,
         mesh::Of::Tap => mesh::tap(&server.cluster, &server.nodes, &server.tasks, &call, (flow, place))?,
     };
-    let to = To { flow, account: server.answers.account(flow), connection };
+    let to = To { flow, account: server.answers.account(flow), connection: with.connection };
     Ok(stalls::counted(to, response))
 }
 
 /// Answers at paths that are no resources.
 async fn path(
     server: &Arc<Shared>,
-    request: http::Request<Body>,
+    ticket: &Ticket,
+    call: Arc<Call>,
+    (body, trail): (Body, Option<Arc<Trail>>),
     caller: &Caller,
     route: Route,
-    seen: &mut Observed,
+    seen: &Observed,
 ) -> Result<Response, Status> {
-    let (mut parts, body) = request.into_parts();
-    let trail = parts.extensions.remove::<Arc<Trail>>();
-    let method = parts.method.as_str().to_ascii_lowercase();
+    let method = call.method.as_str().to_ascii_lowercase();
     let verb = if method == "head" { "get" } else { &method };
-    let call = Arc::new(caller.call(parts, ResourcePath::default()));
     authorize(server, &call, &Attributes { verb, path: Some(call.uri.path()), ..Attributes::default() })?;
     let deadline = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?;
     let flow = caller.flow();
     match route {
         Route::Bindings if call.method == Method::POST => {
-            (seen.verb, seen.resource) = ("create", "bindings");
+            seen.is("create", "bindings");
             let body = server.bodies.read(flow.name, body, deadline.at).await?;
             if let Some(trail) = &trail {
                 trail.has_sent(&call.headers, &body);
             }
-            let _place = server.limits.request(flow, body.len())?;
+            let _room = server.limits.body(flow, body.len())?;
+            let _seat = server.fairness.seat(ticket, 1, deadline.at.into_std()).await?;
             let bindings = Bindings::read(&server.cluster, &Request { call, body })?;
             let heavy = bindings.bytes(&server.cluster) >= HEAVY_BYTES;
             let here = server.clone();
@@ -251,15 +356,21 @@ async fn path(
         Route::Version => return Ok(discovery::version(&call)),
         Route::Metrics => {
             let mut page = server.metrics.render(&gauges(server));
+            server.fairness.render(&mut page);
             server.cluster.calls.render(&mut page);
             if let Some(audit) = &server.audit {
                 audit.render(&mut page);
             }
             return Ok(respond::bytes(200, "text/plain; version=0.0.4; charset=utf-8", page));
         }
+        // How requests wait must be seen also while they do.
+        _ if call.uri.path().starts_with(fairness::DEBUG) => {
+            let page = call.uri.path().strip_prefix(fairness::DEBUG).and_then(|page| server.fairness.dump(page));
+            return Ok(page.map_or_else(|| respond::text(404, "404 page not found\n"), |page| respond::text(200, page)));
+        }
         _ => {}
     }
-    let _place = server.limits.request(flow, 0)?;
+    let _seat = server.fairness.seat(ticket, 1, deadline.at.into_std()).await?;
     match route {
         Route::Root => Ok(discovery::root(&*discovery(server).await, &call)),
         Route::CoreVersions => discovery::core(&*discovery(server).await, &server.config.external_url, &call),
@@ -277,6 +388,9 @@ async fn path(
             server.lanes.run(DOCUMENTS, make).await
         }
         Route::OpenApiV3(document) => {
+            if let Some(backend) = elsewhere(server, &format!("/{document}")).await {
+                return Ok(document_of(server, &backend, &document).await);
+            }
             let discovery = discovery(server).await;
             if server.openapi.has_v3(&discovery, &document) {
                 return openapi::v3(&server.openapi, &discovery, &call, &document);
@@ -285,7 +399,7 @@ async fn path(
             let make = async move { openapi::v3(&here.openapi, &discovery, &call, &document) };
             server.lanes.run(DOCUMENTS, make).await
         }
-        Route::IssuerConfiguration => Ok(authn::oidc::configuration(&server.tokens, &server.config.external_url)),
+        Route::IssuerConfiguration => Ok(authn::oidc::configuration(&server.tokens)),
         Route::IssuerKeys => Ok(authn::oidc::keys(&server.tokens)),
         _ => not_found(server, call.uri.path()).await,
     }
@@ -295,7 +409,12 @@ async fn path(
 async fn discovery(server: &Shared) -> Arc<Discovery> {
     // Without a leader what is known here is better than nothing.
     let _ = server.cluster.store.barrier().await;
-    server.discovery.of(&server.cluster.served().await)
+    known(server).await
+}
+
+/// What is served as far as it is known here.
+async fn known(server: &Shared) -> Arc<Discovery> {
+    server.discovery.of(&server.cluster.served().await, &server.cluster.backends.now())
 }
 
 /// What the reference says of paths that are nothing: within a group that it knows it speaks as the API.
@@ -307,9 +426,7 @@ async fn not_found(server: &Shared, path: &str) -> Result<Response, Status> {
         _ => None,
     };
     match group {
-        Some(group) if server.discovery.of(&server.cluster.served().await).has_group(group) => {
-            Err(Status::path_not_found())
-        }
+        Some(group) if known(server).await.has_group(group) => Err(Status::path_not_found()),
         _ => Ok(respond::text(404, "404 page not found\n")),
     }
 }
@@ -326,19 +443,14 @@ enum Handler {
 
 async fn resource(
     server: &Arc<Shared>,
-    mut request: http::Request<Body>,
-    connection: Option<Connection>,
-    caller: Caller,
-    target: ResourcePath,
-    seen: &mut Observed,
+    ticket: Ticket,
+    call: Call,
+    with: Rest,
+    seen: &Observed,
 ) -> Result<Response, Status> {
-    let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-    let peer = request.extensions().get::<axum::extract::ConnectInfo<SocketAddr>>().map(|peer| peer.0);
-    let trail = request.extensions_mut().remove::<Arc<Trail>>();
-    let (parts, body) = request.into_parts();
-    let call = caller.call(parts, target);
+    let Rest { caller, body, connection, upgrade, peer, trail, .. } = with;
     let verb = authz::verb(&call);
-    seen.verb = verb;
+    let _ = seen.verb.set(verb);
     // A list or a watch of one name is allowed to who may read that one.
     let selected = if call.target.name.is_none() { call.selected_name() } else { None };
     let mut asked = Attributes::of(&call, verb);
@@ -355,16 +467,16 @@ async fn resource(
         return not_found(server, call.uri.path()).await;
     }
     let handler = if let Some(review) = subresources::reviews::find(&target.group, &target.version, &target.resource) {
-        seen.resource = "reviews";
+        seen.is_of("reviews");
         if call.method != Method::POST || target.name.is_some() {
             return Err(Status::method_not_allowed());
         }
         Handler::Review(review)
     } else if (target.group.as_str(), target.version.as_str(), target.resource.as_str()) == ("", "v1", "bindings") {
-        seen.resource = "bindings";
+        seen.is_of("bindings");
         Handler::Binding
     } else if let Some(of) = usage::find(&target.group, &target.version, &target.resource) {
-        seen.resource = of.resource;
+        seen.is_of(of.resource);
         let (named, placed) = (target.name.is_some(), target.namespace.is_some());
         if placed && !of.is_namespaced() || named && of.is_namespaced() && !placed || target.subresource.is_some() {
             return Err(Status::path_not_found());
@@ -377,7 +489,7 @@ async fn resource(
         let found = server.cluster.resource(&target.group, &target.version, &target.resource).await?;
         let Some(resource) = found else { return not_found(server, call.uri.path()).await };
         // Names of definitions are no labels of metrics: there is no end to them.
-        seen.resource = resource.row.built_in().map_or("customresources", |row| row.resource);
+        seen.is_of(resource.row.built_in().map_or("customresources", |row| row.resource));
         let (named, placed) = (target.name.is_some(), target.namespace.is_some());
         if placed && !resource.row.namespaced() || named && resource.row.namespaced() && !placed && !target.watch {
             return Err(Status::path_not_found());
@@ -426,8 +538,13 @@ async fn resource(
                 tasks: &server.tasks,
                 initial_max: server.config.request_timeout,
             };
+            // Until what is there is read; what follows is sent as the client takes it.
+            let objects = if begins_with_all(&call) { objects(server, &call, resource) } else { 1 };
+            let until = std::time::Instant::now() + server.config.request_timeout;
+            let seat = server.fairness.seat(&ticket, objects, until).await?;
             let watch = verbs::watch::watch(&server.cluster, &call, resource, around, place);
             let watch = with_warnings(&call, watch.await?);
+            drop(seat);
             // Also where the connection becomes a WebSocket, which the listener does not hear of any more.
             let connection = connection.unwrap_or_default();
             let account = server.answers.account(caller.flow());
@@ -441,7 +558,12 @@ async fn resource(
     if let Some(trail) = &trail {
         trail.has_sent(&call.headers, &body);
     }
-    let place = server.limits.request(caller.flow(), body.len())?;
+    let room = server.limits.body(caller.flow(), body.len())?;
+    let objects = match &handler {
+        Handler::Resource(resource) if verb == "list" => objects(server, &call, resource),
+        _ => 1,
+    };
+    let seat = server.fairness.seat(&ticket, objects, deadline.at.into_std()).await?;
     let call = Arc::new(call);
     let heavy = unfolds(&call, &body) || is_heavy(server, &call, &handler, body.len(), verb);
     let request = Request { call: call.clone(), body };
@@ -463,11 +585,35 @@ async fn resource(
         Ok(response) => response,
         Err(status) => failure(call.headers.get(header::ACCEPT), &status),
     };
-    drop(place);
+    drop((seat, room));
     let response = compressed(&call, peer, with_warnings(&call, pieces::in_pieces(response)));
     // A dry run did nothing that would be done twice.
     let did = mutates && call.query.get("dryRun").is_none();
     held(server, caller.flow(), connection, response, did)
+}
+
+/// Whether a watch tells of what is there before it tells of what happens.
+fn begins_with_all(call: &Call) -> bool {
+    let asked = call.query.flag("sendInitialEvents");
+    asked.unwrap_or_else(|| matches!(call.query.get("resourceVersion"), None | Some("" | "0")))
+}
+
+/// How many objects a list looks at: all where it selects, and else as many as it shows. It is counted as far as it makes a
+/// difference.
+fn objects(server: &Shared, call: &Call, resource: &Resource) -> usize {
+    if names_one(call, resource) {
+        return 1;
+    }
+    let records = server.cluster.store.keyspace.snapshot(resource.row.collection()).records;
+    let there = match call.namespace() {
+        Some(namespace) if resource.row.namespaced() => {
+            store::range(&records, Some(namespace), None).take(Fairness::OBJECTS_MAX).count()
+        }
+        _ => records.len(),
+    };
+    let selects = ["labelSelector", "fieldSelector"].iter().any(|name| call.query.get(name).is_some());
+    let limit = call.query.get("limit").and_then(|limit| limit.parse().ok()).filter(|limit| *limit > 0 && !selects);
+    limit.map_or(there, |limit: usize| limit.min(there))
 }
 
 /// Does heavy work of a flow in its lanes, under the lead of the request: other threads know nothing of that.
@@ -521,7 +667,8 @@ fn is_heavy(server: &Shared, call: &Call, handler: &Handler, body: usize, verb: 
         }
         // The commonest answer is bytes as they are stored.
         "get" => stored().is_some_and(|stored| stored >= HEAVY_BYTES) && !is_plain(Offer::Stored),
-        _ => body + stored().unwrap_or(0) >= HEAVY_BYTES,
+        // Fifteen bytes of an expression may take ten milliseconds to compile.
+        _ => resource.row.strategy().compiles() || body + stored().unwrap_or(0) >= HEAVY_BYTES,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::authn::tokens::Tokens;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::discovery::DiscoveryOf;
+use crate::fairness::Fairness;
 use crate::layers::answers::Answers;
 use crate::layers::bodies::Bodies;
 use crate::layers::lanes::Lanes;
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     pub nodes: Arc<Nodes>,
     pub usages: Usages,
     pub metrics: Metrics,
+    pub fairness: Fairness,
     pub limits: Limits,
     pub bodies: Bodies,
     pub answers: Answers,
@@ -53,14 +55,16 @@ impl Shared {
         let tokens = Tokens::new(&config.token_key, &config.issuer).map_err(crate::StartError::TokenKey)?;
         let audit = config.audit.take().map(Audit::open).transpose().map_err(crate::StartError::Audit)?;
         let stopping = CancellationToken::new();
-        let cluster = Arc::new(Cluster::new(Store::new(keyspace), config.node_client.clone()));
+        let cluster =
+            Arc::new(Cluster::new(Store::new(keyspace), config.node_client.clone(), config.front_proxy.clone()));
         Ok(Arc::new(Shared {
             discovery: DiscoveryOf::default(),
             openapi: OpenApi::default(),
             nodes: Arc::new(Nodes::new(cluster.nodes.clone(), stopping.clone())),
             usages: Usages::default(),
             metrics: Metrics::default(),
-            limits: Limits::new(config.requests_max, config.streams_max),
+            fairness: Fairness::new(&cluster.store.keyspace, config.requests_max),
+            limits: Limits::new(config.streams_max),
             bodies: Bodies::default(),
             answers: Answers::default(),
             stalls: Stalls::default(),

@@ -47,6 +47,7 @@ resources! {
     JOBS = "batch/v1" "jobs";
     CRON_JOBS = "batch/v1" "cronjobs";
     POD_DISRUPTION_BUDGETS = "policy/v1" "poddisruptionbudgets";
+    POD_CERTIFICATE_REQUESTS = "certificates.k8s.io/v1" "podcertificaterequests";
     CERTIFICATE_SIGNING_REQUESTS = "certificates.k8s.io/v1" "certificatesigningrequests";
     INGRESSES = "networking.k8s.io/v1" "ingresses";
     HORIZONTAL_POD_AUTOSCALERS = "autoscaling/v2" "horizontalpodautoscalers";

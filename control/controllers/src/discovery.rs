@@ -1,4 +1,4 @@
-//! Which kinds there are: read from the API, kept until CustomResourceDefinitions change.
+//! Which kinds there are: read from the API, kept until CustomResourceDefinitions or APIServices change.
 
 use std::sync::Arc;
 use std::time::Duration;

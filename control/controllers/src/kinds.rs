@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, PodCertificateRequest};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, ResourceQuota, Service,
@@ -93,6 +93,8 @@ kinds! {
     autoscalers: HorizontalPodAutoscaler = "autoscaling" "v2" "HorizontalPodAutoscaler" "horizontalpodautoscalers" true;
     certificates: CertificateSigningRequest =
         "certificates.k8s.io" "v1" "CertificateSigningRequest" "certificatesigningrequests" false;
+    pod_certificates: PodCertificateRequest =
+        "certificates.k8s.io" "v1" "PodCertificateRequest" "podcertificaterequests" true;
     leases: Lease = "coordination.k8s.io" "v1" "Lease" "leases" true;
     }
     named {

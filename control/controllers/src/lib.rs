@@ -17,10 +17,12 @@ mod endpoints;
 mod error;
 mod events;
 mod garbage;
+mod gateway;
 mod informer;
 mod ingress;
 mod job;
 mod kinds;
+mod load_balancer;
 mod mirroring;
 mod namespace;
 mod node;
@@ -149,6 +151,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         },
     );
     let ingresses = ingress::Controller::new(api.clone(), &mut on.ingresses, &mut on.ingress_classes, &mut on.nodes);
+    let balancers = load_balancer::Controller::new(api.clone(), &mut on.services, &mut on.nodes);
+    let gateways = gateway::Controller::new(api.clone(), &mut on.services, &mut on.namespaces, &mut on.nodes);
     let autoscalers =
         autoscaler::Controller::new(api.clone(), recorder.clone(), discovery.clone(), &mut on.autoscalers, &on.pods);
     let scaled = concurrency::Controller::new(
@@ -184,6 +188,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     let job_orphans = job::Orphans::new(api.clone(), &mut on.jobs, &mut on.pods);
     let finished_jobs = ttl_after_finished::Controller::new(api.clone(), &mut on.jobs);
     let certificates = certificates::Controller::new(api.clone(), config.signer, &mut on.certificates);
+    let old_certificates = certificates::Cleaner::new(api.clone(), &mut on.pod_certificates);
     let pod_gc = pod_gc::Controller::new(api.clone(), &mut on.nodes, &mut on.pods);
     let quotas = quota::Controller::new(api.clone(), discovery.clone(), &mut on.quotas, &mut on.pods, &mut on.services);
     let garbage = {
@@ -233,6 +238,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(mirroring, shutdown.clone()));
     tasks.spawn(queue::drive(budgets, shutdown.clone()));
     tasks.spawn(queue::drive(ingresses, shutdown.clone()));
+    tasks.spawn(queue::drive(balancers, shutdown.clone()));
+    tasks.spawn(gateways.run(shutdown.clone()));
     tasks.spawn(queue::drive(autoscalers, shutdown.clone()));
     tasks.spawn(scaled.clone().listen(shutdown.clone()));
     tasks.spawn(queue::drive(scaled, shutdown.clone()));
@@ -242,6 +249,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(evictions, shutdown.clone()));
     tasks.spawn(queue::drive(pod_gc, shutdown.clone()));
     tasks.spawn(queue::drive(certificates, shutdown.clone()));
+    tasks.spawn(queue::drive(old_certificates, shutdown.clone()));
     tasks.spawn(queue::drive(quotas, shutdown.clone()));
     tokio::select! {
         () = others_synced.notified() => {}

@@ -3,6 +3,7 @@
 //! Where a story says that something does *not* happen, something else that had to happen later is waited for first.
 
 mod autoscaler;
+mod balancers;
 mod concurrency;
 mod sets;
 mod volumes;

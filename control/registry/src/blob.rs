@@ -118,10 +118,17 @@ impl Reading {
         let store = &self.registry.inner().store;
         let read = match File::open(store.path(&self.digest)).and_then(|file| file.read_at(&mut piece, self.at)) {
             Ok(read) if read > 0 => read,
-            // It has become shorter, or the disk does not give it.
-            other => {
+            // It has become shorter.
+            Ok(_) => {
                 store.look(&self.digest)?;
-                return Err(other.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into()));
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            // The disk does not give it, which is seen without reading all of it once more.
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    store.note_unread(&self.digest, &error);
+                }
+                return Err(error);
             }
         };
         piece.truncate(read);

@@ -148,7 +148,9 @@ const SMALL_BYTES: u64 = 4 << 20;
 const SMALL_CHECKS_MAX: usize = 4;
 /// For so long one that was sound is taken for it.
 const SOUND_FOR: Duration = Duration::from_secs(600);
-/// Contents of which that is remembered.
+/// For so long one that the disk did not give is not asked for again: a bad sector takes seconds, and what is large is read up to it.
+const UNREAD_FOR: Duration = Duration::from_secs(600);
+/// Contents of which it is remembered that they were sound.
 const SOUND_MAX: usize = 10_000;
 
 pub(crate) struct Inner {
@@ -170,6 +172,12 @@ pub(crate) struct Inner {
     /// Fetches, which outlive those who wait for them, and what ends them.
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
+}
+
+impl Inner {
+    fn was_unread(&self, digest: &Digest) -> bool {
+        self.store.unread_since(digest).is_some_and(|passed| passed < UNREAD_FOR)
+    }
 }
 
 impl Registry {
@@ -319,13 +327,20 @@ impl Registry {
         self.blocking(lacking).await
     }
 
-    /// Looks whether a content that is here is what its digest says ([`Store::look`]); one that was is not read again soon.
+    /// Looks whether a content that is here is what its digest says ([`Store::look`]); one that was, or that the disk did not give, is
+    /// not read again soon.
     pub(crate) async fn look(&self, digest: &Digest) -> io::Result<Option<Found>> {
         let (digest, asked) = (digest.clone(), digest.clone());
         let Some(size) = self.blocking(move |inner| inner.store.size(&asked)).await? else { return Ok(None) };
+        if self.was_unread(&digest) {
+            return Ok(Some(Found::Unread));
+        }
         let turns = if size > SMALL_BYTES { &self.0.checks } else { &self.0.small_checks };
         let check = move |inner: &Inner| {
             // Whoever was before may have looked.
+            if inner.was_unread(&digest) {
+                return Ok(Some(Found::Unread));
+            }
             let is_known = inner.sound.lock().get(&digest).is_some_and(|at| at.elapsed() < SOUND_FOR);
             if is_known && !inner.store.is_unread(&digest) {
                 return Ok(inner.store.size(&digest)?.map(|_| Found::Sound));
@@ -341,6 +356,11 @@ impl Registry {
             Ok(told)
         };
         self.in_turn(turns, check).await
+    }
+
+    /// Whether the disk did not give a content a short while ago.
+    pub(crate) fn was_unread(&self, digest: &Digest) -> bool {
+        self.0.was_unread(digest)
     }
 
     /// Does `work` on a thread that may block on the disk.

@@ -351,7 +351,7 @@ impl Registry {
     }
 
     /// Has the content of `digest` here, also in the place of what the disk did not give. Where nobody gives another one, the disk is
-    /// asked once more.
+    /// asked once more, some time after it was last asked.
     async fn bring(&self, digest: &Digest, size: u64) -> Result<(), NotHere> {
         if !self.inner().store.is_unread(digest) {
             return self.obtain(digest, size, None).await;
@@ -420,6 +420,10 @@ pub fn peers_router(registry: Registry) -> Router {
 
 async fn give(State(registry): State<Registry>, Path(digest): Path<String>) -> Result<Response, StatusCode> {
     let digest: Digest = digest.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
+    // Whoever asks asks again whenever something is named.
+    if registry.was_unread(&digest) {
+        return Err(StatusCode::SERVICE_UNAVAILABLE);
+    }
     let size = {
         let digest = digest.clone();
         registry.blocking(move |inner| inner.store.size(&digest)).await

@@ -7,7 +7,7 @@
 //! What cannot be read may be sound, and stays where it is until a whole one takes its place. What was read twice from the disk and
 //! is not what its digest says is set aside; it goes when a whole one is here, or when nothing names it any more.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::Collected;
 use crate::name::{Algorithm, Digest, Hashing};
@@ -43,8 +44,8 @@ pub struct Damage {
     pub found: u64,
     /// Those that are not here again.
     pub missing: HashSet<Digest>,
-    /// Those that the disk did not give when they were last looked at, and that may be sound.
-    pub unread: HashSet<Digest>,
+    /// Those that the disk did not give when they were last looked at, and that may be sound; and when that was.
+    pub unread: HashMap<Digest, Instant>,
 }
 
 /// What looking at a content has found.
@@ -166,12 +167,25 @@ impl Store {
 
     /// Whether the disk did not give a content when it was last looked at.
     pub fn is_unread(&self, digest: &Digest) -> bool {
-        self.damage.lock().unread.contains(digest)
+        self.damage.lock().unread.contains_key(digest)
     }
 
-    /// Notes that the disk does not give a content, and says so the first time.
-    fn note_unread(&self, digest: &Digest, error: &io::Error) {
-        if self.damage.lock().unread.insert(digest.clone()) {
+    /// How long ago that was.
+    pub fn unread_since(&self, digest: &Digest) -> Option<Duration> {
+        self.damage.lock().unread.get(digest).map(Instant::elapsed)
+    }
+
+    /// Notes that the disk does not give a content, and says so the first time. That there is no memory or no descriptor for it now
+    /// says nothing of the disk.
+    pub fn note_unread(&self, digest: &Digest, error: &io::Error) {
+        use rustix::io::Errno;
+        if [Errno::MFILE, Errno::NFILE, Errno::NOMEM]
+            .map(|of| of.raw_os_error())
+            .contains(&error.raw_os_error().unwrap_or(0))
+        {
+            return;
+        }
+        if self.damage.lock().unread.insert(digest.clone(), Instant::now()).is_none() {
             tracing::warn!(%digest, %error, "a content of an image cannot be read from this disk; it stays until another server gives it");
         }
     }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use coracle_api::pem;
+use coracle_apiserver::FrontProxy;
 use coracle_controllers::{Asked, Signer};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -21,6 +22,7 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sha2::{Digest as _, Sha256};
 
 use self::request::Request;
 use crate::founding;
@@ -178,6 +180,41 @@ impl Authority {
             authority_key: read(&self.dir.join("ca.key"))?,
             token_key: self.token_key()?,
         })
+    }
+
+    /// By what other API servers know the servers of this cluster: a certificate that another authority than the cluster's has
+    /// signed, which signs nothing else. Who has any certificate of the cluster's is not taken for its front proxy by that.
+    ///
+    /// That authority's key follows from the cluster's, which all servers have: so they have one, without a file of its own that
+    /// would have to be founded, given to servers that join, kept in backups and found missing. It does not lead back.
+    pub fn front_proxy(&self) -> Result<FrontProxy, Error> {
+        let failed = |source| Error::Issue { name: FrontProxy::NAME.into(), source };
+        let seed = Sha256::new_with_prefix("coracle: the authority of front proxies\0")
+            .chain_update(self.issuer.key().serialize_der())
+            .finalize();
+        // A key of Ed25519 is any 32 bytes (RFC 8410, section 7).
+        const ED25519: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+        let key = [&ED25519[..], &seed].concat();
+        let key = KeyPair::try_from(key.as_slice()).map_err(failed)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "coracle-front-proxy-ca");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        validity(&mut params, SystemTime::now(), AUTHORITY_DAYS);
+        let authority = params.self_signed(&key).map_err(failed)?.pem();
+        let issuer = Issuer::new(params, key);
+        let own = new_key(FrontProxy::NAME)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, FrontProxy::NAME);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
+        params.use_authority_key_identifier_extension = true;
+        // As long as the authority: it is in this process's memory only, and another one for each life of it.
+        validity(&mut params, SystemTime::now(), AUTHORITY_DAYS);
+        let certificate = params.signed_by(&own, &issuer).map_err(failed)?.pem();
+        Ok(FrontProxy { authority, certificate, key: own.serialize_pem() })
     }
 
     /// Whether everything that only founding makes is in `dir`; changes nothing.
@@ -602,6 +639,29 @@ mod tests {
         let after =
             Authority::open(dir.path(), false).unwrap().issue(&server(&["localhost"]), SystemTime::now()).unwrap();
         assert_ne!(before.certificate, after.certificate);
+    }
+
+    #[test]
+    fn every_server_has_the_same_front_proxy_and_the_cluster_s_authority_is_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path(), false).unwrap();
+        let joined = tempfile::tempdir().unwrap();
+        Authority::adopt(&joined.path().join("pki"), &authority.shared().unwrap()).unwrap();
+        let joined = Authority::open(&joined.path().join("pki"), true).unwrap();
+        let (here, there) = (authority.front_proxy().unwrap(), joined.front_proxy().unwrap());
+        let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let is_signed = |leaf: &str, by: &str| {
+            let (leaf, by) = (der(leaf), der(by));
+            let (_, leaf) = x509_parser::parse_x509_certificate(&leaf).unwrap();
+            let (_, by) = x509_parser::parse_x509_certificate(&by).unwrap();
+            leaf.issuer() == by.subject() && leaf.verify_signature(Some(by.public_key())).is_ok()
+        };
+        assert!(is_signed(&here.certificate, &there.authority) && is_signed(&there.certificate, &here.authority));
+        assert!(!is_signed(&here.certificate, authority.certificate()));
+        let other = tempfile::tempdir().unwrap();
+        let other = Authority::open(other.path(), false).unwrap().front_proxy().unwrap();
+        assert!(!is_signed(&other.certificate, &here.authority), "another cluster's is another");
+        assert_ne!(here.key, there.key, "each server has a key of its own");
     }
 
     #[test]

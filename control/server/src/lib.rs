@@ -334,6 +334,7 @@ impl Server {
                 authority: authority.certificate().to_owned(),
                 token_key: authority.token_key()?,
                 node_client: Some(node_client.client(&authority)?),
+                front_proxy: Some(Arc::new(authority.front_proxy()?)),
                 audit,
                 ..coracle_apiserver::Config::default()
             },

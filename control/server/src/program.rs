@@ -184,13 +184,15 @@ impl Program {
         Ok(running)
     }
 
-    /// Says that the server is there, unless it is about to go.
+    /// Says that the server is there; never, where it is about to go.
     async fn is_back(&self, keyspace: &Keyspace) -> Result<(), GroupError> {
-        let _one = self.0.beginning.lock().await;
-        if self.0.asked.is_cancelled() {
-            std::future::pending::<()>().await;
+        let one = self.0.beginning.lock().await;
+        if !self.0.asked.is_cancelled() {
+            return keyspace.is_back().await;
         }
-        keyspace.is_back().await
+        // Whoever asks again is answered until the process ends.
+        drop(one);
+        std::future::pending().await
     }
 
     /// The routes; the caller puts authentication before them.
@@ -393,6 +395,15 @@ mod tests {
         program.begin().await.unwrap();
         keyspace.barrier().await.unwrap();
         assert!(is_let());
+        // Whoever has not heard so asks again, and is answered while the server ends.
+        let again = async {
+            tokio::select! {
+                biased;
+                _ = program.is_back(&keyspace) => panic!("it is about to go"),
+                begun = program.begin() => begun,
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), again).await.expect("it is answered").unwrap();
         stop.cancel();
         says.await.unwrap();
         assert!(is_let());

@@ -3,7 +3,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
 
 use crate::http::{self, Response, Url};
 use crate::io::{Io, Output};
@@ -40,11 +43,13 @@ pub struct Asked<'a> {
     pub timeout: Option<Duration>,
     /// Until there is a connection.
     pub connect_timeout: Option<Duration>,
+    /// Whom it believes, and who it is; everyone and nobody, if it is not said.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 impl Default for Asked<'_> {
     fn default() -> Self {
-        Asked { method: "GET", headers: Vec::new(), body: Vec::new(), timeout: None, connect_timeout: None }
+        Asked { method: "GET", headers: Vec::new(), body: Vec::new(), timeout: None, connect_timeout: None, tls: None }
     }
 }
 
@@ -81,7 +86,7 @@ pub fn ask(url: &Url, asked: &Asked<'_>) -> Result<Response, Failure> {
     bytes.extend_from_slice(&asked.body);
     let mut secured = match url.secure {
         true => {
-            let config = client().map_err(Failure::Other)?;
+            let config = asked.tls.clone().map_or_else(client, Ok).map_err(Failure::Other)?;
             Some(Secured::new(&stream, &url.host, config, deadline)?)
         }
         false => None,

@@ -18,6 +18,8 @@ pub struct Request {
     pub stays: bool,
     /// Who asks, as `ADDRESS:PORT`; empty until the server says it.
     pub peer: String,
+    /// The certificate that it has shown, if the server asks for one.
+    pub certificate: Option<Vec<u8>>,
 }
 
 impl Request {
@@ -174,6 +176,7 @@ pub fn request(bytes: &mut Vec<u8>) -> Result<Option<Request>, String> {
         headers,
         body,
         stays,
+        certificate: None,
         peer: String::new(),
     }))
 }

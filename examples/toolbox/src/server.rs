@@ -226,6 +226,8 @@ impl Connection {
                 }
             };
             request.peer.clone_from(&self.peer);
+            let shown = self.tls.as_ref().and_then(|tls| tls.peer_certificates());
+            request.certificate = shown.and_then(|shown| Some(shown.first()?.to_vec()));
             match handler(&request) {
                 Answer::Now(response) => {
                     self.ends |= !request.stays;

@@ -8,7 +8,8 @@ use std::time::Instant;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
 use crate::net::{Failure, Stream};
 
@@ -23,19 +24,68 @@ pub fn localhost() -> &'static [u8] {
 
 /// A server's side, with the certificate and the key of two files, or with that of `localhost`.
 pub fn server(files: Option<(&Path, &Path)>) -> Result<Arc<ServerConfig>, String> {
-    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
     let (certificates, key) = match files {
         Some((certificates, key)) => (read(certificates)?, read(key)?),
         None => (LOCALHOST.to_vec(), LOCALHOST.to_vec()),
     };
-    let certificates = CertificateDer::pem_slice_iter(&certificates)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| error.to_string())?;
-    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| error.to_string())?;
+    let (certificates, key) = (certificates_of(&certificates)?, key_of(&key)?);
     let config = ServerConfig::builder_with_provider(Arc::new(rustls_rustcrypto::provider()))
         .with_safe_default_protocol_versions();
     let config = config.map_err(|error| error.to_string())?.with_no_client_auth().with_single_cert(certificates, key);
     Ok(Arc::new(config.map_err(|error| error.to_string())?))
+}
+
+/// A server's side with what is in one file, the key and the certificates, that asks clients for a certificate of these authorities.
+/// Who shows none is served, too, and told apart.
+pub fn mutual_server(bundle: &Path, authorities: &Path) -> Result<Arc<ServerConfig>, String> {
+    let (bundle, provider) = (read(bundle)?, Arc::new(rustls_rustcrypto::provider()));
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(authorities)?, provider.clone());
+    let verifier = verifier.allow_unauthenticated().build().map_err(|error| error.to_string())?;
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.map_err(|error| error.to_string())?.with_client_cert_verifier(verifier);
+    let config = config.with_single_cert(certificates_of(&bundle)?, key_of(&bundle)?);
+    Ok(Arc::new(config.map_err(|error| error.to_string())?))
+}
+
+/// A client's side that believes these authorities, and shows what is in a bundle of a key and certificates.
+pub fn trusting_client(authorities: &Path, bundle: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls_rustcrypto::provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots(authorities)?);
+    let Some(bundle) = bundle else { return Ok(Arc::new(config.with_no_client_auth())) };
+    let bundle = read(bundle)?;
+    let config = config.with_client_auth_cert(certificates_of(&bundle)?, key_of(&bundle)?);
+    Ok(Arc::new(config.map_err(|error| error.to_string())?))
+}
+
+/// Whether a signature of a message was made with a key of curve P-256 (an uncompressed point) and SHA-256; the signature is in DER.
+pub fn is_signed(point: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    let provider = rustls_rustcrypto::provider();
+    let known = provider.signature_verification_algorithms.mapping.iter();
+    let algorithms = known.filter(|(scheme, _)| *scheme == SignatureScheme::ECDSA_NISTP256_SHA256);
+    let mut algorithms = algorithms.flat_map(|(_, algorithms)| algorithms.iter());
+    algorithms.any(|algorithm| algorithm.verify_signature(point, message, signature).is_ok())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn certificates_of(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())
+}
+
+fn key_of(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| error.to_string())
+}
+
+fn roots(authorities: &Path) -> Result<Arc<RootCertStore>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates_of(&read(authorities)?)? {
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    Ok(Arc::new(roots))
 }
 
 /// A client's side, which believes everyone: as `curl -k`, since nobody here asks with a secret.

@@ -7,11 +7,16 @@
 //! Ingresses are followed by a task of their own ([`Ingresses::run`]), where somebody serves them; what they say is a route table
 //! ([`RouteTable`]) that knows nothing of them.
 //!
-//! NetworkPolicies are followed by a third ([`Policies::run`]), whose table says who may connect to whom.
+//! So are Gateways and their HTTPRoutes ([`Gateways::run`]): they compile to the same tables, one for each listener.
+//!
+//! NetworkPolicies are followed by another ([`Policies::run`]), whose table says who may connect to whom.
 //!
 //! Balancing and connections are the proxy's affair.
 
 mod again;
+mod asked;
+mod balanced;
+mod gateways;
 mod ingress;
 mod name;
 mod policies;
@@ -32,11 +37,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use again::Again;
+pub use asked::Asked;
+pub use coracle_gateway as gateway_api;
 pub use coracle_policy::Protocol;
+pub use gateways::{Gateways, PortRoutes, Ports};
 pub use ingress::{Ingress, Ingresses, Problem, Routing, SecretKey, Told};
 pub use policies::Policies;
 pub use routes::{Backend, Options, Origin, PortName, Route, RouteTable};
-pub use snapshot::{ACTIVATES, Endpoint, Port, Resolved, Service, ServiceKind, Snapshot};
+pub use snapshot::{ACTIVATES, Balanced, Endpoint, Port, Resolved, Service, ServiceKind, Snapshot, Traffic};
 use table::{Change, Table};
 
 /// Changes that are taken together into one snapshot, so that a storm does not make one snapshot for each of its events.

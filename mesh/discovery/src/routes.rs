@@ -4,6 +4,9 @@
 //! shares all other hosts with the one before; a look-up costs a hash of the host and one of each segment of the path, however many
 //! routes there are.
 //!
+//! A route may want more of a request than its host and path ([`Conditions`]): those of one path are in the order in which they are asked,
+//! and where none of them wants the request, a shorter path's are asked.
+//!
 //! Of all routes whose host and path match, the one with the most precise host is taken (a name before a wildcard before none), of
 //! these the one with the longest path, and an exact path before a prefix (Kubernetes' page on Ingress, "Multiple matches"). What is
 //! compared is the path as it was sent: nothing is decoded, collapsed or resolved.
@@ -12,6 +15,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use coracle_gateway::{Conditions, Filters, Forward, Hostname, Pattern, Redirect};
+
+use crate::asked::Asked;
 
 /// Bytes of a text that are one place of a table.
 const PLACE_BYTES: usize = 256;
@@ -25,6 +32,18 @@ pub(crate) enum Host {
     Name(Arc<str>),
     /// Those with one label more than this.
     Below(Arc<str>),
+    /// Those with one label more than this, or with several.
+    Under(Arc<str>),
+}
+
+impl From<&Hostname> for Host {
+    fn from(host: &Hostname) -> Host {
+        match host {
+            Hostname::Any => Host::Any,
+            Hostname::Name(name) => Host::Name(name.clone()),
+            Hostname::Below(parent) => Host::Under(parent.clone()),
+        }
+    }
 }
 
 impl Host {
@@ -53,7 +72,7 @@ impl fmt::Display for Host {
         match self {
             Host::Any => f.write_str("*"),
             Host::Name(name) => f.write_str(name),
-            Host::Below(parent) => write!(f, "*.{parent}"),
+            Host::Below(parent) | Host::Under(parent) => write!(f, "*.{parent}"),
         }
     }
 }
@@ -68,12 +87,14 @@ fn parent_of(name: &str) -> Option<&str> {
 pub(crate) struct ByHost<T> {
     names: imbl::HashMap<Arc<str>, T>,
     parents: imbl::HashMap<Arc<str>, T>,
+    /// Of any depth.
+    above: imbl::HashMap<Arc<str>, T>,
     any: Option<T>,
 }
 
 impl<T> Default for ByHost<T> {
     fn default() -> ByHost<T> {
-        ByHost { names: imbl::HashMap::new(), parents: imbl::HashMap::new(), any: None }
+        ByHost { names: imbl::HashMap::new(), parents: imbl::HashMap::new(), above: imbl::HashMap::new(), any: None }
     }
 }
 
@@ -83,6 +104,7 @@ impl<T: Clone> ByHost<T> {
             Host::Any => return self.any = value,
             Host::Name(name) => (&mut self.names, name),
             Host::Below(parent) => (&mut self.parents, parent),
+            Host::Under(parent) => (&mut self.above, parent),
         };
         match value {
             Some(value) => map.insert(key.clone(), value),
@@ -90,18 +112,28 @@ impl<T: Clone> ByHost<T> {
         };
     }
 
+    /// All there is.
+    pub fn all(&self) -> impl Iterator<Item = &T> {
+        let named = [&self.names, &self.parents, &self.above];
+        named.into_iter().flat_map(|map| map.values()).chain(&self.any)
+    }
+
     /// What there is for this name, in lower case: the most precise first.
     pub fn get(&self, name: &str) -> impl Iterator<Item = &T> {
         let exact = self.names.get(name);
         let wildcard = parent_of(name).and_then(|parent| self.parents.get(parent));
-        exact.into_iter().chain(wildcard).chain(&self.any)
+        // The longest first.
+        let first = parent_of(name).filter(|_| !self.above.is_empty());
+        let parents = std::iter::successors(first, |name: &&str| parent_of(name));
+        let above = parents.filter_map(|parent| self.above.get(parent));
+        exact.into_iter().chain(wildcard).chain(above).chain(&self.any)
     }
 }
 
 /// The object that a route is from, to name it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
-    /// As `Ingress`.
+    /// As `Ingress` or `HTTPRoute`.
     pub kind: &'static str,
     /// Its namespace.
     pub namespace: Arc<str>,
@@ -118,7 +150,7 @@ impl fmt::Display for Origin {
 }
 
 /// Where requests go.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     /// Whose it is.
     pub origin: Arc<Origin>,
@@ -128,10 +160,27 @@ pub struct Route {
     pub is_secure_only: bool,
     /// What else is done with requests and answers.
     pub options: Arc<Options>,
+    /// What else a request must be like.
+    pub conditions: Option<Arc<Conditions>>,
+}
+
+impl Route {
+    fn wants(&self, asked: Option<&Asked<'_>>) -> bool {
+        match (&self.conditions, asked) {
+            (None, _) => true,
+            (Some(conditions), Some(asked)) => asked.meets(conditions),
+            (Some(_), None) => false,
+        }
+    }
+
+    /// Who goes first where two have one path: the greater.
+    fn rank(&self) -> (bool, usize, usize) {
+        self.conditions.as_ref().map(|conditions| conditions.rank()).unwrap_or_default()
+    }
 }
 
 /// Who answers the requests of a route.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Backend {
     /// A port of a Service.
     Service {
@@ -142,6 +191,12 @@ pub enum Backend {
     },
     /// Something that is not supported: what it is.
     Other(Arc<str>),
+    /// One of these, by their weights.
+    Split(Arc<[Forward]>),
+    /// Somebody elsewhere.
+    Redirect(Arc<Redirect>),
+    /// Nobody can: why.
+    Nobody(Arc<str>),
 }
 
 /// A Service's port, as a route names it.
@@ -163,7 +218,7 @@ impl fmt::Display for PortName {
 }
 
 /// What is done with the requests and answers of a route.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options {
     /// `Strict-Transport-Security` of answers that go out with TLS.
     pub hsts: Option<Arc<str>>,
@@ -171,6 +226,10 @@ pub struct Options {
     pub body_bytes_max: Option<u64>,
     /// How long nothing may come from the backend, and nothing go there, while it is waited for.
     pub silence_max: Option<Duration>,
+    /// How long an answer may take to begin.
+    pub answer_max: Option<Duration>,
+    /// What is changed of requests and answers.
+    pub filters: Arc<Filters>,
 }
 
 /// How a path is compared.
@@ -185,16 +244,20 @@ pub(crate) enum Compare {
 /// The routes of one host.
 #[derive(Debug, Default)]
 pub(crate) struct Paths {
-    exact: HashMap<Box<str>, Arc<Route>>,
+    exact: HashMap<Box<str>, Vec<Arc<Route>>>,
+    /// Asked between the two.
+    patterns: Vec<(Pattern, Arc<Route>)>,
     /// A tree of segments, the root first: in a list, so that one of any depth is dropped without recursion.
     segments: Vec<Segment>,
     /// What takes the requests of this host that nothing else does.
     default: Option<Arc<Route>>,
+    /// Whether a route may want more than its path.
+    has_conditions: bool,
 }
 
 #[derive(Debug, Default)]
 struct Segment {
-    route: Option<Arc<Route>>,
+    routes: Vec<Arc<Route>>,
     below: HashMap<Box<str>, usize>,
 }
 
@@ -218,11 +281,37 @@ pub(crate) fn places(compare: Compare, path: &str) -> usize {
 impl Paths {
     /// Adds a route; the one that has that place keeps it, and is told.
     pub fn add(&mut self, compare: Compare, path: &str, route: &Arc<Route>) -> Result<(), Arc<Route>> {
-        let older = match compare {
-            Compare::Exact => self.exact.entry(path.into()).or_insert_with(|| route.clone()),
-            Compare::Prefix => self.segment(path).route.get_or_insert_with(|| route.clone()),
-        };
-        if Arc::ptr_eq(older, route) { Ok(()) } else { Err(older.clone()) }
+        let place = self.place(compare, path);
+        match place.first() {
+            Some(older) if !Arc::ptr_eq(older, route) => Err(older.clone()),
+            Some(_) => Ok(()),
+            None => {
+                place.push(route.clone());
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds a route behind those of its path that want as much of a request, or more.
+    pub fn add_among(&mut self, compare: Compare, path: &str, route: &Arc<Route>) {
+        self.has_conditions |= route.conditions.is_some();
+        let place = self.place(compare, path);
+        let at = place.partition_point(|other| other.rank() >= route.rank());
+        place.insert(at, route.clone());
+    }
+
+    /// The same of one whose paths are those of an expression.
+    pub fn add_pattern(&mut self, pattern: &Pattern, route: &Arc<Route>) {
+        self.has_conditions |= route.conditions.is_some();
+        let at = self.patterns.partition_point(|(_, other)| other.rank() >= route.rank());
+        self.patterns.insert(at, (pattern.clone(), route.clone()));
+    }
+
+    fn place(&mut self, compare: Compare, path: &str) -> &mut Vec<Arc<Route>> {
+        match compare {
+            Compare::Exact => self.exact.entry(path.into()).or_default(),
+            Compare::Prefix => &mut self.segment(path).routes,
+        }
     }
 
     /// The place of a prefix in the tree, made when it is not there.
@@ -247,11 +336,19 @@ impl Paths {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.exact.is_empty() && self.segments.is_empty() && self.default.is_none()
+        let has_none = self.exact.is_empty() && self.patterns.is_empty() && self.segments.is_empty();
+        has_none && self.default.is_none()
     }
 
-    fn find(&self, path: &str) -> Option<&Arc<Route>> {
-        if let Some(route) = self.exact.get(path) {
+    fn find(&self, path: &str, asked: Option<&Asked<'_>>) -> Option<&Arc<Route>> {
+        let first = |routes: &'_ [Arc<Route>]| routes.iter().position(|route| route.wants(asked));
+        if let Some(routes) = self.exact.get(path)
+            && let Some(at) = first(routes)
+        {
+            return routes.get(at);
+        }
+        let mut patterns = self.patterns.iter().filter(|(pattern, route)| route.wants(asked) && pattern.is_match(path));
+        if let Some((_, route)) = patterns.next() {
             return Some(route);
         }
         // What is no path (`*`) has no segments.
@@ -259,13 +356,21 @@ impl Paths {
             return None;
         }
         let mut at = self.segments.first()?;
-        let mut longest = at.route.as_ref();
+        // The shorter ones are asked only where the longest may not want it.
+        let (mut longest, mut shorter) = (&at.routes, Vec::new());
         for segment in segments(path) {
             let Some(next) = at.below.get(segment) else { break };
             at = &self.segments[*next];
-            longest = at.route.as_ref().or(longest);
+            if at.routes.is_empty() {
+                continue;
+            }
+            if self.has_conditions {
+                shorter.push(longest);
+            }
+            longest = &at.routes;
         }
-        longest
+        let mut all = std::iter::once(longest).chain(shorter.into_iter().rev());
+        all.find_map(|routes| routes.get(first(routes)?))
     }
 }
 
@@ -279,7 +384,16 @@ pub struct RouteTable {
 impl RouteTable {
     /// The route of a request. `host` is in lower case, without a port.
     pub fn find(&self, host: &str, path: &str) -> Option<&Arc<Route>> {
-        let matched = self.hosts.get(host).find_map(|paths| paths.find(path));
+        self.look(host, path, None)
+    }
+
+    /// The same, of what is asked.
+    pub fn find_for(&self, host: &str, asked: &Asked<'_>) -> Option<&Arc<Route>> {
+        self.look(host, asked.path, Some(asked))
+    }
+
+    fn look(&self, host: &str, path: &str, asked: Option<&Asked<'_>>) -> Option<&Arc<Route>> {
+        let matched = self.hosts.get(host).find_map(|paths| paths.find(path, asked));
         let default = || self.hosts.get(host).find_map(|paths| paths.default.as_ref());
         matched.or_else(default).or(self.default.as_ref())
     }
@@ -309,7 +423,13 @@ mod tests {
         let text: Arc<str> = name.into();
         let origin = Origin { kind: "Ingress", namespace: "n".into(), name: text.clone(), uid: text.clone() };
         let backend = Backend::Service { key: ("n".into(), text), port: PortName::Number(80) };
-        Arc::new(Route { origin: Arc::new(origin), backend, is_secure_only: false, options: Arc::default() })
+        Arc::new(Route {
+            origin: Arc::new(origin),
+            backend,
+            is_secure_only: false,
+            options: Arc::default(),
+            conditions: None,
+        })
     }
 
     fn table(routes: &[(&str, Compare, &str)]) -> RouteTable {

@@ -1,11 +1,11 @@
 //! The state at one moment.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_policy::Protocol;
+use coracle_policy::{Block, Protocol};
 
 use crate::name;
 
@@ -32,8 +32,20 @@ pub struct Service {
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
+    /// Its uid.
+    pub uid: Arc<str>,
+    /// When it was made, in seconds since 1970: of two that want the same, the older one has it.
+    pub created: i64,
     /// How it is reached.
     pub kind: ServiceKind,
+    /// Who answers clients inside the cluster (`internalTrafficPolicy`).
+    pub inside: Traffic,
+    /// Who answers those that come in at a port of a node (`externalTrafficPolicy`).
+    pub outside: Traffic,
+    /// Whom nodes let in at its own ports, where they are its balancer.
+    pub balanced: Option<Balanced>,
+    /// Where a balancer asks whether a node has endpoints of its own (`healthCheckNodePort`).
+    pub health_port: Option<u16>,
     /// Its virtual address; a headless Service has none.
     pub cluster_ip: Option<IpAddr>,
     /// What `ExternalName` stands for.
@@ -64,6 +76,29 @@ pub enum ServiceKind {
     ExternalName,
 }
 
+/// Which endpoints answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    /// All of the cluster.
+    Cluster,
+    /// Those of the node at which somebody comes in, and no others.
+    Local,
+}
+
+/// A Service of type LoadBalancer that nodes are to be the balancer of: each of them listens at its ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balanced {
+    /// Who may connect (`loadBalancerSourceRanges`); `None` when everybody may.
+    pub ranges: Option<Block>,
+}
+
+impl Balanced {
+    /// Whether this client may connect.
+    pub fn lets_in(&self, client: IpAddr) -> bool {
+        self.ranges.as_ref().is_none_or(|ranges| ranges.has(client))
+    }
+}
+
 /// A port of a Service with what answers there.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Port {
@@ -75,9 +110,27 @@ pub struct Port {
     pub node_port: Option<u16>,
     /// Its protocol.
     pub protocol: Protocol,
-    /// Who is to be asked, sorted, each once: ready endpoints, or, when there is none, those that still serve while they end
+    /// Endpoints that are ready, sorted, each once.
+    pub ready: Arc<[Endpoint]>,
+    /// Those that still serve while they end, likewise.
+    pub leaving: Arc<[Endpoint]>,
+}
+
+impl Port {
+    /// Who is to be asked: ready endpoints, or, when there is none, those that still serve while they end
     /// (`ProxyTerminatingEndpoints`).
-    pub endpoints: Arc<[Endpoint]>,
+    pub fn endpoints(&self) -> &Arc<[Endpoint]> {
+        if self.ready.is_empty() { &self.leaving } else { &self.ready }
+    }
+
+    /// The same among those of one node ([`Traffic::Local`]): while a node's last one ends, it is asked, however many others have.
+    pub fn endpoints_of(&self, node: &str) -> Vec<Endpoint> {
+        let of = |endpoints: &[Endpoint]| -> Vec<Endpoint> {
+            endpoints.iter().filter(|endpoint| endpoint.node.as_deref() == Some(node)).cloned().collect()
+        };
+        let ready = of(&self.ready);
+        if ready.is_empty() { of(&self.leaving) } else { ready }
+    }
 }
 
 /// Where a Service's port is answered.
@@ -172,6 +225,19 @@ impl Snapshot {
 }
 
 impl Service {
+    /// How many addresses of a node are ready to answer for it, at any of its ports.
+    pub fn ready_of(&self, node: &str) -> usize {
+        let all = self.ports.iter().flat_map(|port| port.ready.iter());
+        let here = all.filter(|endpoint| endpoint.node.as_deref() == Some(node)).map(|endpoint| endpoint.address);
+        here.collect::<HashSet<IpAddr>>().len()
+    }
+
+    /// Whether somebody of a node answers at any of its ports.
+    pub fn answers_at(&self, node: &str) -> bool {
+        let mut all = self.ports.iter().flat_map(|port| port.ready.iter().chain(port.leaving.iter()));
+        all.any(|endpoint| endpoint.node.as_deref() == Some(node))
+    }
+
     /// The port of this number and protocol: one number may be served by several.
     pub fn port(&self, number: u16, protocol: Protocol) -> Option<&Port> {
         self.ports.get(self.position(number, protocol)?)

@@ -9,7 +9,8 @@ use coracle_policy::Protocol;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use crate::snapshot::{ACTIVATES, Endpoint, Port, Service, ServiceKey, ServiceKind, Snapshot};
+use crate::balanced;
+use crate::snapshot::{ACTIVATES, Endpoint, Port, Service, ServiceKey, ServiceKind, Snapshot, Traffic};
 
 /// Label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -177,20 +178,16 @@ fn read_slice(slice: &discovery::EndpointSlice) -> Option<Slice> {
 
 fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<Item = &'a Slice>) -> Service {
     let spec = object.spec.clone().unwrap_or_default();
+    let balanced = balanced::read(&spec);
     let slices: Vec<&Slice> = slices.collect();
     let ports = spec.ports.unwrap_or_default().into_iter().filter_map(|port| {
         let name = port.name.unwrap_or_default();
-        let mut endpoints = answering(&slices, &name, false);
-        if endpoints.is_empty() {
-            endpoints = answering(&slices, &name, true);
-        }
-        endpoints.sort_unstable();
-        endpoints.dedup();
         Some(Port {
             port: u16::try_from(port.port).ok()?,
             node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
             protocol: Protocol::of(port.protocol.as_deref()),
-            endpoints: endpoints.into(),
+            ready: answering(&slices, &name, false).into(),
+            leaving: answering(&slices, &name, true).into(),
             name,
         })
     });
@@ -209,7 +206,13 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
     Service {
         namespace: key.0.clone(),
         name: key.1.clone(),
+        uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
+        created: object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
         kind,
+        inside: traffic(spec.internal_traffic_policy.as_deref()),
+        outside: traffic(spec.external_traffic_policy.as_deref()),
+        balanced,
+        health_port: spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
         cluster_ip: spec.cluster_ip.and_then(|address| address.parse().ok()),
         external_name,
         ports: ports.collect(),
@@ -217,6 +220,13 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
         affinity: affinity(spec.session_affinity.as_deref(), spec.session_affinity_config.as_ref()),
         ready: ready.into(),
         hosts: all_ready().filter_map(|endpoint| Some((endpoint.host.clone()?, endpoint.address))).collect(),
+    }
+}
+
+fn traffic(policy: Option<&str>) -> Traffic {
+    match policy {
+        Some("Local") => Traffic::Local,
+        _ => Traffic::Cluster,
     }
 }
 
@@ -229,7 +239,7 @@ fn affinity(said: Option<&str>, config: Option<&core::SessionAffinityConfig>) ->
     (said == Some("ClientIP")).then_some(timeout)
 }
 
-/// Endpoints of the port of this name: the ready ones, or those that leave.
+/// Endpoints of the port of this name: the ready ones, or those that leave; sorted, each once.
 fn answering(slices: &[&Slice], name: &str, is_leaving: bool) -> Vec<Endpoint> {
     let mut endpoints = Vec::new();
     for slice in slices {
@@ -242,6 +252,8 @@ fn answering(slices: &[&Slice], name: &str, is_leaving: bool) -> Vec<Endpoint> {
             }));
         }
     }
+    endpoints.sort_unstable();
+    endpoints.dedup();
     endpoints
 }
 
@@ -272,7 +284,13 @@ mod tests {
 
     fn ready(snapshot: &Snapshot, name: &str) -> Vec<String> {
         let service = snapshot.service("n", name).unwrap();
-        service.port(80, Protocol::Tcp).unwrap().endpoints.iter().map(|e| format!("{}:{}", e.address, e.port)).collect()
+        service
+            .port(80, Protocol::Tcp)
+            .unwrap()
+            .endpoints()
+            .iter()
+            .map(|e| format!("{}:{}", e.address, e.port))
+            .collect()
     }
 
     #[test]
@@ -291,7 +309,7 @@ mod tests {
         assert!(table.is_listed());
         let first = table.snapshot(&Snapshot::default());
         assert_eq!(ready(&first, "web"), ["10.244.0.2:8080", "10.244.0.3:8080"]);
-        assert!(first.service("n", "web").unwrap().port(53, Protocol::Udp).unwrap().endpoints.is_empty());
+        assert!(first.service("n", "web").unwrap().port(53, Protocol::Udp).unwrap().endpoints().is_empty());
         let web = first.by_address("10.96.0.7".parse().unwrap()).unwrap().clone();
         assert_eq!(first.resolve("web", "n"), Some(Resolved::Service(web.clone())));
         assert_eq!(first.resolve("web", "m"), None);
@@ -418,6 +436,55 @@ mod tests {
                 "a name stands for the ready"
             );
         }
+    }
+
+    /// What kube-proxy chooses for a policy `Local`, node by node.
+    #[test]
+    fn a_node_s_own_are_those_that_are_ready_there_or_else_those_that_end_there() {
+        let ready = json!({"ready": true});
+        let leaving = json!({"ready": false, "serving": true, "terminating": true});
+        let broken = json!({"ready": false, "serving": false});
+        for (endpoints, of_a, of_b, ready_at_a) in [
+            (vec![("a", &ready), ("b", &ready)], vec![0], vec![1], 1),
+            (vec![("a", &ready), ("a", &leaving), ("b", &leaving)], vec![0], vec![2], 1),
+            // While others are ready elsewhere, too.
+            (vec![("a", &leaving), ("b", &ready)], vec![0], vec![1], 0),
+            (vec![("a", &broken), ("b", &ready)], vec![], vec![1], 0),
+            (vec![("a", &ready), ("a", &ready)], vec![0, 1], vec![], 2),
+        ] {
+            let rows = endpoints.iter().enumerate().map(|(at, (node, conditions))| {
+                json!({"addresses": [format!("10.244.0.{at}")], "nodeName": node, "conditions": conditions})
+            });
+            let slice = json!({"addressType": "IPv4", "endpoints": rows.collect::<Vec<_>>(), "ports": [{"name": "http", "port": 80}],
+                "metadata": {"name": "s", "namespace": "n", "labels": {SERVICE_NAME: "web"}}});
+            let (_, snapshot) = listed([service("web", "None"), Change::Slice(serde_json::from_value(slice).unwrap())]);
+            let web = snapshot.service("n", "web").unwrap();
+            let of = |node: &str| -> Vec<u8> {
+                let octet = |address| match address {
+                    IpAddr::V4(address) => address.octets()[3],
+                    IpAddr::V6(_) => unreachable!("there is none"),
+                };
+                web.ports[0].endpoints_of(node).iter().map(|endpoint| octet(endpoint.address)).collect()
+            };
+            assert_eq!((of("a"), of("b"), of("c")), (of_a, of_b, vec![]), "{endpoints:?}");
+            assert_eq!(web.ready_of("a"), ready_at_a, "{endpoints:?}");
+            assert_eq!(web.answers_at("a"), !of("a").is_empty());
+        }
+    }
+
+    #[test]
+    fn policies_of_traffic_are_read() {
+        let spec = json!({"type": "LoadBalancer", "internalTrafficPolicy": "Local", "externalTrafficPolicy": "Cluster",
+            "healthCheckNodePort": 30999, "loadBalancerSourceRanges": ["10.0.0.0/8"]});
+        let object = json!({"metadata": {"name": "web", "namespace": "n", "uid": "u"}, "spec": spec});
+        let (_, snapshot) = listed([Change::Service(serde_json::from_value(object).unwrap())]);
+        let web = snapshot.service("n", "web").unwrap();
+        assert_eq!((web.inside, web.outside, web.health_port), (Traffic::Local, Traffic::Cluster, Some(30999)));
+        let balanced = web.balanced.as_ref().unwrap();
+        assert!(balanced.lets_in("10.1.2.3".parse().unwrap()) && !balanced.lets_in("127.0.0.1".parse().unwrap()));
+        let (_, snapshot) = listed([service("plain", "10.96.0.7")]);
+        let plain = snapshot.service("n", "plain").unwrap();
+        assert_eq!((plain.inside, plain.outside, &plain.balanced), (Traffic::Cluster, Traffic::Cluster, &None));
     }
 
     #[test]

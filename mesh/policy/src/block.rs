@@ -6,7 +6,7 @@ use k8s_openapi::api::networking::v1::IPBlock;
 
 /// Addresses as sorted ranges that do not touch each other; both ends belong to them. Those of IPv4 are apart from those of IPv6.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Block {
+pub struct Block {
     v4: Vec<(u128, u128)>,
     v6: Vec<(u128, u128)>,
 }
@@ -38,12 +38,25 @@ impl Block {
         all
     }
 
+    /// The addresses of these ranges, as `10.0.0.0/8`. One that cannot be read has none.
+    pub fn of_ranges<'a>(ranges: impl IntoIterator<Item = &'a str>) -> Block {
+        let mut all = Block::default();
+        for (is_v4, range) in ranges.into_iter().filter_map(range) {
+            if is_v4 { &mut all.v4 } else { &mut all.v6 }.push(range);
+        }
+        all.v4 = joined(all.v4);
+        all.v6 = joined(all.v6);
+        all
+    }
+
     /// Whether an address is among them. One that is near this machine is never.
     pub fn contains(&self, address: IpAddr) -> bool {
+        !is_near(address.to_canonical()) && self.has(address)
+    }
+
+    /// The same, wherever the address is.
+    pub fn has(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        if is_near(address) {
-            return false;
-        }
         let (list, number) = match address {
             IpAddr::V4(v4) => (&self.v4, u128::from(u32::from(v4))),
             IpAddr::V6(v6) => (&self.v6, u128::from(v6)),
@@ -116,6 +129,22 @@ mod tests {
     fn block(cidr: &str, except: &[&str]) -> IPBlock {
         let except = except.iter().map(|one| (*one).to_owned()).collect();
         IPBlock { cidr: cidr.to_owned(), except: Some(except) }
+    }
+
+    #[test]
+    fn ranges_have_what_is_near_too() {
+        let ranges = Block::of_ranges(["127.0.0.0/8", "10.1.0.0/16", "2001:db8::/32", "odd"]);
+        for (address, is_within) in [
+            ("127.0.0.1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.1.2.3", true),
+            ("10.2.0.1", false),
+            ("2001:db8::1", true),
+            ("::1", false),
+        ] {
+            assert_eq!(ranges.has(address.parse().unwrap()), is_within, "{address}");
+        }
+        assert!(!Block::of_ranges([]).has("127.0.0.1".parse().unwrap()));
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod table;
 mod tests;
 mod workload;
 
+pub use block::Block;
 pub use rules::Rules;
 pub use table::{Direction, Table};
 pub use workload::{Destination, NamedPort, Port, Protocol, Source, TEXT_BYTES_MAX, TRUST_DOMAIN, Workload};

@@ -38,6 +38,7 @@ mod turns;
 mod uncertain;
 mod upgrade;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -48,15 +49,17 @@ use coracle_policy::{Source, Workload};
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use demand::{Asked, Demands, Reader};
 pub use dial::KEPT_ELSEWHERE_MAX;
 pub use flows::Flows;
-pub use gateway::{Certificate, CertificateError, Certificates, Listener, Listening};
+pub use gateway::{Certificate, CertificateError, Certificates, Failed, GatewayRoutes, Listener, Listening, OwnPort};
 pub use gone::ended;
 pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
 pub use link::{SOURCE, said as source_header};
+pub use node_ports::Opened;
 pub use observe::{Endpoint, Filter, Port, Rule, Sight, Tapped, Tapping, View};
 pub use serve::{Admit, serve_link, serve_stream};
 pub use shares::{Share, Shares};
@@ -182,6 +185,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// The node's own table of pods, and the way to those of other nodes. Its methods are called per request and must not block.
 pub trait LocalEndpoints: Send + Sync {
+    /// The name of the node; empty while it has none.
+    fn node(&self) -> &str;
     /// How the port of a pod of this node is reached; `None` when no such pod runs.
     fn lookup(&self, address: IpAddr, port: u16) -> Option<Local>;
     /// What is known of the pod of this node that has the address.
@@ -237,8 +242,12 @@ pub trait LocalEndpoints: Send + Sync {
 /// What can be wrong with a Service.
 #[derive(Debug, Clone, Copy)]
 pub enum ServiceFailure<'a> {
-    /// A port cannot be listened at.
-    NodePort(u16, &'a io::Error),
+    /// A port of the node cannot be listened at.
+    Port(u16, Protocol, &'a io::Error),
+    /// A port that the node is to be a balancer at is another Service's: its own, or a port of all nodes.
+    Taken(u16, Protocol, &'a Service),
+    /// All Services together want more ports of balancers than a node opens.
+    TooMany(u16, Protocol),
     /// An endpoint leads to where nothing of the cluster goes ([`LocalEndpoints::may_dial`]).
     Endpoint(SocketAddr),
 }
@@ -280,6 +289,14 @@ pub enum Error {
     /// Nobody is there, and too many wait for it already.
     #[error("too many requests wait for an endpoint of service {namespace}/{name}")]
     Crowded {
+        /// Namespace of the Service.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+    },
+    /// Somebody is ready to answer, but none of them on this node, and the Service's policy wants no other.
+    #[error("no endpoint of service {namespace}/{name} is on this node, and its traffic policy is Local")]
+    NoneHere {
         /// Namespace of the Service.
         namespace: Arc<str>,
         /// Its name.
@@ -348,6 +365,10 @@ pub struct Proxy {
     places: Arc<places::Places>,
     taps: Arc<observe::Taps>,
     by_ingress: Arc<observe::ByIngress>,
+    /// What has become of the ports of Services that this node is a balancer of.
+    opened: Arc<watch::Sender<Vec<Opened>>>,
+    /// Ports of Gateways, and whether they are served.
+    gateway_ports: Arc<watch::Sender<BTreeMap<u16, bool>>>,
     tracer: Option<Tracer>,
 }
 
@@ -357,8 +378,29 @@ impl Proxy {
         let guard = guard::Guard::new(policies, local.clone());
         let dialer = dial::Dialer::new(guard.clone());
         let places = places::Places::new(places::CONNECTIONS_MAX);
-        let (routes, upstreams, taps, by_ingress) = Default::default();
-        Proxy { discovery, local, guard, routes, dialer, upstreams, places, taps, by_ingress, tracer: None }
+        let routes = Arc::new(routes::Routes::new(local.clone()));
+        let (upstreams, taps, by_ingress) = Default::default();
+        let (opened, gateway_ports) = Default::default();
+        let tracer = None;
+        Proxy {
+            discovery,
+            local,
+            guard,
+            routes,
+            dialer,
+            upstreams,
+            places,
+            taps,
+            by_ingress,
+            opened,
+            gateway_ports,
+            tracer,
+        }
+    }
+
+    /// What has become of the ports of Services of type LoadBalancer: those for which nobody of this node may answer are left out.
+    pub fn opened(&self) -> watch::Receiver<Vec<Opened>> {
+        self.opened.subscribe()
     }
 
     /// The same that makes spans of requests.
@@ -376,8 +418,8 @@ impl Proxy {
         self.upstreams.has(to, port)
     }
 
-    /// Keeps balancers in step with discovery, and runs the listeners of NodePort services at the address `node_ports`
-    /// (`None`: no listeners), until shutdown.
+    /// Keeps balancers in step with discovery, and runs the listeners of NodePort and LoadBalancer services at the address
+    /// `node_ports` (`None`: no listeners), until shutdown.
     pub async fn run(self, node_ports: Option<IpAddr>, shutdown: CancellationToken) {
         let mut generations = self.discovery.subscribe();
         let mut listeners = node_ports::Listeners::new(self.clone(), node_ports);

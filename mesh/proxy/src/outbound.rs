@@ -28,7 +28,7 @@ use crate::held::{Answering, Held};
 use crate::node_ports::tcp;
 use crate::observe::{Observed, Stats};
 use crate::retry::{self, ATTEMPTS_MAX, REFUSALS_MAX, Replay};
-use crate::routes::Route;
+use crate::routes::{Route, Side};
 use crate::{Asker, Body, BoxError, Deadline, Error, Kept, Proxy, ServiceFailure};
 
 /// How long a request waits for discovery to say who answers, when all that it named have just gone.
@@ -129,7 +129,7 @@ impl Proxy {
         let is_dialled = |at| Endpoint::find(&*self.local, at).is_some_and(is_dialled);
         match self.destination(host, from_namespace) {
             Ok(Destination::Service(service)) => service.port(port, Protocol::Tcp).is_some_and(|port| {
-                let mut endpoints = port.endpoints.iter().take(LOOKED_AT_MAX);
+                let mut endpoints = port.endpoints().iter().take(LOOKED_AT_MAX);
                 endpoints.any(|endpoint| is_dialled(SocketAddr::new(endpoint.address, endpoint.port)))
             }),
             Ok(Destination::Pod(address)) => is_dialled(SocketAddr::new(address, port)),
@@ -150,10 +150,9 @@ impl Proxy {
     /// Whether the Service at `to` still leads to this real address, for datagrams of `source`.
     pub(crate) fn is_endpoint(&self, source: &Source, to: SocketAddr, real: SocketAddr) -> bool {
         let snapshot = self.discovery.snapshot();
-        let port = snapshot.by_address(to.ip()).and_then(|service| service.port(to.port(), Protocol::Udp));
-        port.is_some_and(|port| {
-            let mut endpoints = port.endpoints.iter().map(|found| SocketAddr::new(found.address, found.port));
-            endpoints.any(|address| {
+        let route = snapshot.by_address(to.ip()).and_then(|service| self.route(service, to.port(), Protocol::Udp).ok());
+        route.is_some_and(|route| {
+            route.balancer.addresses().any(|address| {
                 Endpoint::find(&*self.local, address).and_then(|endpoint| endpoint.socket()) == Some(real)
                     && self.guard.permits_datagram(source, address)
             })
@@ -209,10 +208,11 @@ impl Proxy {
         }
     }
 
+    /// For a guest.
     pub(crate) fn route(&self, service: &Arc<Service>, port: u16, protocol: Protocol) -> Result<Route, Error> {
         let no_port = || Error::NoPort { namespace: service.namespace.clone(), name: service.name.clone(), port };
         let at = service.position(port, protocol).ok_or_else(no_port)?;
-        self.routes.find(service, at).ok_or_else(no_port)
+        self.routes.find(service, at, Side::Inside).ok_or_else(no_port)
     }
 
     /// Answers from one of the endpoints of a Service's port, within the request's deadline.
@@ -389,8 +389,7 @@ impl Proxy {
         if let Some(endpoint) = tried.not_allowed() {
             return Error::NotAllowed(endpoint.to_string());
         }
-        let endpoints = route.service.ports[route.at].endpoints.iter().take(LOOKED_AT_MAX);
-        let mut addresses = endpoints.map(|found| SocketAddr::new(found.address, found.port));
+        let mut addresses = route.balancer.addresses().take(LOOKED_AT_MAX);
         let Some(endpoint) = addresses.find(|address| Endpoint::is_forbidden(&*self.local, *address)) else {
             return route.no_endpoints();
         };
@@ -429,7 +428,7 @@ impl Proxy {
             generations.borrow_and_update();
             let snapshot = self.discovery.snapshot();
             let service = snapshot.service(&route.service.namespace, &route.service.name)?;
-            let found = self.routes.find(service, service.position(port.port, port.protocol)?)?;
+            let found = self.routes.find(service, service.position(port.port, port.protocol)?, route.side)?;
             if is_so(&found) {
                 return Some(found);
             }

@@ -228,9 +228,11 @@ fn is_for_one_host<B>(request: &Request<B>) -> Result<(), Error> {
 /// What a client is told when nothing answered it.
 pub(crate) fn refuse(error: &Error) -> Response<Body> {
     let status = match error {
-        Error::NoEndpoints { .. } | Error::Forbidden { .. } | Error::NoPod(_) | Error::Crowded { .. } => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        Error::NoEndpoints { .. }
+        | Error::NoneHere { .. }
+        | Error::Forbidden { .. }
+        | Error::NoPod(_)
+        | Error::Crowded { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Error::NotInCluster(_) | Error::NoPort { .. } => StatusCode::NOT_FOUND,
         Error::NotAllowed(_) => StatusCode::FORBIDDEN,
         Error::NoAuthority | Error::Scheme(_) | Error::Malformed(_) => StatusCode::BAD_REQUEST,

@@ -255,16 +255,22 @@ impl Drop for Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::facts::Model;
 
     #[test]
     fn what_is_beside_code_is_read_as_it_was_written_and_nothing_else() {
-        for is_reusable in [true, false] {
-            let known = Known { facts: Facts { is_reusable }, code: Code::of(b"code") };
+        for (is_reusable, model) in [(true, Model::Sync), (false, Model::Async)] {
+            let known = Known { facts: Facts { is_reusable, model }, code: Code::of(b"code") };
             assert_eq!(Known::from_text(&known.to_text()), Some(known));
         }
-        for wrong in
-            ["", "reusable\n", "reusable\n4 zz\n", "reusable\n4 1234\n", "fresh\n-1 00001234\n", "x\n4 00001234\n"]
-        {
+        for wrong in [
+            "",
+            "reusable sync\n",
+            "reusable sync\n4 zz\n",
+            "reusable sync\n4 1234\n",
+            "fresh async\n-1 00001234\n",
+            "x\n4 00001234\n",
+        ] {
             assert_eq!(Known::from_text(wrong), None, "{wrong:?}");
         }
     }

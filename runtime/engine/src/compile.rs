@@ -9,6 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
@@ -19,7 +20,7 @@ use wasmparser::{Parser, Payload};
 use crate::adapt::{self, Kind};
 use crate::cache::{Code, Known};
 use crate::error::cut;
-use crate::facts::Facts;
+use crate::facts::{Facts, Model};
 use crate::functions::Functions;
 use crate::memory::Beside;
 use crate::{Compiler, Error, settings};
@@ -106,7 +107,7 @@ pub(crate) async fn compile(
 
 fn compile_here(wasm: &Path, output: &Path, functions: Option<&Path>) -> Result<(), Failure> {
     let mut bytes = read(wasm)?;
-    let facts = Facts::of(&bytes);
+    let mut facts = Facts::of(&bytes);
     match adapt::kind(&bytes) {
         None => return Err(Failure::NotWasm),
         Some(Kind::Component) => {}
@@ -118,23 +119,33 @@ fn compile_here(wasm: &Path, output: &Path, functions: Option<&Path>) -> Result<
             "its types and the names of its imports and exports have {described} bytes, more than {DESCRIPTION_BYTES_MAX}"
         )));
     }
-    let invalid = |error: wasmtime::Error| Failure::Invalid(crate::error::line(&error));
-    let mut config = settings::code();
     let name = output.file_stem().unwrap_or_default().to_string_lossy();
     // Without the cache it only takes longer.
     let functions = functions.and_then(|dir| Functions::open(dir, &name).ok());
-    if let Some(functions) = &functions {
-        config.enable_incremental_compilation(functions.clone()).map_err(invalid)?;
-    }
-    // An engine for compiling only: it has no pool.
-    let engine = wasmtime::Engine::new(&config).map_err(invalid)?;
-    let code = engine.precompile_component(&bytes).map_err(invalid)?;
+    let compiled = match code(facts.model, &bytes, functions.as_ref()) {
+        // It may use what its names do not say; else both say the same of it. It is read before anything is compiled.
+        Err(_) if facts.model == Model::Sync => {
+            facts.model = Model::Async;
+            code(facts.model, &bytes, functions.as_ref())
+        }
+        compiled => compiled,
+    };
+    let code = compiled.map_err(|error| Failure::Invalid(crate::error::line(&error)))?;
     if let Some(Err(error)) = functions.map(|functions| functions.finish()) {
         tracing::debug!(%error, "compiled functions are not kept");
     }
     let known = Known { facts, code: Code::of(&code) };
     write(&facts_beside(output), known.to_text().as_bytes()).map_err(Failure::Io)?;
     write(output, &code).map_err(Failure::Io)
+}
+
+fn code(model: Model, component: &[u8], functions: Option<&Arc<Functions>>) -> wasmtime::Result<Vec<u8>> {
+    let mut config = settings::code(model);
+    if let Some(functions) = functions {
+        config.enable_incremental_compilation(functions.clone())?;
+    }
+    // An engine for compiling only: it has no pool.
+    wasmtime::Engine::new(&config)?.precompile_component(component)
 }
 
 /// Writes a file that is on the disk afterwards.

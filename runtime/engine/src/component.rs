@@ -30,6 +30,8 @@ pub struct Component(Arc<Loaded>);
 
 pub(crate) struct Loaded {
     digest: String,
+    /// In which it is loaded.
+    wasm: wasmtime::Engine,
     imports: Vec<String>,
     /// Places that an instance takes in the engine.
     pub(crate) places: u32,
@@ -64,12 +66,14 @@ impl fmt::Display for World {
 }
 
 impl Component {
-    /// Links what was loaded; refuses what cannot be started, saying why.
+    /// Links what was loaded; refuses what cannot be started, saying why. An instance takes `weight` times as many places as it has
+    /// memories.
     pub(crate) fn link(
         digest: &str,
         component: &wasmtime::component::Component,
         linker: &Linker<Guest>,
         facts: Facts,
+        weight: u32,
     ) -> Result<Component, Error> {
         let engine = component.engine();
         let ty = component.component_type();
@@ -96,8 +100,9 @@ impl Component {
             let names = list(exports());
             return Err(Error::NoWorld(if names.is_empty() { "none".to_owned() } else { names }));
         };
-        let places = settings::places(component);
-        Ok(Component(Arc::new(Loaded { digest: digest.to_owned(), imports, places, facts, pre })))
+        let places = settings::places(component).saturating_mul(weight);
+        let (digest, wasm) = (digest.to_owned(), engine.clone());
+        Ok(Component(Arc::new(Loaded { digest, wasm, imports, places, facts, pre })))
     }
 
     pub(crate) fn from_loaded(loaded: Arc<Loaded>) -> Component {
@@ -110,6 +115,10 @@ impl Component {
 
     pub(crate) fn pre(&self) -> &Pre {
         &self.0.pre
+    }
+
+    pub(crate) fn wasm(&self) -> &wasmtime::Engine {
+        &self.0.wasm
     }
 
     pub(crate) fn places(&self) -> u32 {

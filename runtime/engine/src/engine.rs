@@ -16,6 +16,7 @@ use crate::component::Loaded;
 use crate::error::line;
 use crate::exec::Executor;
 use crate::exit::OverLimit;
+use crate::facts::{Facts, Model};
 use crate::guest::{Claim, Guest, Slots};
 use crate::limits::Account;
 use crate::memory::NodeMemory;
@@ -26,13 +27,43 @@ use crate::{Component, Config, Error, NodeUsage, Spec, host, machine, settings};
 pub struct Engine(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub(crate) wasm: wasmtime::Engine,
-    linker: Linker<Guest>,
+    /// For components of WASI 0.2, as nearly all are.
+    wasm: Wasm,
+    /// For the others: made when the first of them comes, since its pool takes maps of this process.
+    async_wasm: Mutex<Option<Arc<Wasm>>>,
     cache: Cache,
     components: Mutex<Components>,
     slots: Arc<Slots>,
     memory: Arc<NodeMemory>,
     pub(crate) executor: Executor,
+}
+
+/// What components of one model run in.
+struct Wasm {
+    engine: wasmtime::Engine,
+    linker: Linker<Guest>,
+    /// Of the engine's places, those that an instance with one memory takes: a pool may have room for fewer.
+    weight: u32,
+}
+
+impl Wasm {
+    fn new(engine: wasmtime::Engine, model: Model, weight: u32) -> wasmtime::Result<Wasm> {
+        let linker = host::linker(&engine, model)?;
+        Ok(Wasm { engine, linker, weight })
+    }
+
+    /// Loads and links a component of which that is known.
+    fn load(&self, digest: &str, path: &Path, facts: Facts) -> Result<Component, Error> {
+        let component = settings::load(&self.engine, path).map_err(|error| {
+            // The machine's (no descriptor, no mapping left), not the component's: it may be better the next moment.
+            match error.is::<std::io::Error>() || error.is::<rustix::io::Errno>() {
+                true => Error::Read { path: path.to_owned(), source: std::io::Error::other(line(&error)) },
+                false => Error::Start(line(&error)),
+            }
+        })?;
+        Cache::touch(path);
+        Component::link(digest, &component, &self.linker, facts, self.weight)
+    }
 }
 
 /// Components that are loaded or on their way, by digest.
@@ -91,13 +122,14 @@ impl Engine {
         let failed = |error: wasmtime::Error| Error::Engine(line(&error));
         machine::raise_open_files();
         let (wasm, instances_max) = settings::engine(config.instances_max).map_err(failed)?;
-        let linker = host::linker(&wasm).map_err(failed)?;
+        // What decides over code for 0.3 is the same, but for 0.3.
         let cache = Cache::open(&config, &settings::code_key(&wasm))?;
+        let wasm = Wasm::new(wasm, Model::Sync, 1).map_err(failed)?;
         let executor = Executor::start(config.guest_threads)
             .map_err(|error| Error::Engine(format!("start the guests' threads: {error}")))?;
         let (components, slots) = (Mutex::default(), Slots::new(instances_max));
-        let memory = NodeMemory::new(config.memory_bytes_max);
-        Ok(Engine(Arc::new(Inner { wasm, linker, cache, components, slots, memory, executor })))
+        let (memory, async_wasm) = (NodeMemory::new(config.memory_bytes_max), Mutex::default());
+        Ok(Engine(Arc::new(Inner { wasm, async_wasm, cache, components, slots, memory, executor })))
     }
 
     /// The runtime that is to serve connections of guests: a request that is handled on its threads has its guest run
@@ -230,21 +262,30 @@ impl Engine {
         let (inner, digest, path) = (self.0.clone(), digest.to_owned(), path.to_owned());
         let mapped = tokio::task::spawn_blocking(move || {
             let facts = Cache::facts(&path)?;
-            let component = settings::load(&inner.wasm, &path).map_err(|error| {
-                // The machine's (no descriptor, no mapping left), not the component's: it may be better the next moment.
-                match error.is::<std::io::Error>() || error.is::<rustix::io::Errno>() {
-                    true => Error::Read { path: path.clone(), source: std::io::Error::other(line(&error)) },
-                    false => Error::Start(line(&error)),
-                }
-            })?;
-            Cache::touch(&path);
-            Component::link(&digest, &component, &inner.linker, facts)
+            match facts.model {
+                Model::Sync => inner.wasm.load(&digest, &path, facts),
+                Model::Async => inner.async_wasm()?.load(&digest, &path, facts),
+            }
         });
         mapped.await.map_err(|panic| Error::Engine(panic.to_string()))?
     }
 }
 
 impl Inner {
+    /// For components of WASI 0.3. Blocks some milliseconds, once.
+    fn async_wasm(&self) -> Result<Arc<Wasm>, Error> {
+        let mut made = self.async_wasm.lock();
+        if let Some(wasm) = &*made {
+            return Ok(wasm.clone());
+        }
+        let failed = |error: wasmtime::Error| Error::Engine(line(&error));
+        let all = self.slots.max();
+        let (engine, instances) = settings::async_engine(all).map_err(failed)?;
+        let wasm = Arc::new(Wasm::new(engine, Model::Async, all.div_ceil(instances)).map_err(failed)?);
+        self.slots.shrink(machine::instances_max_beside(all, instances));
+        Ok(made.insert(wasm).clone())
+    }
+
     /// The account of one more container.
     pub(crate) fn account(&self, spec: &Spec) -> Arc<Account> {
         Account::new(spec, &self.memory)
@@ -264,7 +305,7 @@ impl Inner {
         claim: Claim,
     ) -> Result<Store<Guest>, Error> {
         let slot = self.slots.take(account, component.places(), claim)?;
-        Guest::store(&self.wasm, spec, account, slot, component.world())
+        Guest::store(component.wasm(), spec, account, slot, component.world())
     }
 }
 

@@ -33,11 +33,57 @@ const MODULES_MAX: usize = 1_000;
 /// Producers that are looked at. A component has some dozens.
 const PRODUCERS_MAX: usize = 1_000;
 
+/// What interfaces of WASI 0.3 have in their names.
+const WASI_P3: &str = "@0.3.";
+
+/// Which component model a component is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Model {
+    /// That of WASI 0.2: a guest does one thing at a time.
+    Sync,
+    /// With what WASI 0.3 adds: calls, streams and futures that are under way beside each other. Keeping account of them costs each
+    /// call of a guest and of the host, also where there is none.
+    Async,
+}
+
+impl Model {
+    /// As far as the names say it that a component imports and exports: who uses nothing else of 0.3 is refused by the compiler for
+    /// [`Model::Sync`].
+    pub(crate) fn of(wasm: &[u8]) -> Model {
+        let mut depth = 0_usize;
+        for payload in Parser::new(0).parse_all(wasm).map_while(Result::ok) {
+            let is_p3 = match payload {
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
+                    depth += 1;
+                    false
+                }
+                Payload::End(_) => {
+                    depth = depth.saturating_sub(1);
+                    false
+                }
+                Payload::ComponentImportSection(section) if depth == 0 => {
+                    section.into_iter().map_while(Result::ok).any(|import| import.name.name.contains(WASI_P3))
+                }
+                Payload::ComponentExportSection(section) if depth == 0 => {
+                    section.into_iter().map_while(Result::ok).any(|export| export.name.name.contains(WASI_P3))
+                }
+                _ => false,
+            };
+            if is_p3 {
+                return Model::Async;
+            }
+        }
+        Model::Sync
+    }
+}
+
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// Whether an instance may serve more than one request.
     pub(crate) is_reusable: bool,
+    /// What its code was compiled for.
+    pub(crate) model: Model,
 }
 
 impl Facts {
@@ -45,17 +91,24 @@ impl Facts {
     pub(crate) fn of(wasm: &[u8]) -> Facts {
         let says = producers(wasm).iter().any(|name| AGAIN.contains(&name.as_str()));
         let has = |marks: &[&[u8]]| marks.iter().any(|mark| contains(wasm, mark));
-        Facts { is_reusable: (says || has(&MARKS)) && !has(&ONCE) }
+        Facts { is_reusable: (says || has(&MARKS)) && !has(&ONCE), model: Model::of(wasm) }
     }
 
     /// One line of text.
     pub(crate) fn to_text(self) -> &'static str {
-        if self.is_reusable { "reusable\n" } else { "fresh\n" }
+        match (self.is_reusable, self.model) {
+            (true, Model::Sync) => "reusable sync\n",
+            (true, Model::Async) => "reusable async\n",
+            (false, Model::Sync) => "fresh sync\n",
+            (false, Model::Async) => "fresh async\n",
+        }
     }
 
     /// The other way round; none for anything else.
     pub(crate) fn from_text(text: &str) -> Option<Facts> {
-        [true, false].map(|is_reusable| Facts { is_reusable }).into_iter().find(|facts| facts.to_text() == text)
+        let all =
+            [true, false].map(|is_reusable| [Model::Sync, Model::Async].map(|model| Facts { is_reusable, model }));
+        all.into_iter().flatten().find(|facts| facts.to_text() == text)
     }
 }
 
@@ -130,8 +183,25 @@ mod tests {
         );
         assert!(!Facts::of(&wat::parse_str(adapted).unwrap()).is_reusable, "the program is C, its adapter is Rust");
         for facts in [made_by("Rust", ""), made_by("C", "")] {
-            assert_eq!(Facts::from_text(facts.to_text()), Some(facts));
+            for model in [Model::Sync, Model::Async] {
+                let facts = Facts { model, ..facts };
+                assert_eq!(Facts::from_text(facts.to_text()), Some(facts));
+            }
         }
         assert_eq!(Facts::from_text("torn"), None);
+    }
+
+    #[test]
+    fn what_names_nothing_of_0_3_needs_nothing_of_it() {
+        for (text, model) in [
+            ("(module)", Model::Sync),
+            ("(component (import \"wasi:cli/stdout@0.2.0\" (instance)))", Model::Sync),
+            ("(component (import \"wasi:cli/stdout@0.3.0\" (instance)))", Model::Async),
+            ("(component (core module) (instance) (export \"wasi:http/handler@0.3.0\" (instance 0)))", Model::Async),
+            // What a part of it is made of is linked within it.
+            ("(component (component (import \"wasi:cli/stdout@0.3.0\" (instance))))", Model::Sync),
+        ] {
+            assert_eq!(Model::of(&wat::parse_str(text).unwrap()), model, "{text}");
+        }
     }
 }

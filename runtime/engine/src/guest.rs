@@ -255,12 +255,13 @@ pub(crate) struct Slot {
     claim: Claim,
 }
 
-/// How many instances live. An instance counts for as many as the memories that it has.
+/// How many instances live. An instance counts for as many as the memories that it has, and more where there is room for fewer of
+/// its kind.
 #[derive(Debug)]
 pub(crate) struct Slots {
     live: AtomicU32,
     commands: AtomicU32,
-    max: u32,
+    max: AtomicU32,
 }
 
 /// Of eight places, those that commands may take: some are left for requests.
@@ -278,11 +279,16 @@ const PROBES_KEPT_MAX: u32 = 64;
 
 impl Slots {
     pub(crate) fn new(max: u32) -> Arc<Slots> {
-        Arc::new(Slots { live: AtomicU32::new(0), commands: AtomicU32::new(0), max })
+        Arc::new(Slots { live: AtomicU32::new(0), commands: AtomicU32::new(0), max: AtomicU32::new(max) })
     }
 
     pub(crate) fn max(&self) -> u32 {
-        self.max
+        self.max.load(Ordering::Relaxed)
+    }
+
+    /// There is room for no more than so many from now on. Those that live go on.
+    pub(crate) fn shrink(&self, max: u32) {
+        self.max.fetch_min(max, Ordering::Relaxed);
     }
 
     pub(crate) fn live(&self) -> u32 {
@@ -291,15 +297,16 @@ impl Slots {
 
     /// The most that one container may have.
     pub(crate) fn container_max(&self) -> u32 {
-        (self.max / CONTAINER_SHARE).max(1)
+        (self.max() / CONTAINER_SHARE).max(1)
     }
 
     pub(crate) fn take(self: &Arc<Self>, account: &Arc<Account>, weight: u32, claim: Claim) -> Result<Slot, Error> {
         let weight = weight.max(1);
-        let kept = (self.max / PROBES_SHARE).min(PROBES_KEPT_MAX);
+        let all = self.max();
+        let kept = (all / PROBES_SHARE).min(PROBES_KEPT_MAX);
         let (container_max, max) = match claim {
-            Claim::Probe => (self.container_max() + CONTAINER_PROBES_MAX * weight, self.max),
-            Claim::Command | Claim::Request => (self.container_max(), self.max - kept),
+            Claim::Probe => (self.container_max() + CONTAINER_PROBES_MAX * weight, all),
+            Claim::Command | Claim::Request => (self.container_max(), all - kept),
         };
         account.take_slots(weight, container_max).map_err(|live| {
             Error::Limits(format!("{live} of this container are alive, and one container may have {container_max}"))
@@ -310,7 +317,7 @@ impl Slots {
             slot.forget(false);
             return Err(Error::Limits(format!("{} are alive, which is the node's limit", self.live())));
         }
-        let commands_max = (self.max / 8 * COMMANDS_OF_EIGHT).max(1);
+        let commands_max = (all / 8 * COMMANDS_OF_EIGHT).max(1);
         if claim == Claim::Command && add(&self.commands, weight, commands_max).is_err() {
             slot.forget(true);
             return Err(Error::Limits(format!("commands have taken their {commands_max} places on the node")));
@@ -374,5 +381,19 @@ mod tests {
         assert!(slots.take(&account(), 1, Claim::Request).is_ok());
         drop(commands);
         assert_eq!((slots.live(), slots.commands.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn where_there_is_room_for_fewer_those_that_live_go_on() {
+        let node = NodeMemory::new(u64::MAX);
+        let slots = Slots::new(16);
+        let held: Vec<Slot> =
+            (0..3).map(|_| slots.take(&Account::new(&Spec::new("a"), &node), 3, Claim::Request).unwrap()).collect();
+        slots.shrink(8);
+        assert_eq!((slots.max(), slots.live(), slots.container_max()), (8, 9, 2));
+        let account = Account::new(&Spec::new("b"), &node);
+        assert!(slots.take(&account, 1, Claim::Request).is_err());
+        drop(held);
+        assert!(slots.take(&account, 2, Claim::Request).is_ok());
     }
 }

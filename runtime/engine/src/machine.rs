@@ -7,6 +7,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Memory maps that one instance needs, measured: two for its stack, which the pool makes at once, four for its memory.
 const MAPS_PER_INSTANCE: u64 = 6;
 
+/// Those of them that a pool has also when nothing is in it.
+const MAPS_PER_STACK: u64 = 2;
+
 /// Maps left for everything else: the program, threads, compiled components.
 const MAPS_LEFT: u64 = 5_000;
 
@@ -18,11 +21,18 @@ const ADDRESS_SPACE_MAX: u32 = 28_000;
 
 /// How many instances fit, at most `wanted`.
 pub(crate) fn instances_max(wanted: u32) -> u32 {
-    let maps = fs::read_to_string("/proc/sys/vm/max_map_count")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(MAP_COUNT_DEFAULT);
-    fit(wanted, maps)
+    fit(wanted, maps())
+}
+
+/// The same when there is a second pool, for so many.
+pub(crate) fn instances_max_beside(wanted: u32, second: u32) -> u32 {
+    fit(wanted, maps().saturating_sub(u64::from(second) * MAPS_PER_STACK))
+}
+
+/// Memory maps that this process may have.
+fn maps() -> u64 {
+    let text = fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+    text.and_then(|text| text.trim().parse().ok()).unwrap_or(MAP_COUNT_DEFAULT)
 }
 
 fn fit(wanted: u32, maps: u64) -> u32 {
@@ -96,6 +106,8 @@ mod tests {
         for (wanted, maps, fits) in table {
             assert_eq!(fit(wanted, maps), fits, "{wanted} with {maps} maps");
         }
+        assert_eq!(instances_max_beside(10, 1), 10, "a few fit in any case");
+        assert!(instances_max_beside(u32::MAX, 3_000) <= instances_max(u32::MAX));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use wasmtime::{Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use crate::facts::Model;
 use crate::machine;
 
 /// Address space of one linear memory. With all that 32 bits can address reserved, memory accesses need no bounds
@@ -32,6 +33,11 @@ const MEMORIES_MAX: u32 = 16;
 /// Tables for each of the engine's places.
 const TABLES_PER_PLACE: u32 = 3;
 
+/// Of so many instances of 0.2 there may be one of WASI 0.3, whose pool comes beside theirs,
+const ASYNC_SHARE: u32 = 8;
+/// and at least so many.
+const ASYNC_MIN: u32 = 256;
+
 /// How many of the engine's places an instance of this component takes: as many as the memories or tables that it has.
 pub(crate) fn places(component: &wasmtime::component::Component) -> u32 {
     // A component that imports core modules, which no component here can, would not say.
@@ -40,11 +46,13 @@ pub(crate) fn places(component: &wasmtime::component::Component) -> u32 {
 }
 
 /// What decides over the compiled code, the same in every process. Whatever is set here changes the key of the cache.
-pub(crate) fn code() -> wasmtime::Config {
+pub(crate) fn code(model: Model) -> wasmtime::Config {
+    let is_async = model == Model::Async;
     let mut config = wasmtime::Config::new();
     config
         .wasm_component_model(true)
-        .wasm_component_model_async(true)
+        .concurrency_support(is_async)
+        .wasm_component_model_async(is_async)
         .consume_fuel(true)
         .memory_reservation(RESERVATION)
         .memory_guard_size(GUARD)
@@ -56,9 +64,17 @@ pub(crate) fn code() -> wasmtime::Config {
 
 /// An engine that runs instances, and for how many there is room.
 pub(crate) fn engine(instances_max: u32) -> wasmtime::Result<(wasmtime::Engine, u32)> {
-    let mut instances = machine::instances_max(instances_max);
+    engine_of(Model::Sync, machine::instances_max(instances_max))
+}
+
+/// The same beside that one, for components of WASI 0.3.
+pub(crate) fn async_engine(sync_instances: u32) -> wasmtime::Result<(wasmtime::Engine, u32)> {
+    engine_of(Model::Async, (sync_instances / ASYNC_SHARE).max(ASYNC_MIN).min(sync_instances))
+}
+
+fn engine_of(model: Model, mut instances: u32) -> wasmtime::Result<(wasmtime::Engine, u32)> {
     loop {
-        match wasmtime::Engine::new(code().allocation_strategy(pool(instances))) {
+        match wasmtime::Engine::new(code(model).allocation_strategy(pool(instances))) {
             Ok(engine) => return Ok((engine, instances)),
             // Address space is limited (ulimit -v, a small machine): less of it, and then instances without a pool.
             Err(error) if instances > 256 => {
@@ -67,7 +83,8 @@ pub(crate) fn engine(instances_max: u32) -> wasmtime::Result<(wasmtime::Engine, 
             }
             Err(error) => {
                 tracing::warn!(%error, "no room for a pool of instances: each takes and gives back its memory itself");
-                let engine = wasmtime::Engine::new(code().allocation_strategy(InstanceAllocationStrategy::OnDemand))?;
+                let engine =
+                    wasmtime::Engine::new(code(model).allocation_strategy(InstanceAllocationStrategy::OnDemand))?;
                 return Ok((engine, instances));
             }
         }

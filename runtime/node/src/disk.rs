@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::beneath::{self, Seen, Unnamed, Usage};
-use crate::pod::core::{Input, specs};
+use crate::pod::core::{Input, all_specs, specs};
 use crate::pod::files::{FILES_DIR, MESSAGES_DIR, VOLUMES_DIR};
 use crate::pod::{Pods, Slot};
 use crate::volumes::kept::Measured;
@@ -299,8 +299,9 @@ async fn free_images(pods: &Arc<Pods>, all: &[Arc<Slot>], lack: Lack) -> bool {
     let (images, wanted) = (pods.clone(), if lack.files > 0 { u64::MAX } else { lack.bytes });
     let objects: Vec<Arc<Pod>> = all.iter().map(|slot| slot.pod()).collect();
     let freed = tokio::task::spawn_blocking(move || {
-        let named = objects.iter().flat_map(|pod| specs(pod)).filter_map(|container| container.image.as_deref());
-        images.context.images.free(wanted, named)
+        let containers = objects.iter().flat_map(|pod| all_specs(pod));
+        let named: Vec<String> = containers.filter_map(|container| container.into_owned().image).collect();
+        images.context.images.free(wanted, named.iter().map(String::as_str))
     });
     freed.await.is_ok_and(|bytes| bytes > 0)
 }
@@ -461,7 +462,7 @@ fn excess(
         }
         held(volume, used);
     }
-    for (index, container) in specs(pod).enumerate() {
+    for (index, container) in all_specs(pod).enumerate() {
         let name = &container.name;
         let shown_bytes = shown_bytes.get(index).copied().flatten();
         let mut used = measure(own.join(MESSAGES_DIR).join(name))?;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::pod::core::specs;
+use crate::pod::core::all_specs;
 use crate::quantity;
 
 /// A field that a pod does not have.
@@ -71,14 +71,14 @@ impl Downward<'_> {
     /// The value of `resourceFieldRef`, of the named container or of `own`.
     pub fn resource(&self, selector: &ResourceFieldSelector, own: Option<&str>) -> Result<String, FieldError> {
         let name = selector.container_name.as_deref().filter(|name| !name.is_empty()).or(own).unwrap_or("");
-        let container = specs(self.pod).find(|container| container.name == name);
+        let container = all_specs(self.pod).find(|container| container.name == name);
         let container = container.ok_or_else(|| FieldError::Container(name.to_owned()))?;
         let unsupported = || FieldError::Resource(selector.resource.clone());
         let (kind, resource) = selector.resource.split_once('.').ok_or_else(unsupported)?;
         let known = ["cpu", "memory", "ephemeral-storage"].contains(&resource);
         let value = match kind {
-            "limits" if known => self.limit(container, resource),
-            "requests" if known => given(container, resource, false).unwrap_or_else(|| Quantity("0".to_owned())),
+            "limits" if known => self.limit(&container, resource),
+            "requests" if known => given(&container, resource, false).unwrap_or_else(|| Quantity("0".to_owned())),
             _ => return Err(unsupported()),
         };
         let divisor = selector.divisor.clone().filter(|divisor| quantity::millis(divisor) != Some(0));

@@ -10,10 +10,11 @@
 //! | `registration` | the Node object, its conditions, the Lease |
 //! | `pod` | pods: state machine, start and stop of containers, probes, status writes |
 //! | `images` | from an image name to a component that can be started |
-//! | `env`, `volumes`, `downward`, `objects`, `tokens` | what a container is given |
+//! | `env`, `volumes`, `downward`, `objects`, `tokens`, `certificates` | what a container is given |
 //! | `network` | a guest's sockets, names and outgoing requests; the table of pods for the mesh |
 //! | `logs`, `events` | what is kept of pods for people |
 //! | `ingress` | the node's part in serving Ingresses: certificates from Secrets, what is told of them |
+//! | `balancer` | what is told of the ports of Services that the node is a balancer of |
 //! | `otlp` | spans of requests, sent to a collector |
 //! | `kubelet` | the HTTPS endpoint for API servers: logs, port-forward, figures |
 //!
@@ -21,7 +22,9 @@
 
 mod addresses;
 pub mod annotations;
+mod balancer;
 mod beneath;
+mod certificates;
 mod clock;
 pub mod config;
 mod context;

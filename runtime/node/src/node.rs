@@ -14,7 +14,7 @@ use coracle_discovery::Again;
 use coracle_discovery::Discovery;
 use coracle_discovery::Policies;
 use coracle_engine::Engine;
-use coracle_proxy::{ServiceFailure, Spans, Tracer};
+use coracle_proxy::{Spans, Tracer};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -27,17 +27,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::addresses::Addresses;
+use crate::balancer;
 use crate::clock;
 use crate::config::Config;
 use crate::context::Context;
 use crate::disk::{self, Disk};
-use crate::events::{Record, Recorder};
+use crate::events::Recorder;
 use crate::images::{ImageError, Images};
 use crate::ingress::{self, Gateway};
 use crate::kubelet;
 use crate::logs::OpenFiles;
 use crate::machine::Machine;
-use crate::network::{Network, Peers, ServiceFailed, Table};
+use crate::network::{Network, Peers, Table};
 use crate::objects::{Bounds, Objects, OnChange};
 use crate::otlp;
 use crate::pod::Pods;
@@ -130,7 +131,7 @@ impl Node {
         let store = store.map_err(|source| Error::Directory { path: config.data_dir.join("images"), source })?;
         let recorder = Recorder::new(client.clone(), config.name.clone());
         let addresses = Addresses::new(config.pod_cidr).map_err(Error::Addresses)?;
-        let table = Arc::new(Table::new(addresses, service_failed(recorder.clone())));
+        let table = Arc::new(Table::new(addresses, balancer::service_failed(recorder.clone())));
         let peers = Arc::new(Peers::new(&config.name, config.link.clone()));
         table.lead_elsewhere(&peers);
         let traces = config.otlp.as_ref().map(|otlp| Tracer::new(otlp.share));
@@ -296,33 +297,6 @@ fn on_change(pods: Weak<Pods>) -> OnChange {
         if let Some(pods) = pods.upgrade() {
             pods.config_changed(uid);
         }
-    })
-}
-
-/// What is wrong with a Service is told on it.
-fn service_failed(recorder: Recorder) -> ServiceFailed {
-    Box::new(move |service, failure| {
-        let (reason, message) = match failure {
-            ServiceFailure::NodePort(port, error) => {
-                ("PortUnavailable", format!("can't open port {port} for the Service on this node: {error}"))
-            }
-            ServiceFailure::Endpoint(at) => (
-                "EndpointForbidden",
-                format!(
-                    "{at} is an address of this node's machine, or near it, where no Service may lead: it is left out"
-                ),
-            ),
-        };
-        recorder.record(Record {
-            kind: "Service",
-            namespace: service.namespace.clone(),
-            name: service.name.clone(),
-            uid: "".into(),
-            field_path: None,
-            warning: true,
-            reason,
-            message,
-        });
     })
 }
 

@@ -1,8 +1,8 @@
-//! ConfigMaps and Secrets that pods of this node, or Ingresses, refer to, and no others.
+//! ConfigMaps, Secrets and ClusterTrustBundles that pods of this node, or Ingresses, refer to, and no others.
 //!
 //! Each referenced object is watched by name (which is also all that a node may see of Secrets) from the first pod that
 //! needs it until some time after the last; its initial list answers the first read, so a thousand pods of one Deployment
-//! cost one request. A change is told to the pods that use the object.
+//! cost one request. A change is told to the pods that use the object. The bundles of a signer are one object here, of several.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use coracle_discovery::Again;
 use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::Api;
 use kube::runtime::WatchStreamExt as _;
@@ -25,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 120 });
 /// How long a read waits for the API server.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of all bundles of a signer: as much as the files of a volume may have.
+const BUNDLES_BYTES_MAX: usize = 64 << 20;
 
 /// Objects that one pod may refer to. Each is a watch at the API server, whose places the node's agent shares with other duties.
 pub const POD_MAX: usize = 1_000;
@@ -54,6 +57,13 @@ impl Bounds {
         namespace: 500,
         node: 5_000,
     };
+    /// Those of what Gateways refer to, likewise: all Gateways together are the one who does.
+    pub const GATEWAYS: Bounds = Bounds {
+        words: ["Gateways", "the namespace's Gateways", "all Gateways"],
+        user: 1_000,
+        namespace: 500,
+        node: 1_000,
+    };
 }
 
 /// Which kind is meant.
@@ -63,6 +73,15 @@ pub enum Kind {
     ConfigMap,
     /// A Secret.
     Secret,
+    /// A ClusterTrustBundle.
+    TrustBundle,
+    /// Those of a signer that a selector of labels selects; the name is both, [`of_signer`].
+    TrustBundlesOf,
+}
+
+/// The name of a [`Kind::TrustBundlesOf`]: no signer has a space in its name.
+pub fn of_signer(signer: &str, labels: &str) -> Arc<str> {
+    format!("{signer} {labels}").into()
 }
 
 /// Names one object.
@@ -82,6 +101,8 @@ impl std::fmt::Display for ObjectKey {
         let kind = match self.kind {
             Kind::ConfigMap => "configmap",
             Kind::Secret => "secret",
+            Kind::TrustBundle => "clustertrustbundle",
+            Kind::TrustBundlesOf => "a clustertrustbundle of signer and labels",
         };
         write!(f, "{kind} {:?}", self.name)
     }
@@ -90,7 +111,7 @@ impl std::fmt::Display for ObjectKey {
 /// What an object holds; what is made of it shares its bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Content {
-    /// `data`.
+    /// `data`; of bundles, the PEM text of each by its name.
     pub data: BTreeMap<String, Bytes>,
     /// `binaryData` of a ConfigMap.
     pub binary: BTreeMap<String, Bytes>,
@@ -368,6 +389,46 @@ impl Observer {
         match self.key.kind {
             Kind::ConfigMap => self.watch::<ConfigMap>().await,
             Kind::Secret => self.watch::<Secret>().await,
+            Kind::TrustBundle => {
+                let config = watcher::Config::default().fields(&format!("metadata.name={}", self.key.name));
+                self.watch_bundles(config).await;
+            }
+            Kind::TrustBundlesOf => {
+                let (signer, labels) = self.key.name.split_once(' ').unwrap_or_default();
+                let config = watcher::Config::default().fields(&format!("spec.signerName={signer}")).labels(labels);
+                self.watch_bundles(config).await;
+            }
+        }
+    }
+
+    async fn watch_bundles(&self, config: watcher::Config) {
+        let api: Api<ClusterTrustBundle> = Api::all(self.objects.client.clone());
+        let mut events = watcher(api, config).backoff(Again::new()).boxed();
+        let mut bundles: BTreeMap<String, Bytes> = BTreeMap::new();
+        let one = |bundle: ClusterTrustBundle| {
+            (bundle.metadata.name.unwrap_or_default(), Bytes::from(bundle.spec.trust_bundle))
+        };
+        loop {
+            match events.try_next().await {
+                Ok(Some(watcher::Event::Init)) => bundles.clear(),
+                Ok(Some(watcher::Event::InitApply(bundle))) => bundles.extend([one(bundle)]),
+                Ok(Some(watcher::Event::InitDone)) => self.put(together(&bundles)),
+                Ok(Some(watcher::Event::Apply(bundle))) => {
+                    bundles.extend([one(bundle)]);
+                    self.put(together(&bundles));
+                }
+                Ok(Some(watcher::Event::Delete(bundle))) => {
+                    bundles.remove(&bundle.metadata.name.unwrap_or_default());
+                    self.put(together(&bundles));
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    // What is known stays known while the API server is away.
+                    if matches!(*self.sender.borrow(), State::Unknown | State::Refused(_)) {
+                        self.put(State::Refused(error.to_string()));
+                    }
+                }
+            }
         }
     }
 
@@ -425,6 +486,18 @@ impl Observer {
         for user in users {
             (self.objects.on_change)(&user);
         }
+    }
+}
+
+/// Bundles as one object, which is there when one of them is.
+fn together(bundles: &BTreeMap<String, Bytes>) -> State {
+    let bytes: usize = bundles.values().map(Bytes::len).sum();
+    match bundles.is_empty() {
+        true => State::Absent,
+        false if bytes > BUNDLES_BYTES_MAX => {
+            State::Refused(format!("they have {bytes} bytes together, more than {BUNDLES_BYTES_MAX}"))
+        }
+        false => State::Present(Arc::new(Content { data: bundles.clone(), ..Content::default() })),
     }
 }
 

@@ -24,8 +24,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use self::object::Facts;
+use crate::balancer;
 use crate::context::Context;
-use crate::ingress;
+use crate::ingress::{self, gateways};
 use crate::pod::Pods;
 
 /// How often the Lease is renewed.
@@ -143,6 +144,9 @@ impl Registration {
         let mut changes = seen.subscribe();
         let mut disk = self.context.disk.changed();
         let mut gateway = self.context.gateway.changed();
+        let mut opened = self.context.network.proxy.opened();
+        let mut gateway_ports = self.context.network.proxy.gateway_ports();
+        let mut gateway_secrets = self.context.gateway.gateways.changed();
         let mut written: Option<Instant> = None;
         loop {
             let is_due =
@@ -165,19 +169,36 @@ impl Registration {
                 Ok(()) = changes.changed() => tokio::time::sleep(if is_due { STATUS_EVERY_MIN } else { Duration::ZERO }).await,
                 Ok(()) = disk.changed() => {}
                 Ok(()) = gateway.changed() => {}
+                Ok(()) = opened.changed() => {}
+                Ok(()) = gateway_ports.changed() => {}
+                Ok(()) = gateway_secrets.changed() => {}
             }
         }
     }
 
     /// Whether the object as it was seen says what is true. One that was not seen yet says nothing wrong.
     fn agrees(&self, seen: &Option<Value>) -> bool {
-        let says = |seen: &Value| self.says_ingress(seen) && self.facts.agrees(&self.context, &seen["status"]);
+        let says = |seen: &Value| self.says_where(seen) && self.facts.agrees(&self.context, &seen["status"]);
         seen.as_ref().is_none_or(says)
     }
 
-    /// Whether the object says where Ingresses are served.
-    fn says_ingress(&self, seen: &Value) -> bool {
-        seen["metadata"]["annotations"][ingress::ANNOTATION].as_str() == self.context.gateway.annotation().as_deref()
+    /// What the object is to say of where this node serves, by the names of annotations.
+    fn serves(&self) -> [(&'static str, Option<String>); 3] {
+        let Context { config, network, gateway, .. } = &*self.context;
+        let balances = balancer::annotation(config.node_port_bind, config.node_ip, &network.proxy.opened().borrow());
+        let bind = config.ingress.bind;
+        let address = if bind.is_unspecified() { config.node_ip } else { bind };
+        [
+            (ingress::ANNOTATION, gateway.annotation()),
+            (balancer::ANNOTATION, balances),
+            (gateways::ANNOTATION, gateway.gateways.annotation(address, &self.context)),
+        ]
+    }
+
+    /// Whether the object says it.
+    fn says_where(&self, seen: &Value) -> bool {
+        let said = &seen["metadata"]["annotations"];
+        self.serves().iter().all(|(name, value)| said[name].as_str() == value.as_deref())
     }
 
     /// Follows the node's own object.
@@ -247,9 +268,9 @@ impl Registration {
             let ended = tokio::time::timeout(ANSWER_MAX, self.pods.end_replaced()).await;
             ended.map_err(|_| Error::Late)?.map_err(Error::Transport)?;
         }
-        if !self.says_ingress(&old) {
-            let annotation = json!({ (ingress::ANNOTATION): self.context.gateway.annotation() });
-            let patch = json!({"metadata": {"annotations": annotation}});
+        if !self.says_where(&old) {
+            let annotations: Value = self.serves().into_iter().map(|(name, value)| (name, json!(value))).collect();
+            let patch = json!({"metadata": {"annotations": annotations}});
             self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await?;
         }
         let patch = json!({"status": self.facts.status(&self.context, &old["status"])});

@@ -65,12 +65,14 @@ impl Process {
         Ok(Process { child, dir, remote })
     }
 
-    /// Resident memory in bytes, of the process and what it started.
-    pub fn resident_bytes(&self) -> Result<u64, Error> {
-        let id = self.child.id().ok_or("the cluster has ended")?;
-        let statm = std::fs::read_to_string(format!("/proc/{id}/statm"))?;
-        let pages: u64 = statm.split(' ').nth(1).ok_or("statm has no second field")?.parse()?;
-        Ok(pages * rustix::param::page_size() as u64)
+    /// Its process.
+    pub fn id(&self) -> Result<u32, Error> {
+        self.child.id().ok_or_else(|| "the cluster has ended".into())
+    }
+
+    /// What of its memory is resident.
+    pub fn resident(&self) -> Result<Resident, Error> {
+        Resident::read(&std::fs::read_to_string(format!("/proc/{}/statm", self.id()?))?)
     }
 
     /// Asks it to end and waits until it has.
@@ -84,6 +86,26 @@ impl Process {
     }
 }
 
+/// Resident memory of a process, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident {
+    /// With pages of files, which the kernel takes away when it needs them.
+    pub all: u64,
+    /// What is the process's own.
+    pub own: u64,
+}
+
+impl Resident {
+    /// Of a line of `/proc/PID/statm`.
+    fn read(statm: &str) -> Result<Resident, Error> {
+        let mut pages = statm.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
+        let mut bytes =
+            || Ok::<_, Error>(pages.next().ok_or("statm has too few fields")?? * rustix::param::page_size() as u64);
+        let (all, of_files) = (bytes()?, bytes()?);
+        Ok(Resident { all, own: all.saturating_sub(of_files) })
+    }
+}
+
 /// The guests' workspace of the checkout we are in, else of the one this program was built from.
 pub fn examples() -> Result<PathBuf, Error> {
     let here = std::env::current_dir()?;
@@ -92,4 +114,19 @@ pub fn examples() -> Result<PathBuf, Error> {
         .map(|root| root.join("examples"))
         .find(|examples| examples.join("hello/Cargo.toml").exists())
         .ok_or_else(|| "this benchmark needs a checkout of Coracle's repository".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_files_are_not_the_processs_own() {
+        let page = rustix::param::page_size() as u64;
+        let resident = Resident::read("5190000 11500 8200 28870 0 5130000 0\n").unwrap();
+        assert_eq!(resident, Resident { all: 11_500 * page, own: 3_300 * page });
+        assert!(Resident::read("5190000 11500").is_err());
+        let mine = Resident::read(&std::fs::read_to_string("/proc/self/statm").unwrap()).unwrap();
+        assert!(0 < mine.own && mine.own < mine.all);
+    }
 }

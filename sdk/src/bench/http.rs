@@ -1,4 +1,5 @@
-//! Requests through a NodePort to a component, beside a bare hyper server and `wasmtime serve` in the same run.
+//! Requests through a NodePort and through an Ingress to a component, beside a bare hyper server and `wasmtime serve` in the same
+//! run: how many, and what each costs its server's process. Client and server share the machine, so that the former depends on both.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::networking::v1::Ingress;
 use kube::Api;
 use kube::api::PostParams;
 use kube::runtime::conditions::is_pod_running;
@@ -25,6 +27,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
 use super::cluster::{Process, examples};
+use super::cost::Cost;
 use super::{Error, Figure};
 
 /// How long each measurement runs.
@@ -33,6 +36,9 @@ const WINDOW: Duration = Duration::from_secs(5);
 const ROUNDS: usize = 3;
 /// Requests that an instance serves where it is used again.
 const REUSE: &str = "1000000";
+/// Whom requests name: what does not matter to a port, and what leads to an Ingress.
+const HOST: &str = "bench";
+const INGRESS_HOST: &str = "bench.example";
 /// A body a person wants to see is small.
 const BODY_BYTES_MAX: usize = 1 << 20;
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -49,12 +55,15 @@ pub struct Answer {
 /// Asks `url` (plain HTTP) on a connection of its own.
 pub async fn http_get(url: &str) -> Result<Answer, Error> {
     let uri: Uri = url.parse()?;
-    let authority = uri.authority().ok_or("the URL has no host")?.to_string();
-    let stream = TcpStream::connect(&authority).await?;
+    let authority = uri.authority().ok_or("the URL has no host")?.as_str();
+    get(authority, uri.path_and_query().map_or("/", |path| path.as_str()), authority).await
+}
+
+async fn get(at: &str, path: &str, host: &str) -> Result<Answer, Error> {
+    let stream = TcpStream::connect(at).await?;
     stream.set_nodelay(true)?;
     let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = Request::get(path).header("host", authority).body(Empty::<Bytes>::new())?;
+    let request = Request::get(path).header("host", host).body(Empty::<Bytes>::new())?;
     let answer = async {
         let response = send.send_request(request).await?;
         let status = response.status().as_u16();
@@ -73,41 +82,77 @@ pub async fn http_get(url: &str) -> Result<Answer, Error> {
     }
 }
 
+/// Something that answers.
+struct Server {
+    name: &'static str,
+    address: SocketAddr,
+    /// Whom its requests name.
+    host: &'static str,
+    process: u32,
+}
+
+/// What was measured of one of them.
+#[derive(Clone, Default)]
+struct Measured {
+    /// Requests a second, in the best round.
+    rate: f64,
+    /// Of all rounds.
+    requests: u64,
+    cost: Cost,
+}
+
 /// Runs it.
 pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), Error> {
     let cluster = Process::start(program).await?;
-    let fresh = SocketAddr::from(([127, 0, 0, 1], expose(&cluster, "fresh", "1").await?));
-    let reused = SocketAddr::from(([127, 0, 0, 1], expose(&cluster, "reused", REUSE).await?));
-    let (_bare, hyper) = bare_server(program).await?;
-    let mut servers = vec![("coracle_fresh", fresh), ("coracle_reused", reused), ("hyper", hyper)];
+    let process = cluster.id()?;
+    let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let ours = |name, address, host| Server { name, address, host, process };
+    let fresh = ours("coracle_fresh", loopback(expose(&cluster, "fresh", "1").await?), HOST);
+    let reused = ours("coracle_reused", loopback(expose(&cluster, "reused", REUSE).await?), HOST);
+    let ingress = ours("coracle_ingress", route(&cluster, "reused").await?, INGRESS_HOST);
+    let (bare, address) = bare_server(program).await?;
+    let hyper = Server { name: "hyper", address, host: HOST, process: id(&bare)? };
+    let mut servers = vec![fresh, reused, ingress, hyper];
     // What each is compared with: another way to do the same.
-    let mut pairs = vec![(0, 2), (1, 2)];
+    let mut pairs = vec![(0, 3), (1, 3), (2, 1)];
     let peers = [wasmtime_serve(&[]).await?, wasmtime_serve(&["--max-instance-reuse-count", REUSE]).await?];
     for (at, (name, peer)) in ["wasmtime_fresh", "wasmtime_reused"].into_iter().zip(&peers).enumerate() {
-        if let Some((_, address)) = peer {
+        if let Some((child, address)) = peer {
             pairs.push((at, servers.len()));
-            servers.push((name, *address));
+            servers.push(Server { name, address: *address, host: HOST, process: id(child)? });
         }
     }
     if peers.iter().any(Option::is_none) {
         eprintln!("wasmtime is not in PATH: its figures are left out (cargo install wasmtime-cli --version 48.0.8)");
     }
     for connections in [1, 64] {
-        let mut best = vec![0.0_f64; servers.len()];
+        let mut measured = vec![Measured::default(); servers.len()];
         for _ in 0..ROUNDS {
-            for (at, (_, address)) in servers.iter().enumerate() {
-                best[at] = best[at].max(load(*address, connections).await?);
+            for (server, measured) in servers.iter().zip(&mut measured) {
+                let before = Cost::of(server.process)?;
+                let (requests, time) = load(server, connections).await?;
+                measured.cost += Cost::of(server.process)? - before;
+                measured.requests += requests;
+                measured.rate = measured.rate.max(requests as f64 / time.as_secs_f64());
             }
         }
-        for (at, (name, _)) in servers.iter().enumerate() {
-            report(Figure::new(format!("http.{connections}_connections.{name}"), best[at], "requests/s"));
+        for (server, Measured { rate, requests, cost }) in servers.iter().zip(&measured) {
+            let name = format!("http.{connections}_connections.{}", server.name);
+            let each = |total: f64| total / *requests as f64;
+            report(Figure::new(name.clone(), *rate, "requests/s"));
+            report(Figure::new(format!("{name}.cpu"), each(cost.cpu.as_secs_f64() * 1e6), "µs/request"));
+            report(Figure::new(format!("{name}.waits"), each(cost.waits as f64), "/request"));
         }
         for (ours, theirs) in &pairs {
-            let name = format!("http.{connections}_connections.{}_of_{}", servers[*ours].0, servers[*theirs].0);
-            report(Figure::new(name, best[*ours] / best[*theirs], "ratio"));
+            let name = format!("http.{connections}_connections.{}_of_{}", servers[*ours].name, servers[*theirs].name);
+            report(Figure::new(name, measured[*ours].rate / measured[*theirs].rate, "ratio"));
         }
     }
     cluster.stop().await
+}
+
+fn id(child: &Child) -> Result<u32, Error> {
+    child.id().ok_or_else(|| "it has ended".into())
 }
 
 /// Runs the hello component behind a NodePort, each instance for so many requests; returns the port once it answers.
@@ -127,14 +172,37 @@ async fn expose(cluster: &Process, name: &str, reuse: &str) -> Result<u16, Error
     }))?;
     let service = services.create(&PostParams::default(), &service).await?;
     let port = service.spec.and_then(|s| s.ports).and_then(|p| p.first()?.node_port).ok_or("no node port")?;
-    answers(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port)?))).await?;
+    answers(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port)?)), HOST).await?;
     Ok(u16::try_from(port)?)
 }
 
-async fn answers(address: SocketAddr) -> Result<(), Error> {
+/// Puts an Ingress before a Service; returns where it is served once that answers.
+async fn route(cluster: &Process, service: &str) -> Result<SocketAddr, Error> {
+    let ingress: Ingress = serde_json::from_value(json!({
+        "metadata": {"name": service},
+        "spec": {"rules": [{"host": INGRESS_HOST, "http": {"paths": [{
+            "path": "/", "pathType": "Prefix", "backend": {"service": {"name": service, "port": {"number": 80}}},
+        }]}}]},
+    }))?;
+    let ingresses: Api<Ingress> = Api::default_namespaced(cluster.remote.client().clone());
+    ingresses.create(&PostParams::default(), &ingress).await?;
+    let begun = Instant::now();
+    let address = loop {
+        let urls = cluster.remote.status().await?.ingress;
+        match urls.iter().find_map(|url| url.strip_prefix("http://")) {
+            Some(address) => break address.trim_end_matches('/').parse()?,
+            None if begun.elapsed() > START_DEADLINE => return Err("no Ingress is served".into()),
+            None => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    answers(address, INGRESS_HOST).await?;
+    Ok(address)
+}
+
+async fn answers(address: SocketAddr, host: &str) -> Result<(), Error> {
     let begun = Instant::now();
     loop {
-        match http_get(&format!("http://{address}/")).await {
+        match get(&address.to_string(), "/", host).await {
             Ok(answer) if answer.status == 200 => return Ok(()),
             other if begun.elapsed() > START_DEADLINE => {
                 return Err(format!("{address} does not answer: {other:?}").into());
@@ -190,24 +258,24 @@ async fn wasmtime_serve(options: &[&str]) -> Result<Option<(Child, SocketAddr)>,
         .kill_on_drop(true)
         .spawn();
     let Ok(child) = child else { return Ok(None) };
-    answers(address).await?;
+    answers(address, HOST).await?;
     Ok(Some((child, address)))
 }
 
-/// Requests per second over `connections` kept alive.
-async fn load(address: SocketAddr, connections: usize) -> Result<f64, Error> {
+/// Asks a server over so many connections, kept alive; how many answers there were, and in what time.
+async fn load(server: &Server, connections: usize) -> Result<(u64, Duration), Error> {
     let count = Arc::new(AtomicU64::new(0));
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..connections {
-        let stream = TcpStream::connect(address).await?;
+        let stream = TcpStream::connect(server.address).await?;
         stream.set_nodelay(true)?;
         let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let count = count.clone();
+        let (count, host) = (count.clone(), server.host);
         tasks.spawn(async move {
             let driver = tokio::spawn(connection);
             while begun.elapsed() < WINDOW {
-                let request = Request::get("/").header("host", "bench").body(Empty::<Bytes>::new())?;
+                let request = Request::get("/").header("host", host).body(Empty::<Bytes>::new())?;
                 let response = send.send_request(request).await?;
                 if response.status() != 200 {
                     return Err::<(), Error>(format!("answered {}", response.status()).into());
@@ -222,5 +290,5 @@ async fn load(address: SocketAddr, connections: usize) -> Result<f64, Error> {
     while let Some(ended) = tasks.join_next().await {
         ended??;
     }
-    Ok(count.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64())
+    Ok((count.load(Ordering::Relaxed), begun.elapsed()))
 }

@@ -4,6 +4,7 @@
 //! outside. Peers that do the same work run in the same minute, each in a process of its own, since machines differ and are noisy.
 
 mod cluster;
+mod cost;
 mod deploy;
 mod failover;
 mod gigabyte;

@@ -19,13 +19,16 @@ const DEADLINE: Duration = Duration::from_secs(120);
 pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), Error> {
     let cluster = Process::start(program).await?;
     rollout(&cluster, "warm", 1).await?;
-    let idle = cluster.resident_bytes()?;
-    report(Figure::new("idle.resident", idle as f64 / 1e6, "MB"));
+    let idle = cluster.resident()?;
+    report(Figure::new("idle.resident", idle.all as f64 / 1e6, "MB"));
+    report(Figure::new("idle.own", idle.own as f64 / 1e6, "MB"));
     let elapsed = rollout(&cluster, "hello", PODS).await?;
     report(Figure::new(format!("rollout.{PODS}_pods_ready"), elapsed.as_secs_f64() * 1000.0, "ms"));
-    let full = cluster.resident_bytes()?;
-    report(Figure::new("rollout.resident", full as f64 / 1e6, "MB"));
-    report(Figure::new("rollout.resident_per_pod", (full.saturating_sub(idle)) as f64 / f64::from(PODS) / 1e3, "KB"));
+    let full = cluster.resident()?;
+    report(Figure::new("rollout.resident", full.all as f64 / 1e6, "MB"));
+    report(Figure::new("rollout.own", full.own as f64 / 1e6, "MB"));
+    let per_pod = full.all.saturating_sub(idle.all) as f64 / f64::from(PODS);
+    report(Figure::new("rollout.resident_per_pod", per_pod / 1e3, "KB"));
     cluster.stop().await
 }
 

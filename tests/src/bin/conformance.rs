@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use coracle_tests::{Cluster, go_program, kubectl, root};
+use coracle_tests::{Cluster, STAMP, go_program, kubectl, root};
 use serde_json::Value;
 
 /// The images of the suite, each served by `examples/toolbox`.
@@ -217,7 +217,7 @@ fn program(variable: &str, name: &str, build: &[&str], package: &str) -> PathBuf
 }
 
 fn run(arguments: &Arguments, wanted: &BTreeSet<String>, work: &Path) -> Result<Results, String> {
-    let suite = program("CORACLE_E2E_TEST", "e2e.test", &["test", "-c", "-ldflags", "-s -w"], ".");
+    let suite = program("CORACLE_E2E_TEST", "e2e.test", &["test", "-c", "-ldflags", STAMP], ".");
     let package = "github.com/onsi/ginkgo/v2/ginkgo";
     let ginkgo = program("CORACLE_GINKGO", "ginkgo", &["build", "-ldflags", "-s -w"], package);
     let own = arguments.kubeconfig.is_none().then(Cluster::start);

@@ -7,12 +7,13 @@ use coracle_tests::root;
 /// Package, folder, and what of ours it may use.
 const ARROWS: &[(&str, &str, &[&str])] = &[
     ("api", "api", &[]),
+    ("gateway", "api/gateway", &["api"]),
     ("keyspace", "control/keyspace", &[]),
     ("base2histogram", "control/keyspace/base2histogram", &[]),
-    ("apiserver", "control/apiserver", &["api", "keyspace"]),
+    ("apiserver", "control/apiserver", &["api", "gateway", "keyspace"]),
     ("registry", "control/registry", &[]),
     ("scheduler", "control/scheduler", &["api", "scripted", "tolerant"]),
-    ("controllers", "control/controllers", &["api", "scripted", "tolerant"]),
+    ("controllers", "control/controllers", &["api", "gateway", "scripted", "tolerant"]),
     // How the two above read what they watch.
     ("tolerant", "control/tolerant", &[]),
     // An API server for tests of the two above; nothing but their tests may use it.
@@ -22,9 +23,9 @@ const ARROWS: &[(&str, &str, &[&str])] = &[
     ("simulation", "control/simulation", &["apiserver", "keyspace", "server"]),
     ("engine", "runtime/engine", &[]),
     ("artifact", "runtime/artifact", &[]),
-    ("node", "runtime/node", &["api", "artifact", "discovery", "engine", "policy", "proxy"]),
+    ("node", "runtime/node", &["api", "artifact", "discovery", "engine", "gateway", "policy", "proxy"]),
     ("policy", "mesh/policy", &["api"]),
-    ("discovery", "mesh/discovery", &["api", "policy"]),
+    ("discovery", "mesh/discovery", &["api", "gateway", "policy"]),
     ("proxy", "mesh/proxy", &["api", "discovery", "policy"]),
     ("sdk", "sdk", &["node", "server"]),
     ("cli", "cli", &["sdk"]),

@@ -179,6 +179,15 @@ fn watches_and_follows() {
     assert_eq!(String::from_utf8_lossy(&piped.stdout), "one\ntwo\ndone\n", "{piped:?}");
     let failed = cluster.kubectl_fails("exec ticker -- probe end 42");
     assert!(failed.contains("command terminated with exit code 42"), "{failed}");
+    // What a container is started with reads what is typed to who is attached, to its end.
+    let run = "run typed -i --rm --quiet --restart=Never --image=probe-command -- copy echo done";
+    let typed = cluster.kubectl_reading(run, "one\ntwo\n");
+    assert!(String::from_utf8_lossy(&typed.stdout).starts_with("one\ntwo\ndone\n"), "{typed:?}");
+    // Another component beside it, while it runs.
+    cluster.kubectl("debug ticker --quiet --image=probe-command --container=look -- probe echo looked env HOSTNAME");
+    let ended = "get pod ticker -o jsonpath={.status.ephemeralContainerStatuses[0].state.terminated.exitCode}";
+    cluster.eventually(ended, |code| code == "0");
+    assert_eq!(cluster.kubectl("logs ticker -c look"), "looked\nticker\n");
     cluster.kubectl("delete pod ticker --timeout=30s");
     watch.line(|line| line.contains("ticker") && line.contains("Terminating"));
 }

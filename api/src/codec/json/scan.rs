@@ -179,7 +179,7 @@ impl<'a> Scanner<'a> {
             match self.bytes.get(at) {
                 Some(b'"') => {
                     self.at = at + 1;
-                    return Ok(String::from_utf8_lossy(&self.bytes[start..at]));
+                    return Ok(crate::codec::text(&self.bytes[start..at]));
                 }
                 Some(b'\\') => return self.escaped(start, at),
                 Some(0x20..) => at += 1,

@@ -173,7 +173,7 @@ fn wrapped(wire: Wire<'_>, number: u32, items: &Type, place: Place<'_>) -> Resul
 }
 
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    crate::codec::text(bytes).into_owned()
 }
 
 fn value(wire: Wire<'_>, number: u32, ty: &Type, field: Option<&Field>, place: Place<'_>) -> Result<Value> {

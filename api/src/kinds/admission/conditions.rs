@@ -10,13 +10,13 @@ use crate::meta::field::Path;
 /// Most conditions of a webhook or a policy (Kubernetes').
 const CONDITIONS_MAX: usize = 64;
 
-/// Checks a list of conditions, which may name `params` where there are any.
-pub(crate) fn match_conditions(list: &Value, has_params: bool, path: &Path<'_>, errors: &mut FieldErrors) {
+/// Checks a list of conditions, compiled with whatever else its object says.
+pub(crate) fn match_conditions(list: &Value, compiler: &mut Compiler<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     let conditions = list.items();
     if conditions.len() > CONDITIONS_MAX {
         errors.push(FieldError::too_many(path, conditions.len(), CONDITIONS_MAX));
     }
-    let mut compiler = Compiler::new(has_params);
+    let conditions = &conditions[..conditions.len().min(CONDITIONS_MAX)];
     let again = repeats(conditions.iter().map(|condition| condition["name"].text()));
     for ((index, condition), again) in conditions.iter().enumerate().zip(again) {
         let path = path.index(index);

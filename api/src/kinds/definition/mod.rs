@@ -79,6 +79,10 @@ fn storage_version(object: &Value) -> Option<&str> {
 }
 
 impl Strategy for Definition {
+    fn compiles(&self) -> bool {
+        true
+    }
+
     fn default(&self, object: &mut Value) {
         let spec = child(object, "spec");
         let kind = spec["names"]["kind"].text().to_owned();

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value};
 
 use super::{defaults, rules, structural};
+use crate::cel::Budget;
 use crate::custom::{Structural, pattern};
 use crate::kinds::value::Read;
 use crate::kinds::{FieldError, FieldErrors};
@@ -76,6 +77,8 @@ pub(super) struct Work {
     pub states: usize,
     /// Steps of checking defaults.
     pub steps: usize,
+    /// Of rules.
+    pub rules: Budget,
     /// Patterns that were compiled, and are good.
     pub patterns: HashSet<String>,
 }
@@ -89,7 +92,10 @@ impl Work {
         if self.states > pattern::STATES_ALL_MAX {
             return Err("the patterns of this definition are too large together".to_owned());
         }
-        self.states += pattern::check(text)?;
+        let pattern = pattern::Translation::of(text)?;
+        // Also what turns out to be none has cost as much.
+        self.states += pattern.states;
+        pattern.check()?;
         self.patterns.insert(text.to_owned());
         Ok(())
     }
@@ -147,7 +153,9 @@ pub(super) fn check(
     parts(schema, &here, &within, tightened, errors);
     match unsupported {
         Some(why) if errors.len() == before => errors.push(FieldError::invalid(here, "", why)),
-        None if errors.len() == before && !unchanged => rules::check(&Structural::read_whole(schema), &here, errors),
+        None if errors.len() == before && !unchanged => {
+            rules::check(&Structural::read_within(schema, &mut work.rules), &here, errors);
+        }
         _ => {}
     }
 }

@@ -221,3 +221,22 @@ fn defaults_that_unfold_without_end_are_refused() {
         ["spec.validation.openAPIV3Schema: Forbidden: the defaults unfold to more than an object may have"]
     );
 }
+
+#[test]
+fn the_rules_of_all_versions_share_what_compiling_them_may_take() {
+    let rules = vec![json!({"rule": "self.a.matches('(a{1000}){19}')"}); 30];
+    let schema = |more: &str| {
+        let a = json!({"type": "string", "description": more, "maxLength": 1});
+        json!({"type": "object", "required": ["a"], "properties": {"a": a}, "x-kubernetes-validations": rules})
+    };
+    let mut object = definition(schema("1"));
+    assert_eq!(wrong(&object), Vec::<String>::new());
+    let more = json!({"name": "v2", "served": true, "storage": false, "schema": {"openAPIV3Schema": schema("2")}});
+    object["spec"]["versions"].as_array_mut().expect("versions").push(more);
+    let wrong = wrong(&object);
+    assert!(!wrong.is_empty() && wrong.len() < 30, "{wrong:#?}");
+    assert!(
+        wrong.iter().all(|why| why.starts_with("spec.versions[1]") && why.contains("invalid matches argument")),
+        "{wrong:#?}"
+    );
+}

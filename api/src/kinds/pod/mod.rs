@@ -17,7 +17,7 @@ pub use amounts::Amounts;
 pub(super) use defaults::{resources as default_resources, spec as default_spec};
 pub(super) use prepare::drop_disabled;
 pub(super) use qos::class as qos_class;
-pub(super) use validation::projected::signer_name;
+pub(super) use validation::projected::{signer_name, user_annotations};
 pub(super) use validation::resources::container_resource as validate_container_resource;
 pub(super) use validation::template as validate_template;
 pub(super) use validation::{

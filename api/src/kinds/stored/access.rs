@@ -15,7 +15,6 @@ use crate::meta::names;
 use crate::meta::selector::validate_label_selector;
 use crate::schema::{List, ListKind, Named, Type};
 
-const NOT_LIMITED: &str = "requests are not limited by it yet";
 const MADE: Column = column("Created At", "date");
 const GROUP: &str = "rbac.authorization.k8s.io";
 const CONDITION: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Condition";
@@ -73,7 +72,7 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
             column("MissingPL", "string") => Of(dangling),
         ],
-        Stored::inert(NOT_LIMITED).counted().default_by(flow::default_schema).rules(flow::SCHEMA)
+        Stored::new(Support::Honoured).counted().default_by(flow::default_schema).rules(flow::SCHEMA)
             .check_by(flow::check_schema).check_status_by(flow::check_status).status_alone(),
         has_status: true),
     row!(cluster "flowcontrol.apiserver.k8s.io" "io.k8s.api.flowcontrol.v1" "PriorityLevelConfiguration"
@@ -87,13 +86,13 @@ pub(super) static ROWS: &[Kind] = &[
             column("QueueLengthLimit", "string") => Any("spec.limited.limitResponse.queuing.queueLengthLimit", "<none>"),
             AGE => Age,
         ],
-        Stored::inert(NOT_LIMITED).counted().default_by(flow::default_level).rules(flow::LEVEL)
+        Stored::new(Support::Honoured).counted().default_by(flow::default_level).rules(flow::LEVEL)
             .check_by(flow::check_level).check_status_by(flow::check_status).status_alone(),
         has_status: true),
     row!(cluster "certificates.k8s.io" "io.k8s.api.certificates.v1" "ClusterTrustBundle" "clustertrustbundles"
         "clustertrustbundle",
         [NAME => Name, column("SignerName", "string") => Text("spec.signerName", "<none>")],
-        Stored::inert("no volume shows it to pods yet").check_by(trust_bundle).fixes(&["spec.signerName"])
+        Stored::new(Support::Honoured).check_by(trust_bundle).fixes(&["spec.signerName"])
             .named_by(|_, _| Vec::new()).needs_version(),
         selectable: &["spec.signerName"]),
     row!(cluster "storagemigration.k8s.io" "io.k8s.api.storagemigration.v1" "StorageVersionMigration"
@@ -269,7 +268,7 @@ fn dangling(object: &Value) -> Cell {
     or(condition(object, "Dangling"), "?").into()
 }
 
-/// A bundle is named after its signer. The certificates in it are not looked into: nothing trusts them here.
+/// A bundle is named after its signer. What its certificates are, the API server looks into.
 fn trust_bundle(object: &Value, errors: &mut FieldErrors) {
     let signer = object["spec"]["signerName"].text();
     if !signer.is_empty() {

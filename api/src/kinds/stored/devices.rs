@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::rules::{Check, Rule};
 use super::show::Show::{Age, Name, Of, Text};
 use super::{BLANK, Kind, Stored, row};
+use crate::cel::Budget;
 use crate::cel::devices::fault;
 use crate::kinds::value::{Read, child, default_when_zero, items_mut, repeats};
 use crate::kinds::{AGE, Cell, FieldError, FieldErrors, NAME, checks, column, internal};
@@ -60,9 +61,10 @@ const SLICE: &[Rule] = &[
 pub(super) static ROWS: &[Kind] = &[
     row!(cluster "resource.k8s.io" "io.k8s.api.resource.v1" "DeviceClass" "deviceclasses" "deviceclass",
     [NAME => Name, AGE => Age],
-    Stored::inert(NOT_ALLOCATED).counted().rules(CLASS).check_by(|object, errors| {
-        configurations(&object["spec"]["config"], &Path::new("spec.config"), errors);
-        selectors(&object["spec"]["selectors"], &Path::new("spec.selectors"), errors);
+    Stored::inert(NOT_ALLOCATED).counted().compiling().rules(CLASS).check_by(|object, errors| {
+        let config = object["spec"]["config"].items();
+        configurations(&config[..config.len().min(LIST_MAX)], &Path::new("spec.config"), errors);
+        selectors(&object["spec"]["selectors"], &Path::new("spec.selectors"), &mut Budget::default(), errors);
     })),
     row!(cluster "resource.k8s.io" "io.k8s.api.resource.v1" "DeviceTaintRule" "devicetaintrules" "devicetaintrule",
         [
@@ -78,13 +80,13 @@ pub(super) static ROWS: &[Kind] = &[
         has_status: true),
     row!(namespaced "resource.k8s.io" "io.k8s.api.resource.v1" "ResourceClaim" "resourceclaims" "resourceclaim",
         [NAME => Name, column("State", "string") => Of(claim_state), AGE => Age],
-        Stored::inert(NOT_ALLOCATED).default_by(|object| requests(child(object, "spec"))).locks(&["spec"])
+        Stored::inert(NOT_ALLOCATED).compiling().default_by(|object| requests(child(object, "spec"))).locks(&["spec"])
             .check_by(|object, errors| claim(&object["spec"], &Path::new("spec.devices"), errors)).checked_once(),
         has_status: true),
     row!(namespaced "resource.k8s.io" "io.k8s.api.resource.v1" "ResourceClaimTemplate" "resourceclaimtemplates"
         "resourceclaimtemplate",
         [NAME => Name, AGE => Age],
-        Stored::inert(NOT_ALLOCATED).default_by(|object| requests(child(child(object, "spec"), "spec"))).locks(&["spec"])
+        Stored::inert(NOT_ALLOCATED).compiling().default_by(|object| requests(child(child(object, "spec"), "spec"))).locks(&["spec"])
             .check_by(template).checked_once()),
     row!(cluster "resource.k8s.io" "io.k8s.api.resource.v1" "ResourceSlice" "resourceslices" "resourceslice",
         [
@@ -143,18 +145,18 @@ fn claim_state(object: &Value) -> Cell {
 
 /// What a claim asks for (`validateDeviceClaim`).
 fn claim(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
-    let devices = &spec["devices"];
-    let (requests, list) = (devices["requests"].items(), path.child("requests"));
-    too_many(requests, LIST_MAX, &list, errors);
+    let (devices, mut budget) = (&spec["devices"], Budget::default());
+    let list = path.child("requests");
+    let requests = bounded(&devices["requests"], LIST_MAX, &list, errors);
     duplicates(requests, "DeviceRequest", &list, errors);
     for (index, asked) in requests.iter().enumerate() {
-        request(asked, &list.index(index), errors);
+        request(asked, &list.index(index), &mut budget, errors);
     }
-    let known: HashMap<&str, HashSet<&str>> =
-        requests.iter().map(|asked| (asked["name"].text(), parts(asked))).collect();
+    let all = devices["requests"].items().iter();
+    let known: HashMap<&str, HashSet<&str>> = all.map(|asked| (asked["name"].text(), parts(asked))).collect();
     let list = path.child("constraints");
-    too_many(devices["constraints"].items(), LIST_MAX, &list, errors);
-    for (index, constraint) in devices["constraints"].items().iter().enumerate() {
+    let constraints = bounded(&devices["constraints"], LIST_MAX, &list, errors);
+    for (index, constraint) in constraints.iter().enumerate() {
         let path = list.index(index);
         references(&constraint["requests"], &known, &path.child("requests"), errors);
         match ["matchAttribute", "distinctAttribute"].into_iter().find(|field| constraint[*field].is_set()) {
@@ -167,11 +169,11 @@ fn claim(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
         }
     }
     let list = path.child("config");
-    too_many(devices["config"].items(), LIST_MAX, &list, errors);
-    for (index, configuration) in devices["config"].items().iter().enumerate() {
+    let config = bounded(&devices["config"], LIST_MAX, &list, errors);
+    for (index, configuration) in config.iter().enumerate() {
         references(&configuration["requests"], &known, &list.index(index).child("requests"), errors);
     }
-    configurations(&devices["config"], &list, errors);
+    configurations(config, &list, errors);
 }
 
 fn template(object: &Value, errors: &mut FieldErrors) {
@@ -186,10 +188,13 @@ fn parts(request: &Value) -> HashSet<&str> {
     request["firstAvailable"].items().iter().map(|part| part["name"].text()).collect()
 }
 
-fn too_many(items: &[Value], most: usize, path: &Path<'_>, errors: &mut FieldErrors) {
+/// The items of a list that are looked at: no more than there may be, however many there are.
+fn bounded<'v>(list: &'v Value, most: usize, path: &Path<'_>, errors: &mut FieldErrors) -> &'v [Value] {
+    let items = list.items();
     if items.len() > most {
         errors.push(FieldError::too_many(path, items.len(), most));
     }
+    &items[..items.len().min(most)]
 }
 
 /// Items of one name, shown whole.
@@ -203,7 +208,7 @@ fn duplicates(items: &[Value], kind: &str, path: &Path<'_>, errors: &mut FieldEr
     }
 }
 
-fn request(asked: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+fn request(asked: &Value, path: &Path<'_>, budget: &mut Budget, errors: &mut FieldErrors) {
     checks::dns_label(&path.child("name"), asked["name"].text(), errors);
     let (exactly, alternatives) = (&asked["exactly"], asked["firstAvailable"].items());
     let one = "exactly one of `exactly` or `firstAvailable` is required";
@@ -213,28 +218,28 @@ fn request(asked: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
             let detail = format!("{one}, but multiple fields are set");
             errors.push(FieldError::invalid(path, &Value::Null, &detail));
         }
-        (true, true) => devices_of(exactly, &path.child("exactly"), errors),
+        (true, true) => devices_of(exactly, &path.child("exactly"), budget, errors),
         (false, false) => {
             let list = path.child("firstAvailable");
-            too_many(alternatives, ALTERNATIVES_MAX, &list, errors);
+            let alternatives = bounded(&asked["firstAvailable"], ALTERNATIVES_MAX, &list, errors);
             duplicates(alternatives, "DeviceSubRequest", &list, errors);
             for (index, alternative) in alternatives.iter().enumerate() {
                 let path = list.index(index);
                 checks::dns_label(&path.child("name"), alternative["name"].text(), errors);
-                devices_of(alternative, &path, errors);
+                devices_of(alternative, &path, budget, errors);
             }
         }
     }
 }
 
 /// Which devices, and how many.
-fn devices_of(asked: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+fn devices_of(asked: &Value, path: &Path<'_>, budget: &mut Budget, errors: &mut FieldErrors) {
     let class = path.child("deviceClassName");
     match asked["deviceClassName"].text() {
         "" => errors.push(FieldError::required(class, "")),
         name => checks::dns_subdomain(&class, name, errors),
     }
-    selectors(&asked["selectors"], &path.child("selectors"), errors);
+    selectors(&asked["selectors"], &path.child("selectors"), budget, errors);
     let count = asked["count"].int();
     match asked["allocationMode"].text() {
         "All" if count != 0 => {
@@ -271,16 +276,15 @@ fn tolerate(toleration: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     }
 }
 
-fn selectors(list: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
-    too_many(list.items(), LIST_MAX, path, errors);
-    for (index, selector) in list.items().iter().enumerate() {
+fn selectors(list: &Value, path: &Path<'_>, budget: &mut Budget, errors: &mut FieldErrors) {
+    for (index, selector) in bounded(list, LIST_MAX, path, errors).iter().enumerate() {
         let path = path.index(index);
         let expression = selector["cel"]["expression"].text();
         if selector["cel"].is_null() {
             errors.push(FieldError::required(path.child("cel"), ""));
         } else if expression.len() > EXPRESSION_BYTES_MAX {
             errors.push(FieldError::too_long(path.child("cel.expression"), EXPRESSION_BYTES_MAX));
-        } else if let Some(words) = fault(expression) {
+        } else if let Some(words) = fault(expression, budget) {
             errors.push(FieldError::invalid(path.child("cel.expression"), expression, &words));
         }
     }
@@ -288,8 +292,7 @@ fn selectors(list: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
 
 /// Names of requests, alone or with one of their alternatives.
 fn references(list: &Value, known: &HashMap<&str, HashSet<&str>>, path: &Path<'_>, errors: &mut FieldErrors) {
-    let names: Vec<&str> = list.items().iter().map(Read::text).collect();
-    too_many(list.items(), LIST_MAX, path, errors);
+    let names: Vec<&str> = bounded(list, LIST_MAX, path, errors).iter().map(Read::text).collect();
     for ((index, name), again) in names.iter().enumerate().zip(repeats(names.iter())) {
         let path = path.index(index);
         if again {
@@ -335,8 +338,8 @@ fn attribute(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     }
 }
 
-fn configurations(list: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
-    for (index, configuration) in list.items().iter().enumerate() {
+fn configurations(list: &[Value], path: &Path<'_>, errors: &mut FieldErrors) {
+    for (index, configuration) in list.iter().enumerate() {
         let (opaque, path) = (&configuration["opaque"], path.index(index));
         let path = path.child("opaque");
         if opaque.is_null() {

@@ -1,9 +1,9 @@
 //! The kinds of Kubernetes that this version stores without acting on them, as tables. The generic path serves them like
-//! any other kind. What each row promises is said in its [`Support`]: what would be ignored is told to the client, and
-//! what it would be dangerous to ignore is refused.
+//! any other kind. What each row promises is said in its [`Support`]: what would be ignored is told to the client.
 
 mod access;
 mod addresses;
+pub(super) mod aggregation;
 mod autoscaler;
 mod devices;
 mod flow;
@@ -11,7 +11,6 @@ mod network;
 mod network_policies;
 mod policies;
 mod quotas;
-mod refused;
 mod rules;
 mod show;
 #[cfg(test)]
@@ -34,13 +33,13 @@ use show::Show;
 pub(super) fn rows() -> impl Iterator<Item = &'static Kind> {
     [
         access::ROWS,
+        aggregation::ROWS,
         autoscaler::ROWS,
         devices::ROWS,
         network::ROWS,
         network_policies::ROWS,
         policies::ROWS,
         quotas::ROWS,
-        refused::ROWS,
         volumes::ROWS,
         webhooks::ROWS,
         workloads::ROWS,
@@ -90,6 +89,8 @@ pub(super) struct Stored {
     unconditional_update: bool,
     /// See [`Strategy::is_status_alone`].
     status_alone: bool,
+    /// See [`Strategy::compiles`].
+    compiles: bool,
     /// Of a row that is another version: to and from what is stored.
     convert: Option<[fn(&mut Value); 2]>,
 }
@@ -119,6 +120,7 @@ impl Stored {
             create_on_update: false,
             unconditional_update: true,
             status_alone: false,
+            compiles: false,
             convert: None,
         }
     }
@@ -127,12 +129,12 @@ impl Stored {
         Stored::new(Support::Inert(why))
     }
 
-    const fn refused(why: &'static str) -> Stored {
-        Stored::new(Support::Refused(why))
-    }
-
     const fn counted(self) -> Stored {
         Stored { generation: true, ..self }
+    }
+
+    const fn compiling(self) -> Stored {
+        Stored { compiles: true, ..self }
     }
 
     const fn counted_by(self, wanted: &'static str) -> Stored {
@@ -264,6 +266,10 @@ use row;
 impl Strategy for Stored {
     fn support(&self) -> Support {
         self.support
+    }
+
+    fn compiles(&self) -> bool {
+        self.compiles
     }
 
     fn default(&self, object: &mut Value) {

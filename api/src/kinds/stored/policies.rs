@@ -45,7 +45,7 @@ pub(super) static ROWS: &[Kind] = &[
             column("ParamKind", "string") => Of(param_kind),
             AGE => Age,
         ],
-        policy().default_by(default_policy).check_by(new_mutating)
+        policy().compiling().default_by(default_policy).check_by(new_mutating)
             .check_change_by(|object, _, errors| mutating(object, errors)),
         categories: EXTENSIONS),
     row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "MutatingAdmissionPolicyBinding"
@@ -67,7 +67,7 @@ pub(super) static ROWS: &[Kind] = &[
             column("ParamKind", "string") => Of(param_kind),
             AGE => Age,
         ],
-        policy().default_by(default_policy).check_by(new_validating)
+        policy().compiling().default_by(default_policy).check_by(new_validating)
             .check_change_by(|object, _, errors| validating(object, errors)).check_status_by(status),
         categories: EXTENSIONS, has_status: true),
     row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "ValidatingAdmissionPolicyBinding"
@@ -293,8 +293,8 @@ fn validating(object: &Value, errors: &mut FieldErrors) {
     let (path, spec) = (Path::new("spec"), &object["spec"]);
     head(spec, &path, errors);
     let has_params = spec["paramKind"].is_set();
-    conditions::match_conditions(&spec["matchConditions"], has_params, &path.child("matchConditions"), errors);
     let mut compiler = Compiler::new(has_params);
+    conditions::match_conditions(&spec["matchConditions"], &mut compiler, &path.child("matchConditions"), errors);
     if !spec["variables"].items().is_empty() {
         compiler.declare();
         variables(&mut compiler, spec, &path, errors);
@@ -316,7 +316,7 @@ fn validating(object: &Value, errors: &mut FieldErrors) {
         errors.push(FieldError::invalid(list, &spec["auditAnnotations"], &detail));
     }
     let mut seen = HashSet::new();
-    for (index, one) in annotations.iter().enumerate() {
+    for (index, one) in annotations.iter().take(ANNOTATIONS_MAX).enumerate() {
         let path = list.index(index);
         annotation(&mut compiler, object["metadata"]["name"].text(), one, &path, errors);
         if !seen.insert(one["key"].text()) {
@@ -376,8 +376,8 @@ fn mutating(object: &Value, errors: &mut FieldErrors) {
     head(spec, &path, errors);
     changed_only(&spec["matchConstraints"], &path.child("matchConstraints"), errors);
     let has_params = spec["paramKind"].is_set();
-    conditions::match_conditions(&spec["matchConditions"], has_params, &path.child("matchConditions"), errors);
     let mut compiler = Compiler::new(has_params);
+    conditions::match_conditions(&spec["matchConditions"], &mut compiler, &path.child("matchConditions"), errors);
     compiler.declare();
     variables(&mut compiler, spec, &path, errors);
     let list = path.child("mutations");

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::show::Show::{Age, Count, Name};
 use super::{BLANK, Kind, Stored, row};
+use crate::cel::admission::Compiler;
 use crate::kinds::admission::{callee, conditions, rules};
 use crate::kinds::value::{Read, default_to, items_mut};
 use crate::kinds::{AGE, FieldError, FieldErrors, NAME, Support, checks, column};
@@ -41,7 +42,13 @@ const VALIDATING: Stored = webhooks()
     .check_change_by(|object, old, errors| check(object, Some(old), false, errors));
 
 const fn webhooks() -> Stored {
-    Stored::new(Support::Honoured).counted().counted_by("webhooks").checked_once().warn_by(warnings).needs_version()
+    Stored::new(Support::Honoured)
+        .compiling()
+        .counted()
+        .counted_by("webhooks")
+        .checked_once()
+        .warn_by(warnings)
+        .needs_version()
 }
 
 pub(super) static ROWS: &[Kind] = &[
@@ -90,11 +97,11 @@ fn check(object: &Value, old: Option<&Value>, mutating: bool, errors: &mut Field
         let versions = &webhook["admissionReviewVersions"];
         versions.is_empty() || callee::has_known_version(versions)
     });
-    let mut names = HashSet::new();
+    let (mut names, mut compiler) = (HashSet::new(), Compiler::new(false));
     for (index, webhook) in webhooks.iter().enumerate() {
         let list = Path::new("webhooks");
         let path = list.index(index);
-        one(webhook, &path, &asked, errors);
+        one(webhook, &path, &asked, &mut compiler, errors);
         let versions = path.child("admissionReviewVersions");
         let none = "must specify one of v1, v1beta1";
         callee::review_versions(&webhook["admissionReviewVersions"], &versions, known_version, none, errors);
@@ -123,7 +130,7 @@ struct Asked {
     mutating: bool,
 }
 
-fn one(webhook: &Value, path: &Path<'_>, asked: &Asked, errors: &mut FieldErrors) {
+fn one(webhook: &Value, path: &Path<'_>, asked: &Asked, compiler: &mut Compiler<'_>, errors: &mut FieldErrors) {
     qualified(webhook["name"].text(), &path.child("name"), errors);
     let list = path.child("rules");
     for (index, rule) in webhook["rules"].items().iter().enumerate() {
@@ -158,7 +165,7 @@ fn one(webhook: &Value, path: &Path<'_>, asked: &Asked, errors: &mut FieldErrors
     }
     callee::client_config(&webhook["clientConfig"], &path.child("clientConfig"), errors);
     if asked.conditions {
-        conditions::match_conditions(&webhook["matchConditions"], false, &path.child("matchConditions"), errors);
+        conditions::match_conditions(&webhook["matchConditions"], compiler, &path.child("matchConditions"), errors);
     }
 }
 

@@ -15,7 +15,7 @@ use x509_parser::prelude::FromDer as _;
 use super::Attributes;
 use crate::authz;
 
-const GROUP: &str = "certificates.k8s.io";
+pub(super) const GROUP: &str = "certificates.k8s.io";
 const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 const MASTERS: &str = "system:masters";
 
@@ -81,7 +81,7 @@ pub(super) fn update(at: &Attributes<'_>, object: &mut Value, old: &Value) -> Re
 }
 
 /// Whether the caller may do this for a signer, or for all of its domain.
-fn may(at: &Attributes<'_>, verb: &str, signer: &str) -> bool {
+pub(super) fn may(at: &Attributes<'_>, verb: &str, signer: &str) -> bool {
     let domain = signer.split_once('/').map_or(signer, |(domain, _)| domain);
     [signer.to_owned(), format!("{domain}/*")].iter().any(|name| {
         let asked = authz::Attributes { verb, group: GROUP, resource: "signers", name, ..authz::Attributes::default() };

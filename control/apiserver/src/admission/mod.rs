@@ -14,14 +14,15 @@ mod limit_range;
 pub(crate) mod network;
 mod node;
 mod pod;
+mod pod_certificates;
 mod pod_range;
 mod pod_security;
 mod policy;
 mod quota;
 mod review;
 pub(crate) mod scale;
-mod spent;
 pub(crate) mod topology;
+mod trust_bundles;
 pub(crate) mod volumes;
 mod webhook;
 
@@ -42,6 +43,7 @@ use crate::identity::Identity;
 use crate::policies::{self, Bound};
 use crate::request::call::Call;
 use crate::request::options::DeleteOptions;
+use crate::request::spent::Spent;
 use matching::Operation;
 use review::Review;
 use webhook::Rounds;
@@ -55,6 +57,8 @@ pub(crate) struct Attributes<'a> {
     pub caller: &'a Identity,
     /// Hears warnings.
     pub call: &'a Call,
+    /// What expressions have taken that were asked about it, in whichever phase and however often it is admitted.
+    pub spent: &'a Spent,
     /// Whether that one is in this process.
     pub is_here: bool,
     /// Of the path.
@@ -79,7 +83,7 @@ impl Attributes<'_> {
             return Ok(None);
         }
         let policies = self.cluster.policies.now(&self.cluster.store.keyspace).await;
-        let webhooks = self.cluster.webhooks();
+        let webhooks = self.cluster.webhooks().await;
         if let Some(why) = webhooks.as_ref().and_then(|webhooks| webhooks.unreadable.as_ref()) {
             return Err(Status::internal_error(why));
         }
@@ -90,22 +94,22 @@ impl Attributes<'_> {
     /// are asked with.
     pub fn asks(&self) -> bool {
         let cluster = self.cluster;
-        self.is_reviewed() && (cluster.webhooks().is_some() || cluster.policies.may_convert())
+        self.is_reviewed() && (cluster.hooks.any() || cluster.policies.may_convert())
             || conversion::is_needed(self.resource)
     }
 
     /// Whether anybody may be asked beside the plugins.
     pub fn may_ask(&self) -> bool {
-        self.is_reviewed() && (self.cluster.policies.any() || self.cluster.webhooks().is_some())
+        self.is_reviewed() && (self.cluster.policies.any() || self.cluster.hooks.any())
     }
 
     /// That what configures admission is what it was: a part of each transaction that was admitted, taken before anybody is asked.
     /// What writes a configuration says so in its own.
-    pub fn guard(&self) -> Option<Op> {
+    pub async fn guard(&self) -> Option<Op> {
         match mark(self.resource) {
             Some(mark) => Some(mark),
             None if self.is_admitted => None,
-            None => self.cluster.hooks.guard(&self.cluster.store.keyspace),
+            None => self.cluster.hooks.guard(&self.cluster.store.keyspace).await,
         }
     }
 }
@@ -260,6 +264,12 @@ async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bool, Status>
     if is(at.resource, "certificates.k8s.io", "certificatesigningrequests") {
         certificates::create(at, object)?;
     }
+    if is(at.resource, "certificates.k8s.io", "podcertificaterequests") {
+        pod_certificates::create(at, object)?;
+    }
+    if is(at.resource, "certificates.k8s.io", "clustertrustbundles") {
+        trust_bundles::write(at, object, None)?;
+    }
     if is(at.resource, "", "persistentvolumeclaims") {
         volumes::create_claim(at, object)?;
     }
@@ -285,6 +295,12 @@ async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value) -> Result<
     authz::rbac::grants(at.cluster, at.caller, (at.resource, at.namespace), object, Some(old))?;
     if is(at.resource, "certificates.k8s.io", "certificatesigningrequests") {
         certificates::update(at, object, old)?;
+    }
+    if is(at.resource, "certificates.k8s.io", "podcertificaterequests") {
+        pod_certificates::update(at, object, old)?;
+    }
+    if is(at.resource, "certificates.k8s.io", "clustertrustbundles") {
+        trust_bundles::write(at, object, Some(old))?;
     }
     if is(at.resource, "", "pods") && at.subresource.is_empty() {
         pod::update(object, old);

@@ -7,11 +7,12 @@ use super::tokens::Tokens;
 use crate::answer::respond;
 use crate::request::negotiate;
 
-/// `/.well-known/openid-configuration`.
-pub(crate) fn configuration(tokens: &Tokens, external_url: &str) -> Response {
+/// `/.well-known/openid-configuration`. Whoever reads it has come by the issuer's name, and finds the key by the same: no pod can reach
+/// an address of this machine.
+pub(crate) fn configuration(tokens: &Tokens) -> Response {
     let document = json!({
         "issuer": tokens.issuer,
-        "jwks_uri": format!("{}/openid/v1/jwks", external_url),
+        "jwks_uri": format!("{}/openid/v1/jwks", tokens.issuer),
         "response_types_supported": ["id_token"],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["ES256"],

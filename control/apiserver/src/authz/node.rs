@@ -50,6 +50,9 @@ pub(super) fn allows(node: &str, asked: &Attributes<'_>) -> bool {
         ("networking.k8s.io", "networkpolicies", "") | ("", "namespaces", "") if reads => true,
         // Every node serves them.
         ("networking.k8s.io", "ingresses" | "ingressclasses", "") if reads => true,
+        // And Gateways, while their definitions are there.
+        (coracle_gateway::GROUP, _, "") if reads => true,
+        ("apiextensions.k8s.io", "customresourcedefinitions", "") if reads => true,
         ("storage.k8s.io", "csidrivers" | "volumeattachments", "") if reads => true,
         // Which, and what of them, changes() knows.
         ("", "persistentvolumes", "") if asked.verb == "patch" => true,
@@ -65,6 +68,9 @@ pub(super) fn allows(node: &str, asked: &Attributes<'_>) -> bool {
         ("", "pods", "eviction") => creates,
         ("", "serviceaccounts", "token") => creates,
         ("authentication.k8s.io" | "authorization.k8s.io", _, _) => creates,
+        // For volumes. Which, check() and what admits them know.
+        ("certificates.k8s.io", "clustertrustbundles", "") => reads,
+        ("certificates.k8s.io", "podcertificaterequests", "") => creates || reads,
         _ => false,
     }
 }
@@ -120,11 +126,18 @@ fn is_related(cluster: &Cluster, node: &str, asked: &Attributes<'_>, selector: &
             let other = named.map(|name| format!(" '{name}'")).unwrap_or_default();
             Err(format!("node '{node}' cannot read{other}, only its own Node object"))
         }
+        // As a pod: one that is made, what is asked for is looked at by who admits it, and one that is read, by sees().
+        ("certificates.k8s.io", "podcertificaterequests") => match asked.verb {
+            "create" => Ok(()),
+            "get" if in_path.is_some() => Ok(()),
+            _ if selector.exact(NODE) == Some(node) => Ok(()),
+            _ => Err("can only list/watch podcertificaterequests with nodeName field selector".to_owned()),
+        },
         ("", kind @ ("secrets" | "configmaps" | "persistentvolumeclaims")) => match (asked.namespace, named) {
             ("", _) | (_, None) => Err("can only read one named object at a time".to_owned()),
             (namespace, Some(name)) => {
                 let is_related = any_pod(cluster, node, namespace, |pod| refers(pod, kind, name))
-                    || kind == "secrets" && any_ingress(cluster, namespace, name);
+                    || kind == "secrets" && serves_with(cluster, namespace, name);
                 if is_related { Ok(()) } else { Err(unrelated(node)) }
             }
         },
@@ -157,14 +170,21 @@ pub(crate) fn sees(
     let sees = match (resource.row.group(), resource.row.resource()) {
         ("", "pods") => seen.field(NODE) == Some(node),
         ("", "secrets") => seen.field(TYPE) == Some(TLS) || has_pod_with(cluster, node, namespace, name),
+        ("certificates.k8s.io", "podcertificaterequests") => seen.field(NODE) == Some(node),
         _ => true,
     };
     if sees {
         return Ok(());
     }
     if does == READ {
-        let asked =
-            Attributes { verb: "get", resource: resource.row.resource(), namespace, name, ..Attributes::default() };
+        let asked = Attributes {
+            verb: "get",
+            group: resource.row.group(),
+            resource: resource.row.resource(),
+            namespace,
+            name,
+            ..Attributes::default()
+        };
         let mut status = super::refusal(caller, &asked);
         status.message = format!("{}: node: {}", status.message, unrelated(node));
         return Err(status);
@@ -336,7 +356,17 @@ fn any_pod(cluster: &Cluster, node: &str, namespace: &str, is_such: impl Fn(&Val
     })
 }
 
-/// Whether an Ingress that nodes serve names the Secret for TLS, which holds a certificate or does not exist yet.
+/// Whether an Ingress or a Gateway that nodes serve names the Secret for TLS, which holds a certificate or does not exist yet.
+fn serves_with(cluster: &Cluster, namespace: &str, secret: &str) -> bool {
+    // Whoever may write those has no node read anything but certificates.
+    let holds = || {
+        let secrets = cluster.catalog.named("", "secrets")?;
+        let record = cluster.store.get(secrets, &secrets.record_name(Some(namespace), secret))?;
+        Some(Seen::new(secrets, &record).stored().ok()?["type"] == TLS)
+    };
+    (any_ingress(cluster, namespace, secret) || any_gateway(cluster, namespace, secret)) && holds().unwrap_or(true)
+}
+
 fn any_ingress(cluster: &Cluster, namespace: &str, secret: &str) -> bool {
     let find = |group, name| cluster.catalog.named(group, name);
     let (Some(ingresses), Some(classes)) = (find(NETWORKING, "ingresses"), find(NETWORKING, "ingressclasses")) else {
@@ -348,17 +378,33 @@ fn any_ingress(cluster: &Cluster, namespace: &str, secret: &str) -> bool {
     };
     let is_ours = |class: &str| read(classes, class).is_some_and(|class| class["spec"]["controller"] == CONTROLLER);
     let snapshot = cluster.store.keyspace.snapshot(ingresses.row.collection());
-    let names = store::range(&snapshot.records, Some(namespace), None).any(|(_, record)| {
+    store::range(&snapshot.records, Some(namespace), None).any(|(_, record)| {
         let Ok(ingress) = Seen::new(ingresses, record).stored() else { return false };
         let mut tls = ingress["spec"]["tls"].as_array().into_iter().flatten();
         tls.any(|tls| tls["secretName"] == secret) && class_of(&ingress).is_some_and(is_ours)
-    });
-    // Whoever may write Ingresses has no node read anything but certificates.
-    let holds = || {
-        let secrets = find("", "secrets")?;
-        Some(read(secrets, &secrets.record_name(Some(namespace), secret))?["type"] == TLS)
-    };
-    names && holds().unwrap_or(true)
+    })
+}
+
+/// Whether a listener of a Gateway that nodes serve may show what is in the Secret: of its own namespace, or as a ReferenceGrant permits.
+fn any_gateway(cluster: &Cluster, namespace: &str, secret: &str) -> bool {
+    let mut known = coracle_gateway::Known::default();
+    for (kind, (name, plural, _)) in coracle_gateway::KINDS.iter().enumerate() {
+        // Routes have no Secrets.
+        if name.ends_with("Route") {
+            continue;
+        }
+        let snapshot = cluster.store.keyspace.snapshot(&format!("{plural}.{}", coracle_gateway::GROUP));
+        for (_, record) in store::range(&snapshot.records, None, None) {
+            let Ok((object, _)) = store::object::parse(&record.bytes) else { continue };
+            let Ok(metadata) = serde_json::from_value(object["metadata"].clone()) else { continue };
+            let meta = coracle_gateway::Meta::of(&metadata);
+            // What cannot be read is served by nobody.
+            let _ = known.take(kind, coracle_gateway::Said::Object(meta, object));
+        }
+    }
+    let resolved = known.objects.resolve(&|_| None);
+    let mut secrets = resolved.gateways.iter().flat_map(|gateway| &gateway.listeners).flat_map(|of| &of.secrets);
+    secrets.any(|(of, name)| (&**of, &**name) == (namespace, secret))
 }
 
 /// The class of an Ingress.
@@ -445,7 +491,18 @@ mod tests {
             (ask("list", "networking.k8s.io", "ingressclasses", "", "", ""), true),
             (ask("patch", "networking.k8s.io", "ingresses", "status", "default", "i"), false),
             (ask("update", "networking.k8s.io", "ingresses", "", "default", "i"), false),
+            (ask("watch", "gateway.networking.k8s.io", "gateways", "", "", ""), true),
+            (ask("list", "gateway.networking.k8s.io", "referencegrants", "", "", ""), true),
+            (ask("patch", "gateway.networking.k8s.io", "gateways", "status", "default", "g"), false),
+            (ask("update", "gateway.networking.k8s.io", "httproutes", "", "default", "r"), false),
+            (ask("watch", "apiextensions.k8s.io", "customresourcedefinitions", "", "", ""), true),
+            (ask("create", "apiextensions.k8s.io", "customresourcedefinitions", "", "", ""), false),
             (ask("impersonate", "", "users", "", "", "admin"), false),
+            (ask("create", "certificates.k8s.io", "podcertificaterequests", "", "default", ""), true),
+            (ask("update", "certificates.k8s.io", "podcertificaterequests", "", "default", "r"), false),
+            (ask("patch", "certificates.k8s.io", "podcertificaterequests", "status", "default", "r"), false),
+            (ask("create", "certificates.k8s.io", "clustertrustbundles", "", "", ""), false),
+            (ask("watch", "certificates.k8s.io", "clustertrustbundles", "", "", ""), true),
         ] {
             assert_eq!(allows("a", &asked), expected, "{asked:?}");
         }

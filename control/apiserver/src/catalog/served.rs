@@ -99,6 +99,13 @@ impl Served {
         standing.resource(at)
     }
 
+    /// Whether a definition serves this version of a group.
+    pub fn serves(&self, group: &str, version: &str) -> bool {
+        self.definitions
+            .values()
+            .any(|standing| standing.definition.group == group && standing.served(version).is_some())
+    }
+
     /// Every definition, by name.
     pub fn all(&self) -> Vec<&Arc<Standing>> {
         let mut all: Vec<&Arc<Standing>> = self.definitions.values().collect();

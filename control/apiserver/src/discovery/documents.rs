@@ -82,9 +82,20 @@ pub(super) fn aggregated<'a>(groups: impl Iterator<Item = &'a Group>) -> Value {
                 .versions
                 .iter()
                 .map(|version| {
-                    let resources: Vec<Value> =
-                        version.resources.iter().map(|entry| aggregated_entry(group, version, entry)).collect();
-                    json!({"version": &*version.version, "resources": resources, "freshness": "Current"})
+                    let mut one = json!({"version": &*version.version, "freshness": "Current"});
+                    let resources: Vec<Value> = match &version.remote {
+                        None => version.resources.iter().map(|entry| aggregated_entry(group, version, entry)).collect(),
+                        Some(told) => {
+                            if !told.is_current {
+                                one["freshness"] = "Stale".into();
+                            }
+                            told.resources.clone()
+                        }
+                    };
+                    if version.remote.is_none() || !resources.is_empty() {
+                        one["resources"] = resources.into();
+                    }
+                    one
                 })
                 .collect();
             let metadata = if group.name.is_empty() { json!({}) } else { json!({ "name": &*group.name }) };

@@ -14,6 +14,7 @@ use http::{HeaderValue, header};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::aggregation::Configured;
 use crate::answer::respond;
 use crate::catalog::Served;
 use crate::request::call::Call;
@@ -50,23 +51,32 @@ pub(crate) struct Discovery {
 
 /// The documents of what is served, made when it is first asked for.
 #[derive(Default)]
-pub(crate) struct DiscoveryOf(ArcSwapOption<(Arc<Served>, Arc<Discovery>)>);
+pub(crate) struct DiscoveryOf(ArcSwapOption<Made>);
+
+/// What was made, and of what.
+struct Made {
+    served: Arc<Served>,
+    backends: Arc<Configured>,
+    discovery: Arc<Discovery>,
+}
 
 impl DiscoveryOf {
-    /// What is said of `served`.
-    pub fn of(&self, served: &Arc<Served>) -> Arc<Discovery> {
-        if let Some(known) = self.0.load_full().filter(|known| Arc::ptr_eq(&known.0, served)) {
-            return known.1.clone();
+    /// What is said of what is served here, and by other servers.
+    pub fn of(&self, served: &Arc<Served>, backends: &Arc<Configured>) -> Arc<Discovery> {
+        let is_same = |made: &Arc<Made>| Arc::ptr_eq(&made.served, served) && Arc::ptr_eq(&made.backends, backends);
+        if let Some(known) = self.0.load_full().filter(is_same) {
+            return known.discovery.clone();
         }
-        let discovery = Arc::new(Discovery::new(served));
-        self.0.store(Some(Arc::new((served.clone(), discovery.clone()))));
+        let discovery = Arc::new(Discovery::new(served, backends));
+        let made = Made { served: served.clone(), backends: backends.clone(), discovery: discovery.clone() };
+        self.0.store(Some(Arc::new(made)));
         discovery
     }
 }
 
 impl Discovery {
-    pub fn new(served: &Served) -> Discovery {
-        let groups = model::groups_of(served);
+    pub fn new(served: &Served, backends: &Configured) -> Discovery {
+        let groups = model::groups_of(served, backends);
         let aggregate = |chosen: &dyn Fn(&&Group) -> bool| {
             Document::new(&documents::aggregated(groups.iter().filter(|group| chosen(group))))
         };

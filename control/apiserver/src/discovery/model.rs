@@ -5,6 +5,7 @@ use std::sync::Arc;
 use coracle_api::custom::{Definition, order};
 use coracle_api::kinds;
 
+use crate::aggregation::{Configured, Told};
 use crate::catalog::{Served, Standing};
 
 /// A group and its versions, the preferred one first.
@@ -19,6 +20,10 @@ pub(crate) struct Version {
     pub version: Arc<str>,
     /// Sorted by name.
     pub resources: Vec<Entry>,
+    /// Of one that another server serves: what that has told.
+    pub remote: Option<Arc<Told>>,
+    /// The group's place among groups, and its own among the versions of the group.
+    priorities: (i64, i64),
 }
 
 /// A resource.
@@ -93,6 +98,8 @@ const ANSWERED: [(&str, &str, &str, &str, bool); 7] = [
 const ENDING: &[&str] = &["delete", "deletecollection", "get", "list", "watch"];
 const VERBS: &[&str] = &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
 
+/// The group of what is measured.
+const MEASURES: &str = "metrics.k8s.io";
 /// What is measured: versions, resource, kind, namespaced. metrics-server serves the older version, and no singular names.
 const MEASURED: [(&str, &str, &str, bool); 4] = [
     ("v1", "nodes", "NodeMetrics", false),
@@ -101,8 +108,54 @@ const MEASURED: [(&str, &str, &str, bool); 4] = [
     ("v1beta1", "pods", "PodMetrics", true),
 ];
 
+/// Priorities of groups, as APIServices say them: of what every server serves, and of definitions.
+const APISERVICES: &str = include_str!("../../data/apiservices.txt");
+const OF_DEFINITIONS: (i64, i64) = (1_000, 100);
+
+/// Priorities of a version of a group that is served here.
+fn priorities(group: &str, version: &str) -> (i64, i64) {
+    let name = format!("{version}.{group} ");
+    let line = APISERVICES.lines().find_map(|line| line.strip_prefix(&name));
+    let found = line.and_then(|line| {
+        let (group, version) = line.split_once(' ')?;
+        Some((group.parse().ok()?, version.parse().ok()?))
+    });
+    found.unwrap_or(OF_DEFINITIONS)
+}
+
+/// Adds what other servers serve, where it is not served here.
+fn add_remote(groups: &mut Vec<Group>, backends: &Configured) {
+    for backend in backends.all() {
+        let told = backends.told(backend).cloned().unwrap_or_default();
+        let version = Version {
+            version: backend.version.as_str().into(),
+            resources: Vec::new(),
+            remote: Some(told),
+            priorities: (backend.group_priority, backend.version_priority),
+        };
+        let group = match groups.iter_mut().find(|group| *group.name == *backend.group) {
+            Some(group) => group,
+            None => {
+                let is_before = |group: &Group| {
+                    let priority = group.versions.iter().map(|known| known.priorities.0).max();
+                    !matches!(&*group.name, "" | "apiregistration.k8s.io") && priority < Some(backend.group_priority)
+                };
+                let at = groups.iter().position(is_before).unwrap_or(groups.len());
+                groups.insert(at, Group { name: backend.group.as_str().into(), versions: Vec::new() });
+                &mut groups[at]
+            }
+        };
+        if group.versions.iter().all(|known| *known.version != *backend.version) {
+            group.versions.push(version);
+            group
+                .versions
+                .sort_by(|a, b| b.priorities.1.cmp(&a.priorities.1).then_with(|| order(&b.version, &a.version)));
+        }
+    }
+}
+
 /// Everything that is served.
-pub(crate) fn groups_of(served: &Served) -> Vec<Group> {
+pub(crate) fn groups_of(served: &Served, backends: &Configured) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for row in kinds::all() {
         let kind: Arc<str> = row.kind.into();
@@ -160,7 +213,7 @@ pub(crate) fn groups_of(served: &Served) -> Vec<Group> {
             subresources: Vec::new(),
             definition: None,
         };
-        add(&mut groups, "metrics.k8s.io", version, entry);
+        add(&mut groups, MEASURES, version, entry);
     }
     for standing in served.all().into_iter().filter(|standing| standing.is_served()) {
         let definition = &standing.definition;
@@ -179,6 +232,14 @@ pub(crate) fn groups_of(served: &Served) -> Vec<Group> {
     for version in groups.iter_mut().flat_map(|group| &mut group.versions) {
         version.resources.sort_by(|a, b| a.name.cmp(&b.name));
     }
+    // What is measured here is measured elsewhere where somebody says so.
+    let is_overridden = |group: &str, version: &str| group == MEASURES && backends.find(group, version).is_some();
+    for group in groups.iter_mut().filter(|group| *group.name == *MEASURES) {
+        let name = group.name.clone();
+        group.versions.retain(|version| !is_overridden(&name, &version.version));
+    }
+    groups.retain(|group| !group.versions.is_empty());
+    add_remote(&mut groups, backends);
     groups
 }
 
@@ -219,7 +280,8 @@ fn add(groups: &mut Vec<Group>, group: &str, version: &str, entry: Entry) {
     });
     let versions = &mut groups[at].versions;
     let at = versions.iter().position(|known| *known.version == *version).unwrap_or_else(|| {
-        versions.push(Version { version: version.into(), resources: Vec::new() });
+        let priorities = priorities(group, version);
+        versions.push(Version { version: version.into(), resources: Vec::new(), remote: None, priorities });
         versions.sort_by(|a, b| order(&b.version, &a.version));
         versions.iter().position(|known| *known.version == *version).unwrap_or(0)
     });

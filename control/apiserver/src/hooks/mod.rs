@@ -19,7 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 use coracle_api::cel::admission::Condition;
 use coracle_api::codec::json;
 use coracle_api::schema;
-use coracle_keyspace::{Guard, Key, Keyspace, Op, Record, Value as Content};
+use coracle_keyspace::{Guard, Key, Keyspace, Op, Record, Value as Content, spawn_blocking};
 use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -235,40 +235,85 @@ impl Configured {
 }
 
 /// The webhooks as they are now.
-pub(crate) struct Hooks {
+pub(crate) struct Hooks(Arc<Kept>);
+
+struct Kept {
     changes: Arc<AtomicU64>,
     /// The change after which nothing was configured.
     empty_at: AtomicU64,
-    kept: ArcSwap<Configured>,
-    making: parking_lot::Mutex<()>,
+    now: ArcSwap<Configured>,
+    /// Held while what has changed is read. Whoever waits for that needs no thread.
+    making: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Hooks {
     pub fn new(keyspace: &Keyspace) -> Hooks {
-        Hooks {
+        Hooks(Arc::new(Kept {
             changes: keyspace.count_changes(&[MUTATING, VALIDATING, KNOWN]),
             empty_at: AtomicU64::new(NEVER),
-            kept: ArcSwap::from_pointee(Configured { at: NEVER, ..Configured::default() }),
-            making: parking_lot::Mutex::new(()),
-        }
+            now: ArcSwap::from_pointee(Configured { at: NEVER, ..Configured::default() }),
+            making: Arc::default(),
+        }))
+    }
+
+    /// Whether something may be configured.
+    pub fn any(&self) -> bool {
+        self.0.changes.load(Ordering::Acquire) != self.0.empty_at.load(Ordering::Acquire)
     }
 
     /// What is configured; `None` when nothing is, which is all that most clusters ever pay.
-    pub fn now(&self, keyspace: &Keyspace) -> Option<Arc<Configured>> {
-        if self.changes.load(Ordering::Acquire) == self.empty_at.load(Ordering::Acquire) {
+    pub async fn now(&self, keyspace: &Keyspace) -> Option<Arc<Configured>> {
+        if !self.any() {
             return None;
         }
-        let configured = self.configured(keyspace);
+        let configured = self.configured(keyspace).await;
         (!configured.is_empty()).then_some(configured)
     }
 
-    fn configured(&self, keyspace: &Keyspace) -> Arc<Configured> {
-        let kept = self.kept.load_full();
-        if kept.at == self.changes.load(Ordering::Acquire) {
-            return kept;
+    async fn configured(&self, keyspace: &Keyspace) -> Arc<Configured> {
+        let now = self.0.now.load_full();
+        if now.at == self.0.changes.load(Ordering::Acquire) {
+            return now;
         }
-        let _one = self.making.lock();
-        let (kept, at) = (self.kept.load_full(), self.changes.load(Ordering::Acquire));
+        Box::pin(self.make(keyspace)).await
+    }
+
+    /// Reads what has changed, aside: conditions are compiled, and a few bytes may be a large expression.
+    async fn make(&self, keyspace: &Keyspace) -> Arc<Configured> {
+        let one = self.0.making.clone().lock_owned().await;
+        let now = self.0.now.load_full();
+        if now.at == self.0.changes.load(Ordering::Acquire) {
+            return now;
+        }
+        let (kept, aside) = (self.0.clone(), keyspace.clone());
+        let making = spawn_blocking(move || {
+            let _one = one;
+            kept.make(&aside)
+        });
+        // Where it was not carried out, since the process ends, it is now.
+        making.await.unwrap_or_else(|_| self.0.make(keyspace))
+    }
+
+    /// That no configuration was written since what is kept here was: a part of each transaction that was admitted by it. One
+    /// server sees each change before its writer is told; of several one may lag behind, and only there this costs something.
+    pub async fn guard(&self, keyspace: &Keyspace) -> Option<Op> {
+        if keyspace.is_sole_voter() {
+            return None;
+        }
+        let known = self.configured(keyspace).await.known;
+        Some(Op::Check { key: Key::new(KNOWN, KNOWN), guard: known.map_or(Guard::Absent, Guard::Revision) })
+    }
+
+    /// What goes into the transaction that writes or removes a configuration.
+    pub fn mark(group: &str) -> Option<Op> {
+        let value = Content { bytes: Default::default(), revision_at: 0 };
+        (group == GROUP).then(|| Op::Put { key: Key::new(KNOWN, KNOWN), value, guard: Guard::None })
+    }
+}
+
+impl Kept {
+    fn make(&self, keyspace: &Keyspace) -> Arc<Configured> {
+        let (kept, at) = (self.now.load_full(), self.changes.load(Ordering::Acquire));
         if kept.at == at {
             return kept;
         }
@@ -292,25 +337,9 @@ impl Hooks {
         }
         let is_empty = next.is_empty();
         let next = Arc::new(next);
-        self.kept.store(next.clone());
+        self.now.store(next.clone());
         self.empty_at.store(if is_empty { at } else { NEVER }, Ordering::Release);
         next
-    }
-
-    /// That no configuration was written since what is kept here was: a part of each transaction that was admitted by it. One
-    /// server sees each change before its writer is told; of several one may lag behind, and only there this costs something.
-    pub fn guard(&self, keyspace: &Keyspace) -> Option<Op> {
-        if keyspace.is_sole_voter() {
-            return None;
-        }
-        let known = self.configured(keyspace).known;
-        Some(Op::Check { key: Key::new(KNOWN, KNOWN), guard: known.map_or(Guard::Absent, Guard::Revision) })
-    }
-
-    /// What goes into the transaction that writes or removes a configuration.
-    pub fn mark(group: &str) -> Option<Op> {
-        let value = Content { bytes: Default::default(), revision_at: 0 };
-        (group == GROUP).then(|| Op::Put { key: Key::new(KNOWN, KNOWN), value, guard: Guard::None })
     }
 }
 
@@ -370,7 +399,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
         let hooks = Hooks::new(&keyspace);
-        assert!(hooks.now(&keyspace).is_none() && hooks.now(&keyspace).is_none());
+        assert!(hooks.now(&keyspace).await.is_none() && hooks.now(&keyspace).await.is_none());
         let put = |collection: &'static str, name: &'static str, webhooks: Value| {
             // The revision is put into the text at this place.
             let bytes = format!("{{\"v\":\"\",{}", &json!({"webhooks": webhooks}).to_string()[1..]);
@@ -381,24 +410,29 @@ mod tests {
         put(MUTATING, "a", json!([{"name": "3"}])).await.unwrap();
         put(VALIDATING, "x", json!([{"name": "4"}, {"name": "4"}])).await.unwrap();
         let names = |hooks: &[Arc<Hook>]| hooks.iter().map(|hook| hook.id.clone()).collect::<Vec<_>>();
-        let first = hooks.now(&keyspace).expect("some");
+        let asked = || Box::pin(hooks.now(&keyspace));
+        let mut first = asked();
+        assert!(futures::poll!(&mut first).is_pending(), "they are read aside");
+        let first = first.await.expect("some");
+        // Who asks when nothing has changed waits for nobody.
+        assert!(futures::poll!(asked()).is_ready());
         assert_eq!(names(&first.mutating), ["a/3/0", "b/1/0", "b/2/0"]);
         assert_eq!(names(&first.validating), ["x/4/0", "x/4/1"]);
         // What has not changed keeps its connections.
         put(MUTATING, "a", json!([])).await.unwrap();
-        let second = hooks.now(&keyspace).expect("some");
+        let second = hooks.now(&keyspace).await.expect("some");
         assert_eq!(names(&second.mutating), ["b/1/0", "b/2/0"]);
         assert!(Arc::ptr_eq(&first.mutating[1], &second.mutating[0]));
         for (collection, name) in [(MUTATING, "a"), (MUTATING, "b"), (VALIDATING, "x")] {
             let delete = Op::Delete { key: Key::new(collection, name), guard: Guard::Present };
             keyspace.transact(vec![delete]).await.unwrap();
         }
-        assert!(hooks.now(&keyspace).is_none());
+        assert!(hooks.now(&keyspace).await.is_none());
         // One that cannot be read may be the one that refuses.
         for webhooks in [json!("none"), json!([{"name": "5", "rules": 7}]), json!([{"name": "5", "failurePolicy": 7}])]
         {
             put(VALIDATING, "damaged", webhooks.clone()).await.unwrap();
-            let why = hooks.now(&keyspace).expect("some").unreadable.clone().expect("why");
+            let why = hooks.now(&keyspace).await.expect("some").unreadable.clone().expect("why");
             let words = "the stored bytes of ValidatingWebhookConfiguration damaged cannot be read";
             assert!(why.starts_with(words), "{webhooks}: {why}");
         }

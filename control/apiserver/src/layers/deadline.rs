@@ -31,6 +31,11 @@ impl Deadline {
         Ok(Deadline { at: Instant::now() + longest })
     }
 
+    /// How much time is left.
+    pub fn left(self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
     /// Lets the `work` of a verb go on until time is up.
     pub async fn limit<T>(self, verb: &str, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
         self.limit_to(mutation(verb), work).await

@@ -4,6 +4,7 @@ mod account;
 pub(crate) mod answers;
 pub(crate) mod bodies;
 pub(crate) mod deadline;
+pub(crate) mod fair;
 pub(crate) mod lanes;
 pub(crate) mod metrics;
 mod slot;

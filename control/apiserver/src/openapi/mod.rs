@@ -147,11 +147,19 @@ pub(crate) fn v3(openapi: &OpenApi, discovery: &Discovery, call: &Call, name: &s
     };
     if name.is_empty() {
         openapi.retain(&names);
-        let paths: BTreeMap<&str, Value> = names
-            .iter()
-            .filter_map(|name| {
-                let url = format!("/openapi/v3/{name}?hash={}", document(name)?.hash);
-                Some((name.as_str(), json!({ "serverRelativeURL": url })))
+        let own = names.iter().filter_map(|name| Some((name.clone(), document(name)?.hash.to_string())));
+        let remote = discovery.groups.iter().flat_map(|group| {
+            group.versions.iter().filter_map(move |version| {
+                let hash = version.remote.as_ref()?.v3_hash.clone()?;
+                Some((format!("apis/{}/{}", group.name, version.version), hash))
+            })
+        });
+        let paths: BTreeMap<String, Value> = own
+            .chain(remote)
+            .map(|(name, hash)| {
+                let query = if hash.is_empty() { String::new() } else { format!("?hash={hash}") };
+                let url = format!("/openapi/v3/{name}{query}");
+                (name, json!({ "serverRelativeURL": url }))
             })
             .collect();
         return Ok(respond::bytes(200, negotiate::JSON, json!({ "paths": paths }).to_string()));

@@ -15,7 +15,8 @@ use crate::request::negotiate::{JSON, PROTOBUF, YAML};
 pub(super) fn names(discovery: &Discovery) -> Vec<String> {
     let mut names = vec!["version".to_owned()];
     for group in &discovery.groups {
-        for version in &group.versions {
+        // Documents of other servers are theirs.
+        for version in group.versions.iter().filter(|version| version.remote.is_none()) {
             names.push(match &*group.name {
                 "" => format!("api/{}", version.version),
                 name => format!("apis/{name}/{}", version.version),
@@ -33,6 +34,9 @@ pub(super) fn content(discovery: &Discovery, name: Option<&str>) -> u64 {
             let document = format!("apis/{}/{}", group.name, version.version);
             if name.is_some_and(|name| name != document) {
                 continue;
+            }
+            if let Some(told) = &version.remote {
+                (&group.name, &version.version, told.v2.as_ref().map(|(tag, _)| tag)).hash(&mut hasher);
             }
             for (entry, standing) in version.resources.iter().filter_map(|e| Some((e, e.definition.as_ref()?))) {
                 (&group.name, &version.version, &entry.name, standing.said()).hash(&mut hasher);

@@ -1,5 +1,6 @@
 //! Connections to webhooks.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,7 +8,8 @@ use futures::{SinkExt, StreamExt};
 use http::{HeaderValue, Request, header};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
@@ -18,8 +20,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::authorities::Bundle;
-use super::{IDLE_FOR, Nodes, Sender, Target, Way, why, words};
+use super::authorities::{Anybody, Bundle};
+use super::{FrontProxy, IDLE_FOR, Nodes, Sender, Target, Way, why, words};
 use crate::limits::{Class, Flow, Place};
 
 /// The subprotocol of a port-forward whose channels are numbered.
@@ -32,18 +34,36 @@ const BUFFER: usize = 64 << 10;
 /// Bytes of one message of a tunnel; a node sends what it reads at once.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
-/// TLS that trusts these authorities, or the machine's where there are none.
-pub(super) async fn tls(authorities: &[u8]) -> Result<TlsConnector, String> {
+/// Whose certificates are believed.
+pub(super) enum Trust<'a> {
+    /// Those of these authorities, or the machine's where there are none.
+    Authorities(&'a [u8]),
+    /// All: nobody has to prove anything.
+    Anybody,
+}
+
+/// TLS of a client, that may show who it is.
+pub(super) async fn tls(trust: Trust<'_>, shown: Option<&FrontProxy>) -> Result<TlsConnector, String> {
     static MACHINE: OnceCell<Arc<RootCertStore>> = OnceCell::const_new();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
     let tls = tls.map_err(|error| error.to_string())?;
-    let tls = if authorities.is_empty() {
-        tls.with_root_certificates(MACHINE.get_or_try_init(machine).await?.clone())
-    } else {
-        tls.dangerous().with_custom_certificate_verifier(Arc::new(Bundle::read(authorities, provider)?))
+    let tls = match trust {
+        Trust::Authorities([]) => tls.with_root_certificates(MACHINE.get_or_try_init(machine).await?.clone()),
+        Trust::Authorities(pem) => {
+            tls.dangerous().with_custom_certificate_verifier(Arc::new(Bundle::read(pem, provider)?))
+        }
+        Trust::Anybody => tls.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))),
     };
-    let mut tls = tls.with_no_client_auth();
+    let mut tls = match shown {
+        None => tls.with_no_client_auth(),
+        Some(shown) => {
+            let chain: Vec<_> =
+                CertificateDer::pem_slice_iter(shown.certificate.as_bytes()).filter_map(Result::ok).collect();
+            let key = PrivateKeyDer::from_pem_slice(shown.key.as_bytes()).map_err(|error| error.to_string())?;
+            tls.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?
+        }
+    };
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsConnector::from(Arc::new(tls)))
 }
@@ -55,23 +75,38 @@ async fn machine() -> Result<Arc<RootCertStore>, String> {
     Ok(Arc::new(roots))
 }
 
-/// A connection over which requests to the target can be sent.
-pub(super) async fn connect(own: Option<&TlsConnector>, nodes: &Nodes, target: &Target) -> Result<Connection, String> {
+/// Bytes both ways.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// Bytes to and from the target, and what is to be held for as long as they are in use.
+pub(super) async fn stream(
+    own: Option<&TlsConnector>,
+    nodes: &Nodes,
+    target: &Target,
+) -> Result<(Box<dyn Stream>, Box<dyn Any + Send>), String> {
     let own = || own.ok_or_else(|| "there is no TLS for it".to_owned());
-    match &target.way {
+    Ok(match &target.way {
         Way::Direct { host, port } => {
-            Connection::start(secured(own()?, &target.name, tcp(host, *port).await?).await?, ()).await
+            (Box::new(secured(own()?, &target.name, tcp(host, *port).await?).await?), Box::new(()))
         }
         Way::Node { host, port, node } => {
             let (node, place) = to_node(nodes, (host, *port, node), &target.name).await?;
-            Connection::start(node, place).await
+            (Box::new(node), Box::new(place))
         }
         Way::Tunnel { host, port, node, path } => {
             let (stream, place) = to_node(nodes, (host, *port, node), &target.name).await?;
             let (pod, open) = tunnel(stream, path, node, place).await?;
-            Connection::start(secured(own()?, &target.name, pod).await?, open).await
+            (Box::new(secured(own()?, &target.name, pod).await?), Box::new(open))
         }
-    }
+    })
+}
+
+/// A connection over which requests to the target can be sent.
+pub(super) async fn connect(own: Option<&TlsConnector>, nodes: &Nodes, target: &Target) -> Result<Connection, String> {
+    let (stream, held) = stream(own, nodes, target).await?;
+    Connection::start(stream, held).await
 }
 
 /// A connection to a node, for the webhook `of`. It takes one of the node's places, as a stream of a user's does.

@@ -1,4 +1,5 @@
-//! Calls that this server makes to webhooks: one client for each, which keeps its connections.
+//! Calls that this server makes to webhooks: one client for each, which keeps its connections; and requests that it passes on to
+//! other API servers, the same ways.
 //!
 //! ```text
 //! Way::Direct  ─ TLS, the webhook's certificate ────────────────────────────────────────► an address
@@ -12,6 +13,7 @@
 
 mod authorities;
 mod dial;
+mod passage;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +28,9 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_rustls::TlsConnector;
 
-use self::dial::Connection;
+use self::dial::{Connection, Trust};
+pub use self::passage::FrontProxy;
+pub(crate) use self::passage::Passage;
 use crate::limits::NodeStreams;
 
 /// Calls of one webhook under way at a time; more wait for one of them, and their time goes on. A webhook that hangs so holds
@@ -234,7 +238,7 @@ impl Client {
         let own = match target.way {
             Way::Node { .. } => None,
             Way::Direct { .. } | Way::Tunnel { .. } => {
-                Some(self.tls.get_or_try_init(|| dial::tls(&self.authorities)).await?)
+                Some(self.tls.get_or_try_init(|| dial::tls(Trust::Authorities(&self.authorities), None)).await?)
             }
         };
         dial::connect(own, nodes, target).await

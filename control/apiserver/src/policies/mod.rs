@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use coracle_api::kinds;
-use coracle_keyspace::{Keyspace, Record, Records};
+use coracle_keyspace::{Keyspace, Record, Records, spawn_blocking};
 
 pub(crate) use read::{Action, Annotation, Binding, Does, Mutation, ParamKind, Policy, Program, Validation};
 
@@ -28,8 +28,6 @@ const COLLECTIONS: [&str; 4] = [
 const NEVER: u64 = u64::MAX;
 /// Bytes that the programs of all policies may hold, about; of those that are beyond it, by name, each says that it is.
 const PROGRAMS_BYTES_MAX: usize = 256 << 20;
-/// Bytes of changed policies that are compiled where the request is; more are compiled aside.
-const MUCH_BYTES: usize = 32 << 10;
 
 /// A policy and what binds it, by name.
 #[derive(Clone)]
@@ -103,21 +101,6 @@ impl Configured {
         }
         next
     }
-
-    /// Bytes of what has not been read yet.
-    fn new_bytes(&self, stored: &[Records; 4]) -> usize {
-        let is_new = |place: usize, name: &Arc<str>, record: &Arc<Record>| {
-            let known = self.read.get(&(place, name.clone()));
-            known.is_none_or(|(before, _)| !Arc::ptr_eq(before, record))
-        };
-        let places = stored.iter().enumerate();
-        let records =
-            places.flat_map(|(place, records)| records.iter().map(move |(name, record)| (place, name, record)));
-        records
-            .filter(|(place, name, record)| is_new(*place, name, record))
-            .map(|(_, _, record)| record.bytes.len())
-            .sum()
-    }
 }
 
 /// A policy with its program, when there is room for it; of what was read before as much as is the same.
@@ -142,16 +125,24 @@ struct Kept {
     /// The change after which nothing was bound.
     empty_at: AtomicU64,
     now: ArcSwap<Configured>,
-    making: parking_lot::Mutex<()>,
+    /// Bytes that all programs may hold.
+    room: usize,
+    /// Held while what has changed is read. Whoever waits for that needs no thread.
+    making: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Policies {
     pub fn new(keyspace: &Keyspace) -> Policies {
+        Policies::with_room(keyspace, PROGRAMS_BYTES_MAX)
+    }
+
+    fn with_room(keyspace: &Keyspace, room: usize) -> Policies {
         Policies(Arc::new(Kept {
             changes: keyspace.count_changes(&COLLECTIONS),
             empty_at: AtomicU64::new(NEVER),
             now: ArcSwap::from_pointee(Configured { at: NEVER, ..Configured::default() }),
-            making: parking_lot::Mutex::new(()),
+            room,
+            making: Arc::default(),
         }))
     }
 
@@ -179,30 +170,33 @@ impl Policies {
         (!now.is_empty()).then_some(now)
     }
 
+    /// Reads what has changed, aside: neither the bytes of a change nor those of a policy say what there is to compile. A binding
+    /// asks for a policy of long ago, what is deleted makes room for others, and a few bytes may be a large expression.
     async fn make(&self, keyspace: &Keyspace) -> Arc<Configured> {
-        let stored = COLLECTIONS.map(|collection| keyspace.snapshot(collection).records);
-        if self.0.now.load().new_bytes(&stored) <= MUCH_BYTES {
-            return self.0.make(keyspace);
+        let one = self.0.making.clone().lock_owned().await;
+        let now = self.0.now.load_full();
+        if now.at == self.0.changes.load(Ordering::Acquire) {
+            return now;
         }
-        // Compiling much takes a moment.
         let (kept, aside) = (self.0.clone(), keyspace.clone());
-        match tokio::task::spawn_blocking(move || kept.make(&aside)).await {
-            Ok(made) => made,
-            Err(_) => self.0.make(keyspace),
-        }
+        let making = spawn_blocking(move || {
+            let _one = one;
+            kept.make(&aside)
+        });
+        // Where it was not carried out, since the process ends, it is now.
+        making.await.unwrap_or_else(|_| self.0.make(keyspace))
     }
 }
 
 impl Kept {
     fn make(&self, keyspace: &Keyspace) -> Arc<Configured> {
-        let _one = self.making.lock();
         // What changes while it is read has another number, and is read again by whoever looks next.
         let (before, at) = (self.now.load_full(), self.changes.load(Ordering::Acquire));
         if before.at == at {
             return before;
         }
         let stored = COLLECTIONS.map(|collection| keyspace.snapshot(collection).records);
-        let next = Arc::new(before.next(&stored, at, PROGRAMS_BYTES_MAX));
+        let next = Arc::new(before.next(&stored, at, self.room));
         self.now.store(next.clone());
         self.empty_at.store(if next.is_empty() { at } else { NEVER }, Ordering::Release);
         next
@@ -280,6 +274,41 @@ mod tests {
         let still = narrow.next(&records(), 2, weight);
         assert!(Arc::ptr_eq(&still.validating[1].policy, &narrow.validating[1].policy));
         assert_eq!(compiled(&still.next(&records(), 3, 2 * weight)), [true, true]);
+        keyspace.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn nothing_is_compiled_where_the_request_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        for name in ["a", "b", "later"] {
+            let policy = json!({"spec": {"validations": [{"expression": "object.metadata.name.matches('a{900}')"}]}});
+            put(&keyspace, COLLECTIONS[1], name, stored(&policy)).await;
+        }
+        let bind = |name: &'static str| {
+            let binding = stored(&json!({"spec": {"policyName": name}}));
+            put(&keyspace, COLLECTIONS[3], name, binding)
+        };
+        bind("a").await;
+        bind("b").await;
+        let weight = Policies::new(&keyspace).now(&keyspace).await.expect("bound").validating[0].policy.weight;
+        let policies = Policies::with_room(&keyspace, weight);
+        let compiled = async || {
+            let mut now = Box::pin(policies.now(&keyspace));
+            assert!(futures::poll!(&mut now).is_pending(), "it is compiled by whoever asks");
+            let now = now.await.expect("bound");
+            now.validating.iter().map(|one| one.policy.program.is_ok()).collect::<Vec<_>>()
+        };
+        assert_eq!(compiled().await, [true, false]);
+        // One that goes makes room for what was laid aside, which has not changed.
+        let delete = Op::Delete { key: Key::new(COLLECTIONS[3], "a"), guard: Guard::Present };
+        keyspace.transact(vec![delete]).await.unwrap();
+        assert_eq!(compiled().await, [true]);
+        // A small binding has one compiled that was there before.
+        bind("later").await;
+        assert_eq!(compiled().await, [true, false]);
+        // Who asks when nothing has changed waits for nobody.
+        assert!(futures::poll!(Box::pin(policies.now(&keyspace))).is_ready());
         keyspace.shutdown().await;
     }
 

@@ -13,6 +13,7 @@ use super::annotations::Annotations;
 use super::negotiate::{self, Form, Offer};
 use super::path::ResourcePath;
 use super::query::Query;
+use super::spent::Spent;
 use crate::identity::Identity;
 use crate::limits::{Class, Flow, Here};
 
@@ -65,6 +66,8 @@ pub(crate) struct Call {
     class: Class,
     /// Who really calls, when that is somebody else.
     acting: Option<Arc<str>>,
+    /// What the expressions that admission asks about it have taken.
+    pub spent: Spent,
     warnings: Mutex<Warnings>,
     /// Of the request's events, where it is told of.
     annotations: Option<Arc<Annotations>>,
@@ -83,6 +86,7 @@ impl Call {
             target,
             class: Class::User,
             acting: None,
+            spent: Spent::default(),
             warnings: Mutex::default(),
         }
     }
@@ -109,6 +113,7 @@ impl Call {
             is_here: call.is_here,
             class: call.class,
             acting: call.acting.clone(),
+            spent: Spent::default(),
             warnings: Mutex::default(),
             annotations: call.annotations.clone(),
         }
@@ -196,6 +201,13 @@ impl Call {
     pub fn annotate_anew(&self, key: &str, value: &str) {
         if let Some(annotations) = &self.annotations {
             annotations.set(key, value);
+        }
+    }
+
+    /// Something that was to be told there had no room.
+    pub fn leave_out(&self) {
+        if let Some(annotations) = &self.annotations {
+            annotations.cut();
         }
     }
 

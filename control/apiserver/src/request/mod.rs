@@ -9,3 +9,4 @@ pub(crate) mod options;
 pub(crate) mod own;
 pub(crate) mod path;
 pub(crate) mod query;
+pub(crate) mod spent;

@@ -116,8 +116,8 @@ impl Bindings {
         let mut named = std::collections::HashSet::new();
         let mut open: Vec<usize> = Vec::with_capacity(bindings.len());
         // Taken before anybody is asked, and before it is looked whether anybody is.
-        let guard = cluster.hooks.guard(&cluster.store.keyspace);
-        if cluster.webhooks().is_some() || cluster.policies.any() {
+        let guard = cluster.hooks.guard(&cluster.store.keyspace).await;
+        if cluster.hooks.any() || cluster.policies.any() {
             let pods = pods(cluster)?;
             let asked: Vec<_> = bindings.iter_mut().map(|binding| binding.admit(cluster, &self.call, &pods)).collect();
             let answers: Vec<_> = stream::iter(asked).buffered(ASKED_AT_A_TIME).collect().await;
@@ -216,7 +216,7 @@ mod tests {
     async fn what_was_admitted_by_what_is_configured_no_more_is_not_bound() {
         let dir = tempfile::tempdir().unwrap();
         let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
-        let cluster = Cluster::new(Store::new(keyspace), None);
+        let cluster = Cluster::new(Store::new(keyspace), None, None);
         let pods = pods(&cluster).unwrap();
         let pod = json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": {}});
         let name = pods.record_name(Some("ns"), "p");

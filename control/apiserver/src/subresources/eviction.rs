@@ -124,7 +124,7 @@ mod tests {
     async fn a_pod_that_has_the_name_by_then_stays() {
         let dir = tempfile::tempdir().unwrap();
         let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
-        let cluster = Cluster::new(Store::new(keyspace), None);
+        let cluster = Cluster::new(Store::new(keyspace), None, None);
         let pods = cluster.catalog.named("", "pods").unwrap().clone();
         let pod =
             |uid: &str| object!({"metadata": {"name": "p", "namespace": "ns", "uid": uid, "resourceVersion": "1"}});
@@ -151,7 +151,7 @@ mod tests {
     async fn what_was_admitted_by_what_is_configured_no_more_is_not_carried_out() {
         let dir = tempfile::tempdir().unwrap();
         let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
-        let cluster = Cluster::new(Store::new(keyspace), None);
+        let cluster = Cluster::new(Store::new(keyspace), None, None);
         let pods = cluster.catalog.named("", "pods").unwrap().clone();
         let pod = object!({"metadata": {"name": "p", "namespace": "ns", "uid": "u", "resourceVersion": "1"}});
         let name = pods.record_name(Some("ns"), "p");

@@ -335,7 +335,7 @@ fn host_of(call: &Call) -> String {
 
 /// The client's headers without its credentials, which are for this server alone, and without what is about its
 /// connection.
-fn forwarded(headers: &HeaderMap) -> HeaderMap {
+pub(crate) fn forwarded(headers: &HeaderMap) -> HeaderMap {
     let mut out = headers.clone();
     let upgrade = headers.get(header::UPGRADE).cloned();
     authn::strip_credentials(&mut out);
@@ -348,7 +348,7 @@ fn forwarded(headers: &HeaderMap) -> HeaderMap {
     out
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -447,7 +447,7 @@ fn within(link: &str, below: &str, own_hosts: &[&str]) -> Option<String> {
 }
 
 /// Copies both ways until one side ends.
-async fn tunnel(here: OnUpgrade, there: OnUpgrade, stopping: CancellationToken) {
+pub(crate) async fn tunnel(here: OnUpgrade, there: OnUpgrade, stopping: CancellationToken) {
     let (Ok(here), Ok(there)) = tokio::join!(here, there) else { return };
     tokio::select! {
         _ = carry(TokioIo::new(here), TokioIo::new(there)) => {}

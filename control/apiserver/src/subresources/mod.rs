@@ -32,6 +32,8 @@ use crate::request::call::{Call, Request};
 use crate::request::options::Admitted;
 use crate::verbs;
 
+pub(crate) use forward::{forwarded, remove_hop_by_hop, tunnel};
+
 /// A request that somebody else answers; its body is still arriving.
 pub(crate) struct Passing {
     pub call: Call,
@@ -72,7 +74,7 @@ async fn admit(
     };
     let at = attributes(cluster, call, resource, subresource);
     let name = if call.name().is_empty() { meta::name(object) } else { call.name() }.to_owned();
-    let guard = at.guard();
+    let guard = at.guard().await;
     Box::pin(admission::admit(&at, Operation::Create, &name, object, dry_run)).await?;
     Ok(Admitted::As(guard))
 }
@@ -88,6 +90,7 @@ fn attributes<'a>(
         resource,
         caller: &call.identity,
         call,
+        spent: &call.spent,
         is_here: call.is_here,
         namespace: call.namespace(),
         subresource,

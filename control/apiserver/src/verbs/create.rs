@@ -41,7 +41,7 @@ const READMITTED_MAX: usize = 4;
 pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) -> Result<Written, Status> {
     for _ in 0..READMITTED_MAX {
         // Only where it may have to be admitted anew is there another one.
-        let guard = write.attributes().guard();
+        let guard = write.attributes().guard().await;
         let again = guard.is_some().then(|| object.clone());
         // Of its own: whoever calls it is a hundred calls deep already.
         match (Box::pin(insert_once(write, object, owned, guard)).await, again) {
@@ -79,10 +79,6 @@ async fn insert_once(
 ) -> Result<Written, Unwritten> {
     let resource = write.resource;
     let row = &resource.row;
-    // What the server makes itself it does as it says.
-    if let Some(why) = row.refusal().filter(|_| !write.options.own) {
-        return Err(resource.forbidden(meta::name(&object), why).into());
-    }
     row.strategy().to_storage(&mut object);
     write.take_place(&mut object)?;
     if !meta::resource_version(&object).is_empty() {

@@ -145,6 +145,7 @@ pub(crate) fn attributes<'a>(
         resource,
         caller: &call.identity,
         call,
+        spent: &call.spent,
         is_here: call.is_here,
         namespace: call.namespace(),
         subresource: "",
@@ -224,7 +225,11 @@ pub(crate) async fn remove_record(
     check_preconditions(resource, &old, options)?;
     let step = plan(resource, &old, options, Timestamp::now());
     let before = options.admitted.guard();
-    let admitted = by.and_then(|(at, _)| at.guard()).or_else(|| admission::mark(resource)).or_else(|| before.cloned());
+    let asked = match by {
+        Some((at, _)) => at.guard().await,
+        None => None,
+    };
+    let admitted = asked.or_else(|| admission::mark(resource)).or_else(|| before.cloned());
     if let Some((at, name)) = by.filter(|(at, _)| step != Step::Nothing && at.may_ask()) {
         let shown = conversion::one(cluster, resource, record).await?;
         let old = Seen::new(resource, &shown).to_remove()?;

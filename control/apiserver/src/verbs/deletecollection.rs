@@ -14,6 +14,7 @@ use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::request::call::Request;
 use crate::request::negotiate::Offer;
+use crate::request::spent::Spent;
 use crate::store::memo;
 
 /// Deletions under way at a time.
@@ -33,17 +34,20 @@ pub(crate) async fn deletecollection(
     let selection = ListOptions::of(call, resource, false)?;
     let Page { revision, records, next, remaining, held } = list::page(cluster, call, resource, &selection).await?;
     let at = delete::attributes(cluster, call, resource, &options);
-    let (at, asked) = (&at, at.asks());
+    let asked = at.asks();
     let outcomes: Vec<Result<Option<_>, Status>> = stream::iter(records)
         .map(|record| {
             let options = options.clone();
             async move {
                 let name = record.key.name.clone();
                 admission::delete(resource, memo::split(&name).1)?;
+                // Each is admitted as a request of its own.
+                let spent = Spent::default();
+                let at = admission::Attributes { spent: &spent, ..at };
                 // The answer shows what was listed, not what became of it.
                 let (listed, mut record, mut turn) = (record.clone(), record, None);
                 loop {
-                    match delete::remove_record(cluster, &call.identity, resource, &record, &options, Some((at, "")))
+                    match delete::remove_record(cluster, &call.identity, resource, &record, &options, Some((&at, "")))
                         .await?
                     {
                         Some(_) => return Ok(Some(listed)),

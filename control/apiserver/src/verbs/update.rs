@@ -146,7 +146,7 @@ async fn attempt(
     let row = &resource.row;
     authz::node::sees(write.cluster, &call.identity, resource, record, authz::node::UPDATE)?;
     let before = write.options.admitted.guard();
-    let admitted = write.attributes().guard().or_else(|| before.cloned());
+    let admitted = write.attributes().guard().await.or_else(|| before.cloned());
     let converted = conversion::one(write.cluster, resource, record).await?;
     let seen = Seen::new(resource, &converted);
     let old = seen.stored_whole()?;

@@ -94,6 +94,7 @@ impl Write<'_> {
             resource: self.resource,
             caller: &self.call.identity,
             call: self.call,
+            spent: &self.call.spent,
             is_here: self.call.is_here,
             namespace: self.call.namespace(),
             subresource: self.subresource,
@@ -201,7 +202,6 @@ impl Write<'_> {
         let mut errors = FieldErrors::new();
         self.resource.row.validate_metadata(object, &mut errors);
         strategy.validate(object, &mut errors);
-        self.resource.row.refuse_fields(object, None, &mut errors);
         self.refuse(object, errors)
     }
 
@@ -218,7 +218,6 @@ impl Write<'_> {
             "status" => strategy.validate_status_update(object, old, &mut errors),
             other => strategy.validate_subresource_update(other, object, old, &mut errors),
         }
-        self.resource.row.refuse_fields(object, Some(old), &mut errors);
         self.refuse(object, errors)
     }
 

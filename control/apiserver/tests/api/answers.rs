@@ -119,7 +119,7 @@ async fn one_number_for_two_ports_is_already_allocated() {
 }
 
 #[tokio::test]
-async fn fields_without_effect_are_said_and_dangerous_ones_refused() {
+async fn fields_without_effect_are_said_and_an_ephemeral_container_comes_and_stays() {
     let server = Server::start().await.with_account().await;
     let mut asked = pod("x");
     asked["spec"]["containers"][0]["tty"] = json!(true);
@@ -131,9 +131,17 @@ async fn fields_without_effect_are_said_and_dangerous_ones_refused() {
     assert_eq!((answer.code, warnings), (201, vec![format!("299 - \"spec.containers[0].tty: {words}\"").as_str()]));
 
     let debug = json!({"spec": {"ephemeralContainers": [{"name": "d", "image": "i", "terminationMessagePolicy": "File", "imagePullPolicy": "Always"}]}});
-    let (code, refused) = server.call("PATCH", &format!("{PODS}/x/ephemeralcontainers"), debug).await;
-    let cause = &refused["details"]["causes"][0];
-    assert_eq!((code, &cause["field"]), (422, &json!("spec.ephemeralContainers")), "{refused}");
+    let ephemeral = format!("{PODS}/x/ephemeralcontainers");
+    let (code, pod) = server.call("PATCH", &ephemeral, debug).await;
+    let held = &pod["spec"]["ephemeralContainers"][0];
+    assert_eq!((code, &held["image"], &pod["metadata"]["generation"]), (200, &json!("i"), &json!(2)), "{pod}");
+    // What came stays, as it is; and it comes by this door alone.
+    for (path, list) in
+        [(&ephemeral, json!([])), (&ephemeral, json!([{"name": "d", "image": "j"}])), (&format!("{PODS}/x"), json!([]))]
+    {
+        let (code, refused) = server.call("PATCH", path, json!({"spec": {"ephemeralContainers": list}})).await;
+        assert_eq!(code, 422, "{path} {refused}");
+    }
 
     asked["metadata"]["name"] = json!("y");
     asked["spec"]["runtimeClassName"] = json!("gvisor");

@@ -191,6 +191,37 @@ async fn what_admission_policies_say_is_told() {
 }
 
 #[tokio::test]
+async fn what_policies_have_no_room_to_say_is_marked() {
+    let (server, dir) = audited("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}").await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let rules =
+        json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}]);
+    let annotations: Vec<Value> = (0..20)
+        .map(|number| json!({"key": format!("k{number}"), "valueExpression": "string(object.data.text)"}))
+        .collect();
+    let spec = json!({"matchConstraints": {"resourceRules": rules}, "auditAnnotations": annotations});
+    for name in ["p", "q"] {
+        let policy = json!({"metadata": {"name": name}, "spec": spec});
+        server.make(&format!("{group}/validatingadmissionpolicies"), policy).await;
+        let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Audit"]}});
+        server.make(&format!("{group}/validatingadmissionpolicybindings"), binding).await;
+    }
+    for (name, bytes, cut) in [("a", 10, Value::Null), ("b", 10_000, json!("true"))] {
+        let path = "/api/v1/namespaces/default/configmaps";
+        server.make(path, config_map(name, json!({"text": "x".repeat(bytes)}))).await;
+        let events = told(&server, &dir).await;
+        let made = events.iter().rfind(|event| event["objectRef"]["resource"] == "configmaps").expect("the map's");
+        let annotations = &made["annotations"];
+        assert_eq!(annotations["p/k0"].as_str().map(str::len), Some(bytes), "{name}");
+        assert_eq!(
+            (&annotations["audit.k8s.io/truncated"], annotations["q/k19"].is_null()),
+            (&cut, cut == "true"),
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_watch_is_told_when_it_begins_and_when_it_ends() {
     let (server, dir) = audited("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: RequestResponse}]}").await;
     let uri = "/api/v1/namespaces/default/configmaps?watch=1&timeoutSeconds=1";

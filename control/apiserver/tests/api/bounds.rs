@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use coracle_apiserver::Identity;
 use futures::{FutureExt, StreamExt, future, stream};
 use http::Request;
 use serde_json::{Value, json};
@@ -20,7 +21,9 @@ fn dribble() -> Body {
 
 #[tokio::test]
 async fn slow_bodies_hold_up_nobody_at_any_path_that_takes_one() {
-    let server = Server::start_with(|config| config.requests_max = 4).await;
+    // A user, whose requests need seats, and many more bodies than there are.
+    let server = Server::start_with(|config| config.requests_max = 50).await.with_users(&["alice"]).await;
+    let alice = || Identity::authenticated("alice", vec![]);
     let paths = [
         ("POST", MAPS),
         ("PATCH", "/api/v1/namespaces/default/configmaps/x"),
@@ -30,7 +33,7 @@ async fn slow_bodies_hold_up_nobody_at_any_path_that_takes_one() {
         ("POST", "/coracle/v1/bindings"),
     ];
     let mut slow = Vec::new();
-    for (method, path) in paths.iter().cycle().take(300) {
+    for (method, path) in paths.iter().cycle().take(2_000) {
         let request = Request::builder()
             .method(*method)
             .uri(*path)
@@ -40,14 +43,14 @@ async fn slow_bodies_hold_up_nobody_at_any_path_that_takes_one() {
             )
             .body(dribble())
             .unwrap();
-        let mut answer = Box::pin(server.send(Some(admin()), request));
+        let mut answer = Box::pin(server.send(Some(alice()), request));
         assert!((&mut answer).now_or_never().is_none(), "{method} {path} waits for its body");
         slow.push(answer);
     }
     // The same user as all the slow ones.
-    let answered =
-        tokio::time::timeout(Duration::from_secs(5), server.call("POST", MAPS, config_map("a", json!({})))).await;
-    assert_eq!(answered.expect("others are answered").0, 201);
+    let make = server.send_as(alice(), "POST", MAPS, config_map("a", json!({})));
+    let answered = tokio::time::timeout(Duration::from_secs(5), make).await;
+    assert_eq!(answered.expect("others are answered").code, 201);
 }
 
 #[tokio::test]

@@ -430,3 +430,65 @@ async fn a_patch_changes_neither_kind_nor_version_of_an_object() {
     let (code, map) = server.call("PATCH", &format!("{MAPS}/a"), same).await;
     assert_eq!((code, &map["kind"], &map["data"]["k"]), (200, &json!("ConfigMap"), &json!("v")), "{map}");
 }
+
+#[tokio::test]
+async fn what_a_policy_cannot_be_asked_with_is_decided_by_its_failure_policy_and_takes_nothing_of_others() {
+    let (server, hook) = start().await;
+    server.make(V1, door("v1", "limit", json!({"hostPort": "h:80"}))).await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let rules = |group: &str, version: &str, resource: &str| json!({"resourceRules": [{"operations": ["CREATE"], "apiGroups": [group], "apiVersions": [version], "resources": [resource]}]});
+    let make = async |kind: &str, name: &str, mut spec: Value, params: Value| {
+        spec["reinvocationPolicy"] = if kind == "mutating" { json!("Never") } else { Value::Null };
+        let policy = json!({"metadata": {"name": name}, "spec": spec});
+        server.make(&format!("{group}/{kind}admissionpolicies"), policy).await;
+        let actions = if kind == "mutating" { Value::Null } else { json!(["Deny"]) };
+        let spec = json!({"policyName": name, "validationActions": actions, "paramRef": params});
+        let binding = json!({"metadata": {"name": name}, "spec": spec});
+        server.make(&format!("{group}/{kind}admissionpolicybindings"), binding).await;
+    };
+    let params = || json!({"name": "limit", "namespace": "default", "parameterNotFoundAction": "Deny"});
+    let with_doors = |failure: &str| {
+        json!({
+            "failurePolicy": failure, "matchConstraints": rules("", "v1", "configmaps"),
+            "paramKind": {"apiVersion": "example.com/v2", "kind": "Door"},
+            "validations": [{"expression": "params.spec.host == 'h'"}],
+        })
+    };
+    make("validating", "ignores", with_doors("Ignore"), params()).await;
+    let mut changes = with_doors("Ignore");
+    changes["validations"] = Value::Null;
+    let patch = json!({"expression": "[JSONPatch{op: 'add', path: '/data', value: {'host': params.spec.host}}]"});
+    changes["mutations"] = json!([{"patchType": "JSONPatch", "jsonPatch": patch}]);
+    make("mutating", "changes", changes, params()).await;
+    // One that sees the doors that are written in the other version.
+    let doors = json!({
+        "failurePolicy": "Ignore", "matchConstraints": rules("example.com", "v2", "doors"),
+        "validations": [{"expression": "object.spec.host == 'h'"}],
+    });
+    make("validating", "doors", doors.clone(), Value::Null).await;
+    assert_eq!(server.make(MAPS, json!({"metadata": {"name": "a"}})).await["data"], json!({"host": "h"}));
+    assert_eq!(server.call("POST", V1, door("v1", "a", json!({"hostPort": "i:80"}))).await.0, 422);
+    // What was made of the params once is remembered.
+    let (code, changed) = server.call("PATCH", &format!("{V1}/limit"), json!({"spec": {"hostPort": "h:81"}})).await;
+    assert_eq!(code, 200, "{changed}");
+    hook.says(|_| Some(json!("it is down")));
+    let made = server.make(MAPS, json!({"metadata": {"name": "b"}})).await;
+    assert_eq!(made.get("data"), None);
+    server.make(V1, door("v1", "b", json!({"hostPort": "i:80"}))).await;
+    // What others have found is what the client hears.
+    let never = json!({"matchConstraints": rules("", "v1", "configmaps"), "validations": [{"expression": "false", "message": "never"}]});
+    make("validating", "first", never, Value::Null).await;
+    make("validating", "second", with_doors("Fail"), params()).await;
+    let (code, answer) = server.call("POST", MAPS, json!({"metadata": {"name": "c"}})).await;
+    let message = answer["message"].as_str().expect("words");
+    assert!(code == 422 && message.ends_with("'first' denied request: never"), "{answer}");
+    assert_eq!(
+        server.call("DELETE", &format!("{group}/validatingadmissionpolicybindings/first"), Value::Null).await.0,
+        200
+    );
+    let (code, answer) = server.call("POST", MAPS, json!({"metadata": {"name": "c"}})).await;
+    let message = answer["message"].as_str().expect("words");
+    let (before, after) = message.split_once("failed to configure binding: ").expect("why");
+    assert!(code == 422 && before.ends_with("'second' denied request: "), "{answer}");
+    assert!(after.contains("conversion webhook for example.com/v1, Kind=Door failed"), "{answer}");
+}

@@ -141,3 +141,76 @@ async fn a_node_does_not_hear_of_what_is_no_certificate_by_an_ingress_alone() {
     let event = Watch::open_as(&server, node("its"), &since).await.next().await.unwrap();
     assert_eq!(event["object"]["type"], "Opaque", "{event}");
 }
+
+#[tokio::test]
+async fn a_node_reads_the_certificates_of_gateways_that_it_serves() {
+    const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    const GROUP: &str = "gateway.networking.k8s.io";
+    let server = Server::start().await;
+    for (kind, plural, version, scope) in [
+        ("GatewayClass", "gatewayclasses", "v1", "Cluster"),
+        ("Gateway", "gateways", "v1", "Namespaced"),
+        ("ReferenceGrant", "referencegrants", "v1beta1", "Namespaced"),
+    ] {
+        let open = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
+        let names =
+            json!({"kind": kind, "plural": plural, "singular": kind.to_lowercase(), "listKind": format!("{kind}List")});
+        let versions = json!([{"name": version, "served": true, "storage": true, "schema": open}]);
+        let spec = json!({"group": GROUP, "scope": scope, "names": names, "versions": versions});
+        // This group is Kubernetes' own: definitions of it say by whom they were approved.
+        let approved = json!({"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api/pull/1"});
+        let metadata = json!({"name": format!("{plural}.{GROUP}"), "annotations": approved});
+        server.make(DEFINITIONS, json!({"metadata": metadata, "spec": spec})).await;
+    }
+    for namespace in ["infra", "certs"] {
+        server.make("/api/v1/namespaces", json!({"metadata": {"name": namespace}})).await;
+    }
+    let secrets = |namespace: &str| format!("/api/v1/namespaces/{namespace}/secrets");
+    for (namespace, name) in [("infra", "own"), ("infra", "free"), ("certs", "granted"), ("certs", "other")] {
+        let data = json!({"tls.crt": "", "tls.key": ""});
+        let secret = json!({"metadata": {"name": name}, "type": "kubernetes.io/tls", "data": data});
+        server.make(&secrets(namespace), secret).await;
+    }
+    let api = format!("/apis/{GROUP}/v1");
+    let version = |kind: &str, version: &str| json!({"apiVersion": format!("{GROUP}/{version}"), "kind": kind});
+    let with = |mut object: Value, name: &str, spec: Value| {
+        (object["metadata"], object["spec"]) = (json!({"name": name}), spec);
+        object
+    };
+    for (class, controller) in [("ours", "coracle.dev/gateway"), ("theirs", "example.com/other")] {
+        let object = with(version("GatewayClass", "v1"), class, json!({"controllerName": controller}));
+        server.make(&format!("{api}/gatewayclasses"), object).await;
+    }
+    let gateway = |name: &str, class: &str, refs: Value| {
+        let tls = json!({"certificateRefs": refs});
+        let listener = json!({"name": "l", "port": 443, "protocol": "HTTPS", "tls": tls});
+        with(version("Gateway", "v1"), name, json!({"gatewayClassName": class, "listeners": [listener]}))
+    };
+    let of_certs = |name: &str| json!({"name": name, "namespace": "certs"});
+    let gateways = format!("{api}/namespaces/infra/gateways");
+    server
+        .make(&gateways, gateway("g", "ours", json!([{"name": "own"}, of_certs("granted"), of_certs("other")])))
+        .await;
+    server.make(&gateways, gateway("h", "theirs", json!([{"name": "free"}]))).await;
+    let ask = async |namespace: &str, name: &str| {
+        let path = format!("{}/{name}", secrets(namespace));
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        server.send(Some(node("any")), request).await.code
+    };
+    let all = async || {
+        [
+            ask("infra", "own").await,
+            ask("infra", "free").await,
+            ask("certs", "granted").await,
+            ask("certs", "other").await,
+        ]
+    };
+    assert_eq!(all().await, [200, 403, 403, 403]);
+    let from = json!([{"group": GROUP, "kind": "Gateway", "namespace": "infra"}]);
+    let to = json!([{"group": "", "kind": "Secret", "name": "granted"}]);
+    let grant = with(version("ReferenceGrant", "v1beta1"), "grant", json!({"from": from, "to": to}));
+    server.make(&format!("/apis/{GROUP}/v1beta1/namespaces/certs/referencegrants"), grant).await;
+    assert_eq!(all().await, [200, 403, 200, 403]);
+    server.call("DELETE", &format!("{gateways}/g"), Value::Null).await;
+    assert_eq!(all().await, [403; 4]);
+}

@@ -140,8 +140,8 @@ async fn a_cron_job_has_a_schedule_that_can_be_read() {
 #[tokio::test]
 async fn what_would_be_relied_on_in_vain_is_refused() {
     let server = Server::start().await;
-    let path = "/apis/certificates.k8s.io/v1/namespaces/default/podcertificaterequests";
-    let object = json!({"kind": "PodCertificateRequest", "metadata": {"name": "a"}});
+    let path = "/apis/apiregistration.k8s.io/v1/apiservices";
+    let object = json!({"kind": "APIService", "metadata": {"name": "a"}});
     let (code, status) = server.call("POST", path, object).await;
     assert_eq!((code, &status["reason"]), (403, &json!("Forbidden")), "{status}");
     let message = status["message"].as_str().unwrap_or_default();
@@ -242,12 +242,14 @@ async fn every_cluster_says_what_it_serves_and_where_its_addresses_come_from() {
         table["rows"][0]["cells"].as_array().expect("cells")[..3],
         [json!("v1.apps"), json!("Local"), json!("True")]
     );
-    // What somebody else serves is not asked.
+    // Somebody may say that more is served here; it is not for that.
     let other = json!({
         "metadata": {"name": "v1.example.com"},
         "spec": {"group": "example.com", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1},
     });
-    assert_eq!(server.call("POST", "/apis/apiregistration.k8s.io/v1/apiservices", other).await.0, 403);
+    let other = server.make("/apis/apiregistration.k8s.io/v1/apiservices", other).await;
+    assert_eq!(other["status"]["conditions"][0]["reason"], "Local");
+    assert_eq!(server.get("/apis/example.com/v1").await.0, 404);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The API server over a real keyspace in a temporary directory, called through its router as a client would.
 
+mod aggregation;
 mod answers;
 mod audit;
 mod authentication;
@@ -9,12 +10,14 @@ mod conversion;
 mod custom;
 mod deletion;
 mod depth;
+mod fairness;
 mod ingress;
 mod kinds;
 mod lists;
 mod mesh;
 mod nodes;
 mod objects;
+mod pod_certificates;
 mod podsecurity;
 mod policies;
 mod quotas;

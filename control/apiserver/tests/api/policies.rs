@@ -453,3 +453,87 @@ async fn policies_hold_after_a_restart() {
     assert_eq!(server.call("POST", MAPS, config_map("x", json!({}))).await.0, 422);
     server.make(MAPS, config_map("y", json!({}))).await;
 }
+
+/// Something that is in all of a policy's expressions and costs a million in microseconds: a text of 900 KB that is looked at ten times.
+const DEAR: &str = "lists.range(10).all(i, !params.data.text.startsWith('y'))";
+
+impl Server {
+    /// A policy of ConfigMaps of `default` whose bindings, so many, ask with a large text.
+    async fn asks_dearly(&self, kind: &str, mut spec: Value, bindings: usize) {
+        let plural = if kind == "mutating" { "mutatingadmissionpolic" } else { "validatingadmissionpolic" };
+        spec["paramKind"] = json!({"apiVersion": "v1", "kind": "ConfigMap"});
+        self.make(&format!("{GROUP}/{plural}ies"), policy(kind, spec)).await;
+        for number in 0..bindings {
+            let params = json!({"name": "large", "namespace": "params", "parameterNotFoundAction": "Deny"});
+            let mut binding = binding(&format!("{kind}-{number}"), kind, json!({"paramRef": params}));
+            if kind == "mutating" {
+                binding["spec"].as_object_mut().expect("a spec").remove("validationActions");
+            }
+            self.make(&format!("{GROUP}/{plural}ybindings"), binding).await;
+        }
+    }
+
+    async fn start_dear() -> Server {
+        let server = Server::start().await;
+        let large = config_map("large", json!({"text": "x".repeat(900_000)}));
+        server.make("/api/v1/namespaces", json!({"metadata": {"name": "params"}})).await;
+        server.make("/api/v1/namespaces/params/configmaps", large).await;
+        server
+    }
+}
+
+#[tokio::test]
+async fn all_phases_of_a_request_share_what_its_policies_may_cost() {
+    let same = "[JSONPatch{op: 'test', path: '/kind', value: 'ConfigMap'}]";
+    let expression = format!("{DEAR} ? {same} : {same}");
+    let changes = json!({"patchType": "JSONPatch", "jsonPatch": {"expression": expression}});
+    let changes = json!({"mutations": vec![changes; 10], "reinvocationPolicy": "Never"});
+    let validates = json!({"validations": vec![json!({"expression": DEAR}); 10]});
+    for (mutating, validating, code) in [(7, 0, 201), (0, 7, 201), (7, 7, 422)] {
+        let server = Server::start_dear().await;
+        server.asks_dearly("mutating", changes.clone(), mutating).await;
+        server.asks_dearly("validating", validates.clone(), validating).await;
+        let (told, answer) = server.call("POST", MAPS, config_map("x", json!({}))).await;
+        assert_eq!(told, code, "{mutating} {validating}: {answer}");
+        let why = "cost more than they may together";
+        assert_eq!(answer["message"].as_str().is_some_and(|message| message.contains(why)), code == 422, "{answer}");
+        // The next request is another one.
+        if code == 201 {
+            server.make(MAPS, config_map("y", json!({}))).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_deletion_of_a_collection_is_asked_about_as_one_request() {
+    let server = Server::start_dear().await;
+    for number in 0..20 {
+        server.make(MAPS, config_map(&format!("m{number}"), json!({}))).await;
+    }
+    let spec = json!({"matchConstraints": maps(&["DELETE"]), "validations": vec![json!({"expression": DEAR}); 10]});
+    server.asks_dearly("validating", spec, 1).await;
+    let (code, answer) = server.call("DELETE", MAPS, Value::Null).await;
+    assert_eq!(code, 200, "{answer}");
+    assert_eq!(server.get(MAPS).await.1["items"], json!([]));
+}
+
+#[tokio::test]
+async fn what_is_compiled_holds_up_nobody() {
+    let server = Server::start().await;
+    let selectors = vec![json!({"cel": {"expression": "'x'.matches('(a{1000}){19}')"}}); 32];
+    let class = json!({"metadata": {"name": "c"}, "spec": {"selectors": selectors}});
+    let path = "/apis/resource.k8s.io/v1/deviceclasses?dryRun=All";
+    let mut made = Box::pin(server.call("POST", path, class));
+    // The longest time that one poll takes, and all of it.
+    let (begun, mut longest) = (std::time::Instant::now(), std::time::Duration::ZERO);
+    let (code, answer) = std::future::poll_fn(|context| {
+        let begun = std::time::Instant::now();
+        let polled = made.as_mut().poll(context);
+        longest = longest.max(begun.elapsed());
+        polled
+    })
+    .await;
+    assert_eq!(code, 201, "{answer}");
+    let all = begun.elapsed();
+    assert!(2 * longest < all, "{longest:?} of {all:?}");
+}

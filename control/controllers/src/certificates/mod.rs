@@ -1,8 +1,10 @@
-//! CertificateSigningRequests: those of nodes for themselves are approved, approved ones are signed, and old ones go.
+//! CertificateSigningRequests: those of nodes for themselves are approved, approved ones are signed, and old ones go; so do those for
+//! pods ([`pods`]), which others sign.
 //!
 //! [`plan`] decides. The cluster's authority is not known here: what reads requests and signs them is lent ([`Signer`]).
 
 mod plan;
+mod pods;
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
 
 use plan::Step;
+pub(crate) use pods::Cleaner;
 
 /// Between looks at one request in a storm.
 const SPACING: Duration = Duration::from_millis(100);

@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_api::kinds;
 use coracle_tolerant::Tolerant;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -185,11 +184,9 @@ impl Controller {
         tasks.wait().await;
     }
 
-    /// Events come and go by themselves in masses, and own nothing; of some kinds there never is an object.
+    /// Events come and go by themselves in masses, and own nothing.
     fn is_other(&self, kind: &Kind) -> bool {
-        let row = kinds::by_resource(&kind.group, &kind.plural);
-        let never = row.is_some_and(|row| kinds::refusal(row).is_some());
-        &*kind.plural != "events" && !never && !self.shared.lock().contains(&(kind.group.clone(), kind.plural.clone()))
+        &*kind.plural != "events" && !self.shared.lock().contains(&(kind.group.clone(), kind.plural.clone()))
     }
 
     async fn watch(
@@ -202,7 +199,7 @@ impl Controller {
         let api: Api<Tolerant<AnyObject>> = Api::all_with(self.client.0.clone(), &kind.api_resource());
         let mut events = watcher(api, watcher::Config::default().streaming_lists()).default_backoff().boxed();
         let mut absent: HashSet<Uid> = HashSet::new();
-        let definitions = &*kind.plural == "customresourcedefinitions";
+        let definitions = matches!(&*kind.plural, "customresourcedefinitions" | "apiservices");
         loop {
             // Waiting is all that is cut here.
             let event = tokio::select! {

@@ -484,6 +484,7 @@ whole!(
     k8s_openapi::api::apps::v1::StatefulSet;
     k8s_openapi::api::batch::v1::CronJob;
     k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+    k8s_openapi::api::certificates::v1::PodCertificateRequest;
     k8s_openapi::api::batch::v1::Job;
     k8s_openapi::api::coordination::v1::Lease;
     k8s_openapi::api::core::v1::ConfigMap;

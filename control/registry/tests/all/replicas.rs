@@ -547,6 +547,35 @@ async fn what_a_disk_does_not_give_any_more_comes_from_another_server() {
     assert!((1..=3).all(|member| !group.server(member).dir.path().join("damaged").exists()));
 }
 
+/// Ten minutes pass.
+async fn later() {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(601)).await;
+    tokio::time::resume();
+}
+
+/// A bad sector near the end of what is large costs a minute each time that it is read, wherever it is asked for.
+#[tokio::test]
+async fn what_a_disk_did_not_give_is_not_read_for_others_until_it_is_asked_again() {
+    let group = Group::new();
+    let (status, why) = group.push(1, content(32)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    let blob = digest(&content(32));
+    until("all have it", || group.holders(&blob) == [1, 2, 3]).await;
+    let [first, second] = [1, 2].map(|member| group.server(member));
+    group.net.set(3, Some(Fault::Down));
+    let readable = unreadable(&second.path(&blob));
+    group.net.set(1, Some(Fault::Down));
+    assert_eq!(second.registry.scrub_once(u64::MAX).await.unwrap().unread, 1);
+    group.net.set(1, None);
+    std::fs::remove_file(first.path(&blob)).unwrap();
+    readable();
+    let why = first.registry.complete().await.unwrap_err();
+    assert!(why.contains("it answers 503"), "{why}");
+    later().await;
+    assert_eq!(first.registry.complete().await, Ok(()));
+}
+
 #[tokio::test]
 async fn who_cannot_read_a_content_lacks_it_until_another_one_gives_it() {
     let group = Group::new();
@@ -562,8 +591,15 @@ async fn who_cannot_read_a_content_lacks_it_until_another_one_gives_it() {
     assert_eq!(first.registry.scrub_once(u64::MAX).await.unwrap().unread, 1);
     let why = first.registry.complete().await.unwrap_err();
     assert!(why.contains("is down"), "{why}");
-    // The disk gives it after all.
+    // The disk gives it after all, which is seen when it is asked again: not whenever somebody looks what is missing.
     readable();
+    for _ in 0..3 {
+        assert!(first.registry.complete().await.is_err());
+        let path = format!("/v2/app/blobs/{blob}");
+        assert_eq!(first.send(Method::HEAD, &path, Vec::new()).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    assert_eq!(first.registry.alarms().len(), 1);
+    later().await;
     assert_eq!(first.registry.complete().await, Ok(()));
     assert_eq!(first.registry.alarms(), Vec::<String>::new());
     drop(unreadable(&first.path(&blob)));

@@ -3,6 +3,8 @@
 mod admission;
 mod conversion;
 mod guestbook;
+mod identity;
+mod mtls;
 mod netexec;
 mod nettest;
 mod options;
@@ -21,12 +23,15 @@ const SUBCOMMANDS: &[(&str, Subcommand)] = &[
     ("liveness", small::liveness),
     ("logs-generator", small::logs_generator),
     ("mounttest", small::mounttest),
+    ("mtlsclient", mtls::client),
+    ("mtlsserver", mtls::server),
     ("netexec", netexec::run),
     ("nettest", nettest::run),
     ("pause", |_| small::pause()),
     ("porter", small::porter),
     ("serve-hostname", small::serve_hostname),
     ("tcp-reset", |_| Err("a component cannot reset a connection".to_owned())),
+    ("test-service-account-issuer-discovery", identity::run),
     ("test-webserver", small::test_webserver),
     ("webhook", admission::run),
 ];

@@ -17,7 +17,7 @@ const HSTS: &str = "max-age=31536000; includeSubDomains";
 const SHOWN_MAX: usize = 1000;
 
 /// What annotations say.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Said {
     pub options: Options,
     /// Whether what has TLS is for TLS only; it is unless somebody says otherwise.
@@ -125,8 +125,11 @@ mod tests {
                 (&name("proxy-body-size"), "8m"),
                 (&name("proxy-read-timeout"), "30"),
             ]);
-            let options =
-                Options { body_bytes_max: Some(8 << 20), silence_max: Some(Duration::from_secs(30)), hsts: None };
+            let options = Options {
+                body_bytes_max: Some(8 << 20),
+                silence_max: Some(Duration::from_secs(30)),
+                ..Options::default()
+            };
             assert_eq!(said, Said { options, ssl_redirect: Some(false), force_ssl_redirect: true }, "{prefix}");
             assert_eq!(told, [""; 0]);
         }

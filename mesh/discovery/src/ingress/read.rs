@@ -22,7 +22,7 @@ const PATTERN: [&str; 7] = ["(", "[", "\\", "^", "|", "$", ".*"];
 pub(super) type Age = (i64, Arc<str>, Arc<str>);
 
 /// An Ingress.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub struct Ingress {
     /// To name it.
     pub origin: Arc<Origin>,
@@ -38,7 +38,7 @@ pub struct Ingress {
 }
 
 /// A path.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Rule {
     pub compare: Compare,
     pub path: Arc<str>,
@@ -135,7 +135,8 @@ impl Reader<'_> {
         let has_tls = || self.tls.iter().any(|(hosts, _)| hosts.iter().any(|of_tls| of_tls.covers(host)));
         let is_secure_only = self.said.force_ssl_redirect || self.said.ssl_redirect.unwrap_or(true) && has_tls();
         let backend = self.backend(backend, problems);
-        Arc::new(Route { origin: self.origin.clone(), backend, is_secure_only, options: self.options.clone() })
+        let (origin, options) = (self.origin.clone(), self.options.clone());
+        Arc::new(Route { origin, backend, is_secure_only, options, conditions: None })
     }
 
     fn backend(&self, backend: networking::IngressBackend, problems: &mut Vec<Problem>) -> Backend {

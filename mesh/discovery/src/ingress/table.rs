@@ -431,7 +431,10 @@ mod tests {
     fn service(routing: &Routing, host: &str, path: &str) -> String {
         match routing.routes.find(host, path).map(|route| &route.backend) {
             Some(Backend::Service { key, port }) => format!("{}:{port}", key.1),
-            Some(Backend::Other(what)) => what.to_string(),
+            Some(other) => match other {
+                Backend::Other(what) => what.to_string(),
+                _ => unreachable!("no Ingress has it"),
+            },
             None => "none".to_owned(),
         }
     }

@@ -65,7 +65,7 @@ pub(crate) struct Balancer {
 impl Balancer {
     /// Takes over what `before` knows of endpoints that stay.
     pub fn new(endpoints: &[Endpoint], affinity: Option<Duration>, before: Option<&Balancer>) -> Balancer {
-        let mut balancer = Balancer::at(endpoints, before, Instant::now());
+        let mut balancer = Balancer::at(endpoints, &before.into_iter().collect::<Vec<_>>(), Instant::now());
         let kept = || before.and_then(|before| before.affinity.clone());
         balancer.affinity = affinity.map(|timeout| {
             kept().filter(|kept| kept.lasts(timeout)).unwrap_or_else(|| Arc::new(Affinity::new(timeout)))
@@ -73,12 +73,22 @@ impl Balancer {
         balancer
     }
 
-    /// The same for clients that are all alike. Endpoints come in their order, each once.
-    fn at(endpoints: &[Endpoint], before: Option<&Balancer>, now: Instant) -> Balancer {
+    /// A balancer among some endpoints of the same port: what is known of them, and what is counted, is known and counted once.
+    /// `before` is what it was; it may have had endpoints that this one has not.
+    pub fn among(&self, endpoints: &[Endpoint], before: Option<&Balancer>) -> Balancer {
+        let known: Vec<&Balancer> = std::iter::once(self).chain(before).collect();
+        let affinity = self.affinity.clone();
+        Balancer { affinity, ..Balancer::at(endpoints, &known, Instant::now()) }
+    }
+
+    /// The same for clients that are all alike. Endpoints come in their order, each once. Of `known` the first counts.
+    fn at(endpoints: &[Endpoint], known: &[&Balancer], now: Instant) -> Balancer {
+        let before = known.first();
         let epoch = before.map_or(now, |before| before.epoch);
         let now = since(epoch, now);
+        // The first comes last, and stays.
         let known: HashMap<&Endpoint, &Arc<State>> =
-            before.iter().flat_map(|before| &before.states).map(|state| (&state.endpoint, state)).collect();
+            known.iter().rev().flat_map(|before| &before.states).map(|state| (&state.endpoint, state)).collect();
         let stay = || endpoints.iter().filter_map(|endpoint| known.get(endpoint));
         let usual = match stay().count() {
             0 => None,
@@ -97,6 +107,11 @@ impl Balancer {
         let budget = before.map_or_else(|| Arc::new(Budget::new(epoch)), |before| before.budget.clone());
         let stats = before.map(|before| before.stats.clone()).unwrap_or_default();
         Balancer { states: endpoints.iter().map(state).collect(), affinity: None, epoch, budget, stats }
+    }
+
+    /// The addresses of its endpoints.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.states.iter().map(|state| state.address())
     }
 
     /// What is known of its endpoints.
@@ -366,7 +381,7 @@ mod tests {
     impl World {
         fn new(count: u8) -> World {
             let now = Instant::now();
-            World { balancer: Balancer::at(&endpoints(count), None, now), now, random: StdRng::seed_from_u64(7) }
+            World { balancer: Balancer::at(&endpoints(count), &[], now), now, random: StdRng::seed_from_u64(7) }
         }
 
         fn pick(&mut self) -> Picked {
@@ -535,7 +550,7 @@ mod tests {
     fn newcomers_look_like_their_peers_and_who_stays_is_remembered() {
         let mut world = World::new(2);
         world.ask(2_000, |_| 20_000);
-        let after = Balancer::at(&endpoints(3), Some(&world.balancer), world.now);
+        let after = Balancer::at(&endpoints(3), &[&world.balancer], world.now);
         assert!((0..2).all(|at| Arc::ptr_eq(&world.balancer.states[at], &after.states[at])));
         let now = since(after.epoch, world.now);
         let new = after.states[2].load.latency_ns(now);

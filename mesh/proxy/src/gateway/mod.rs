@@ -4,10 +4,14 @@
 //! A request goes down these steps, and then on as every other does (`outbound.rs`):
 //!
 //! ```text
-//! accept ─► TLS (tls.rs) ─► HTTP (serve.rs) ─► route, redirect, who asks (request.rs) ─► bounds (bounds.rs) ─► a Service's port
+//! accept ─► TLS (tls.rs) ─► HTTP (serve.rs) ─► route, redirect, who asks (request.rs) ─► changes (change.rs) ─► bounds (bounds.rs) ─► a Service's port
 //! ```
+//!
+//! Ports for Ingresses are there from the start; those of Gateways come and go with their listeners (ports.rs).
 
 mod bounds;
+mod change;
+mod ports;
 mod request;
 mod tls;
 
@@ -17,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::Duration;
 
-use coracle_discovery::{Ingresses, Protocol};
+use coracle_discovery::{Gateways, Ingresses, Protocol};
 use futures::future::join_all;
 use http::Request;
 use tokio::net::{TcpListener, TcpStream};
@@ -29,6 +33,7 @@ use crate::accept::{self, DRAIN, Door, RETRY_FIRST, RETRY_MAX};
 use crate::turns::Turns;
 use crate::{Body, BoxError, Proxy, serve, spare};
 
+pub use self::ports::{Failed, GatewayRoutes, OwnPort};
 pub use self::tls::{Certificate, CertificateError, Certificates};
 
 /// A client ends its part of a TLS handshake within this time.
@@ -44,6 +49,8 @@ pub struct Listener {
     pub tls: Option<Arc<Certificates>>,
     /// Where requests go.
     pub routes: Ingresses,
+    /// Where those go that a Gateway has a listener at this port for: they are looked at first.
+    pub gateways: Option<GatewayRoutes>,
 }
 
 /// Told when a listener is open, with its address, and when it cannot be opened and is tried again. Told with its place among the
@@ -53,7 +60,9 @@ pub type Listening = Arc<dyn Fn(usize, Result<SocketAddr, &io::Error>) + Send + 
 /// What all connections of a listener have in common.
 struct Inbound {
     proxy: Proxy,
-    routes: Ingresses,
+    /// Of Ingresses.
+    routes: Option<Ingresses>,
+    gateways: Option<Gateways>,
     tls: Option<TlsAcceptor>,
     port: u16,
     /// Where TLS is spoken, for who came without: 0 until it is open. `None` when nobody wants it to be spoken.
@@ -78,15 +87,26 @@ impl Proxy {
                     secure_port.store(address.port(), Relaxed);
                 }
                 let port = address.port();
-                let tls = listener.tls.map(|certificates| tls::server(certificates, listener.routes.clone()).into());
+                let gateways = listener.gateways;
+                let tls = listener.tls.map(|certificates| {
+                    let of_gateways = gateways.clone().map(|of| (of, port));
+                    tls::server(Some((certificates, listener.routes.clone())), of_gateways).into()
+                });
                 let door = Door {
                     key: (port, Protocol::Tcp),
                     stop: stop.clone(),
                     tasks: tasks.clone(),
                     places: proxy.places.clone(),
                 };
-                let inbound =
-                    Arc::new(Inbound { proxy, routes: listener.routes, tls, port, secure_port, stop: stop.clone() });
+                let inbound = Arc::new(Inbound {
+                    proxy,
+                    routes: Some(listener.routes),
+                    gateways: gateways.map(|of| of.routes),
+                    tls,
+                    port,
+                    secure_port,
+                    stop: stop.clone(),
+                });
                 let serve = move |stream, client, turns| connection(inbound.clone(), stream, client, turns);
                 tasks.spawn(accept::accept(door, socket, serve));
             }

@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use coracle_discovery::{Backend, PortName, Protocol, Route as Rule};
+use coracle_discovery::gateway_api::{Filters, Protocol as Spoken};
+use coracle_discovery::{Asked, Backend, PortName, Protocol, Route as Rule};
 use coracle_policy::Source;
 use http::header::{
     FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
@@ -14,9 +15,10 @@ use http::{Method, Request, Response, StatusCode, Uri};
 
 use super::Inbound;
 use super::bounds::{self, Silence};
-use crate::routes::Route;
+use super::change::{self, Came};
+use crate::routes::{Route, Side};
 use crate::serve::{refuse, say};
-use crate::{Asker, Body, Error, headers, outbound};
+use crate::{Asker, Body, Deadline, Error, headers, outbound};
 
 /// What the gateway says of who has sent a request. Whatever a client says by a name that looks like one of these is taken away.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -68,17 +70,10 @@ impl Inbound {
             return Err(Error::Malformed("this is no proxy that connects"));
         }
         let to = To::of(&request)?;
-        let path = request.uri().path();
-        let routing = self.routes.routing();
-        if routing.generation == 0 {
-            return Ok(later("which hosts are served here is not known yet"));
-        }
-        let Some(rule) = routing.routes.find(&to.name, path).cloned() else {
-            let (host, path) = (cut(&to.name), cut(path));
-            let words = format!("no Ingress has a rule for host {host:?} and path {path:?}");
-            return Ok(say(StatusCode::NOT_FOUND, &words));
+        let rule = match self.find(&to, &request) {
+            Ok(rule) => rule,
+            Err(answer) => return Ok(*answer),
         };
-        drop(routing);
         if let Some(secure_port) = &self.secure_port
             && rule.is_secure_only
             && self.tls.is_none()
@@ -92,12 +87,27 @@ impl Inbound {
         if let Some(bytes_max) = rule.options.body_bytes_max.filter(|max| bounds::is_larger(request.headers(), *max)) {
             return Ok(too_large(bytes_max));
         }
-        let mut asked = self.proxy.by_ingress.begin(&rule.origin);
-        let route = match self.route(&rule) {
+        let is_ingress = rule.origin.kind == "Ingress";
+        let mut asked = is_ingress.then(|| self.proxy.by_ingress.begin(&rule.origin));
+        let mut count = |status| {
+            if let Some(asked) = &mut asked {
+                asked.status = Some(status);
+            }
+        };
+        if let Backend::Redirect(elsewhere) = &rule.backend {
+            let came = Came { has_tls: self.tls.is_some(), host: &to.host, port: self.port };
+            let mut response = change::redirect(&came, request.uri(), elsewhere)?;
+            change::headers(response.headers_mut(), &rule.options.filters.response);
+            return Ok(response);
+        }
+        let (route, chosen) = match self.route(&rule) {
             Ok(route) => route,
             Err(why) => {
-                asked.status = Some(StatusCode::SERVICE_UNAVAILABLE);
-                return Ok(say(StatusCode::SERVICE_UNAVAILABLE, &why));
+                // Gateway API wants requests of a rule that leads nowhere to be told from those that nobody answers now.
+                let status =
+                    if is_ingress { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
+                count(status);
+                return Ok(say(status, &why));
             }
         };
         let local_port = self.port;
@@ -111,10 +121,23 @@ impl Inbound {
         // As it is without TLS and in HTTP/1.1: who answers need not know how it came.
         let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
+        let filters = || std::iter::once(&rule.options.filters).chain(&chosen).filter(|filters| !filters.are_none());
+        for filters in filters() {
+            change::headers(request.headers_mut(), &filters.request);
+            change::rewrite(&mut request, &filters.rewrite)?;
+        }
+        if let Some(max) = rule.options.answer_max {
+            let own = Deadline(tokio::time::Instant::now() + max);
+            let deadline = request.extensions().get::<Deadline>().map_or(own, |other| own.min(*other));
+            request.extensions_mut().insert(deadline);
+        }
         request.extensions_mut().insert(Asker::Ingresses(rule.origin.namespace.clone()));
         let answered = self.ask(&Source::Outside(client.ip()), &rule, route, request).await;
-        asked.status = Some(answered.as_ref().map_or_else(|error| refuse(error).status(), Response::status));
+        count(answered.as_ref().map_or_else(|error| refuse(error).status(), Response::status));
         answered.map(|mut response| {
+            for filters in filters() {
+                change::headers(response.headers_mut(), &filters.response);
+            }
             if let Some(hsts) = rule.options.hsts.as_ref().filter(|_| self.tls.is_some())
                 && let Ok(hsts) = HeaderValue::from_str(hsts)
             {
@@ -124,14 +147,57 @@ impl Inbound {
         })
     }
 
-    /// The Service's port that a rule leads to; why there is none.
-    fn route(&self, rule: &Rule) -> Result<Route, String> {
-        let (key, port) = match &rule.backend {
-            Backend::Service { key, port } => (key, port),
+    /// The rule that takes a request: of a Gateway's listener at this port, else of an Ingress; or what is answered without one.
+    fn find(&self, to: &To, request: &Request<Body>) -> Result<Arc<Rule>, Box<Response<Body>>> {
+        let uri = request.uri();
+        let path = uri.path();
+        let ports = self.gateways.as_ref().map(|gateways| gateways.ports());
+        let spoken = if self.tls.is_some() { Spoken::Https } else { Spoken::Http };
+        let of_gateway = ports.as_ref().and_then(|ports| ports.get(self.port)).filter(|port| port.protocol == spoken);
+        if let Some(port) = of_gateway {
+            let asked = Asked { path, query: uri.query(), method: request.method(), headers: request.headers() };
+            if let Some(rule) = port.find(&to.name, &asked) {
+                return Ok(rule.clone());
+            }
+        }
+        let later = |why| Box::new(later(why));
+        let Some(routes) = &self.routes else {
+            if ports.is_none_or(|ports| ports.generation == 0) {
+                return Err(later("which hosts are served here is not known yet"));
+            }
+            let (host, path) = (cut(&to.name), cut(path));
+            let words = format!("no HTTPRoute has a rule for host {host:?} and path {path:?}");
+            return Err(Box::new(say(StatusCode::NOT_FOUND, &words)));
+        };
+        let routing = routes.routing();
+        if routing.generation == 0 {
+            return Err(later("which hosts are served here is not known yet"));
+        }
+        routing.routes.find(&to.name, path).cloned().ok_or_else(|| {
+            let (host, path) = (cut(&to.name), cut(path));
+            let words = format!("no Ingress has a rule for host {host:?} and path {path:?}");
+            Box::new(say(StatusCode::NOT_FOUND, &words))
+        })
+    }
+
+    /// The Service's port that a rule leads to, and what is changed for it beside; why there is none.
+    fn route(&self, rule: &Rule) -> Result<(Route, Option<Arc<Filters>>), String> {
+        let by_number;
+        let (key, port, filters) = match &rule.backend {
+            Backend::Service { key, port } => (key.clone(), port, None),
             Backend::Other(what) => return Err(format!("{} leads to {what}, which is no Service", rule.origin)),
+            Backend::Nobody(why) => return Err(format!("{}: {why}", rule.origin)),
+            Backend::Redirect(_) => return Err(format!("{} leads elsewhere", rule.origin)),
+            Backend::Split(all) => {
+                let chosen = change::choose(all, &mut rand::rng());
+                let chosen = chosen.ok_or_else(|| format!("{}: its rule has no backend", rule.origin))?;
+                let target = chosen.target.as_ref().map_err(|why| format!("{}: {why}", rule.origin))?;
+                by_number = PortName::Number(target.port);
+                ((target.namespace.clone(), target.name.clone()), &by_number, Some(chosen.filters.clone()))
+            }
         };
         let snapshot = self.proxy.discovery.snapshot();
-        let Some(service) = snapshot.by_key(key) else {
+        let Some(service) = snapshot.by_key(&key) else {
             return Err(format!("{} leads to service {}/{}, which does not exist", rule.origin, key.0, key.1));
         };
         let at = service.ports.iter().position(|of| {
@@ -141,8 +207,8 @@ impl Inbound {
                     PortName::Name(name) => of.name == **name,
                 }
         });
-        let route = at.and_then(|at| self.proxy.routes.find(service, at));
-        route.ok_or_else(|| {
+        let route = at.and_then(|at| self.proxy.routes.find(service, at, Side::Gateway));
+        route.map(|route| (route, filters)).ok_or_else(|| {
             format!("{} leads to port {port} of service {}/{}, which it does not have", rule.origin, key.0, key.1)
         })
     }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use coracle_discovery::gateway_api::Protocol;
 use coracle_discovery::{Ingresses, SecretKey};
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
@@ -11,6 +12,8 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+
+use super::ports::GatewayRoutes;
 
 /// Certificates in a chain.
 const CHAIN_MAX: usize = 20;
@@ -108,33 +111,52 @@ impl Certificates {
     }
 }
 
-/// Finds the Secret by the name, and what is in it.
-#[derive(Debug)]
+/// Finds the Secret by the name, and what is in it: of a Gateway's listener at this port, else of an Ingress.
 struct ByName {
-    certificates: Arc<Certificates>,
-    routes: Routes,
+    gateways: Option<(GatewayRoutes, u16)>,
+    ingresses: Option<(Arc<Certificates>, Ingresses)>,
 }
 
-/// The routes of a listener, which say whose certificate a name has.
-struct Routes(Ingresses);
-
-impl std::fmt::Debug for Routes {
+impl std::fmt::Debug for ByName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Ingresses")
+        f.write_str("ByName")
+    }
+}
+
+impl ByName {
+    fn of_gateway(&self, name: &str) -> Option<Certificate> {
+        let (of, port) = self.gateways.as_ref()?;
+        let ports = of.routes.ports();
+        let routes = ports.get(*port).filter(|routes| routes.protocol == Protocol::Https)?;
+        routes.secrets(name).iter().find_map(|secret| of.certificates.get(secret))
+    }
+
+    fn of_ingress(&self, name: &str) -> Option<Certificate> {
+        let (certificates, routes) = self.ingresses.as_ref()?;
+        certificates.get(routes.routing().secret(name)?)
+    }
+
+    /// The one for all others.
+    fn default(&self) -> Option<Certificate> {
+        let of_gateways = self.gateways.as_ref().map(|(of, _)| &of.certificates);
+        of_gateways.or(self.ingresses.as_ref().map(|(of, _)| of)).map(|of| of.default.clone())
     }
 }
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, client: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = client.server_name().unwrap_or_default().to_ascii_lowercase();
-        let secret = self.routes.0.routing().secret(&name).and_then(|secret| self.certificates.get(secret));
-        Some(secret.unwrap_or_else(|| self.certificates.default.clone()).0)
+        let found = self.of_gateway(&name).or_else(|| self.of_ingress(&name)).or_else(|| self.default());
+        found.map(|found| found.0)
     }
 }
 
 /// TLS 1.2 and 1.3 with these certificates, for HTTP/2 and HTTP/1.1.
-pub(super) fn server(certificates: Arc<Certificates>, routes: Ingresses) -> Arc<ServerConfig> {
-    let by_name = ByName { certificates, routes: Routes(routes) };
+pub(super) fn server(
+    ingresses: Option<(Arc<Certificates>, Ingresses)>,
+    gateways: Option<(GatewayRoutes, u16)>,
+) -> Arc<ServerConfig> {
+    let by_name = ByName { gateways, ingresses };
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.expect("ring has what TLS 1.2 and 1.3 need");
     let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(by_name));

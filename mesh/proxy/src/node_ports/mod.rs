@@ -1,41 +1,40 @@
-//! Listeners of NodePort services: each follows its Service, whatever answers there.
+//! Ports that this node opens for Services: node ports, those of Services that it is a balancer of, and those at which balancers
+//! elsewhere ask for its health ([`wanted`]). Each listener follows its Service, whatever answers there.
 //!
 //! A port is a number and a protocol: TCP ([`tcp`]) and UDP ([`udp`]) may share the number.
 
+mod health;
 pub(crate) mod tcp;
 mod udp;
+mod wanted;
 
 pub(crate) use self::udp::Upstreams;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use coracle_discovery::{Protocol, Service, Snapshot};
+use coracle_discovery::{Protocol, Service, Snapshot, Traffic};
 use coracle_policy::Source;
-use tokio::net::{TcpListener, UdpSocket};
+use http::Request;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::wanted::{Purpose, Refused, Target, Wanted};
 use crate::accept::{self, DRAIN, Door, RETRY_FIRST, RETRY_MAX};
 use crate::places::{Bounds, Key, Places};
-use crate::routes::Route;
-use crate::{Asker, Error, Proxy, ServiceFailure};
+use crate::routes::{Route, Side};
+use crate::turns::Turns;
+use crate::{Asker, Body, BoxError, Error, Proxy, ServiceFailure, serve};
 
 /// Clients that send datagrams at a time, each with a descriptor. Of more, those give way that got no answer yet, then those
 /// that have rested longest.
 const UDP_CLIENTS_MAX: Bounds = Bounds { node: 8192, port: 4096 };
-
-/// The Service that a port belongs to, and which of its ports it is.
-#[derive(Clone)]
-struct Target {
-    service: Arc<Service>,
-    at: usize,
-}
 
 /// What all that comes in at one port needs.
 #[derive(Clone)]
@@ -60,14 +59,19 @@ impl Inbound {
         Asker::NodePort(self.key.0)
     }
 
-    fn way(&self) -> tcp::Way {
-        let inbound = self.clone();
-        tcp::Way {
-            proxy: self.proxy.clone(),
-            route: Arc::new(move || inbound.route()),
-            asker: self.asker(),
-            drain: self.stop.clone(),
-        }
+    /// The way of a connection of this client. It is for the Service that has the port now, whoever has it later; and who may not
+    /// connect any more is not answered on a connection that is there.
+    fn way(&self, client: IpAddr) -> tcp::Way {
+        let (inbound, service) = (self.clone(), self.target.load().service.clone());
+        let route = move || {
+            let target = inbound.target.load();
+            let is_same = (&target.service.namespace, &target.service.name) == (&service.namespace, &service.name);
+            match is_same && target.lets_in(client) {
+                true => inbound.route(),
+                false => Err(Error::NoEndpoints { namespace: service.namespace.clone(), name: service.name.clone() }),
+            }
+        };
+        tcp::Way { proxy: self.proxy.clone(), route: Arc::new(route), asker: self.asker(), drain: self.stop.clone() }
     }
 
     /// The route as it is now.
@@ -75,8 +79,52 @@ impl Inbound {
         let target = self.target.load();
         let service = &target.service;
         let no_endpoints = || Error::NoEndpoints { namespace: service.namespace.clone(), name: service.name.clone() };
-        self.proxy.routes.find(service, target.at).ok_or_else(no_endpoints)
+        self.proxy.routes.find(service, target.at, Side::Outside).ok_or_else(no_endpoints)
     }
+
+    /// Whether this client may connect here.
+    fn lets_in(&self, client: IpAddr) -> bool {
+        self.target.load().lets_in(client)
+    }
+
+    /// Serves one connection.
+    async fn connection(self, stream: TcpStream, client: SocketAddr, turns: Arc<Turns>) -> Result<(), BoxError> {
+        if !self.lets_in(client.ip()) {
+            // As if nobody listened.
+            let _ = stream.set_zero_linger();
+            return Ok(());
+        }
+        let is_check = self.target.load().purpose == Purpose::HealthCheck;
+        match is_check {
+            true => self.check(stream, turns).await,
+            false => tcp::connection(self.way(client.ip()), Source::Outside(client.ip()), stream, turns).await,
+        }
+    }
+
+    /// Says how the node is for the Service.
+    async fn check(self, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
+        let drain = self.stop.clone();
+        let answer = move |_: Request<Body>| {
+            let target = self.target.load();
+            std::future::ready(Ok(health::answer(&target.service, self.proxy.local.node())))
+        };
+        serve::serve(stream, turns, drain, answer).await
+    }
+}
+
+/// A port of a Service that this node is a balancer of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    /// The Service's namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The port.
+    pub port: u16,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Whether the node listens there; else it is somebody else's.
+    pub is_open: bool,
 }
 
 struct Listener {
@@ -85,8 +133,17 @@ struct Listener {
 }
 
 struct Failure {
+    /// Whose port it was to be.
+    service: (Arc<str>, Arc<str>),
     wait: Duration,
     again: Instant,
+}
+
+impl Failure {
+    /// Whether it is time to try again: at once for another Service.
+    fn is_due(&self, service: &Service, now: Instant) -> bool {
+        self.again <= now || self.service.0 != service.namespace || self.service.1 != service.name
+    }
 }
 
 /// All listeners of a node.
@@ -95,6 +152,8 @@ pub(crate) struct Listeners {
     bind: Option<IpAddr>,
     listeners: HashMap<Key, Listener>,
     failures: HashMap<Key, Failure>,
+    /// Ports that Services were refused, as far as it was told.
+    refused: HashSet<(Arc<str>, Arc<str>, Key)>,
     tasks: TaskTracker,
     places: Arc<Places>,
     udp_places: Arc<Places>,
@@ -109,6 +168,7 @@ impl Listeners {
             bind,
             listeners: HashMap::new(),
             failures: HashMap::new(),
+            refused: HashSet::new(),
             tasks: TaskTracker::new(),
             places,
             udp_places: Places::new(UDP_CLIENTS_MAX),
@@ -119,14 +179,9 @@ impl Listeners {
     /// Opens and closes listeners as the snapshot wants; says when a port that is taken should be tried again.
     pub async fn update(&mut self, snapshot: &Snapshot) -> Option<Instant> {
         let bind = self.bind?;
-        let mut wanted = HashMap::new();
-        for service in snapshot.services() {
-            for (at, port) in service.ports.iter().enumerate() {
-                if let Some(number) = port.node_port {
-                    wanted.insert((number, port.protocol), Target { service: service.clone(), at });
-                }
-            }
-        }
+        let Wanted { ports: wanted, refused } = Wanted::of(snapshot);
+        let mut opened = Vec::new();
+        self.refuse(&refused, &mut opened);
         self.listeners.retain(|key, listener| {
             let keep = wanted.contains_key(key);
             if !keep {
@@ -137,13 +192,52 @@ impl Listeners {
         self.failures.retain(|key, _| wanted.contains_key(key));
         let now = Instant::now();
         for (key, target) in wanted {
+            let balanced = (target.purpose == Purpose::Balancer).then(|| target.service.clone());
             if let Some(listener) = self.listeners.get(&key) {
                 listener.target.store(Arc::new(target));
-            } else if self.failures.get(&key).is_none_or(|failure| failure.again <= now) {
+            } else if self.failures.get(&key).is_none_or(|failure| failure.is_due(&target.service, now)) {
                 self.open(key, SocketAddr::new(bind, key.0), target).await;
             }
+            if let Some(service) = balanced {
+                self.note(&service, key, self.listeners.contains_key(&key), &mut opened);
+            }
         }
+        opened.sort_unstable_by(|a, b| {
+            let key = |of: &Opened| (of.namespace.clone(), of.name.clone(), of.port, of.protocol as u8);
+            key(a).cmp(&key(b))
+        });
+        self.proxy.opened.send_if_modified(|before| {
+            let is_new = *before != opened;
+            *before = opened;
+            is_new
+        });
         self.failures.values().map(|failure| failure.again).min()
+    }
+
+    /// Tells of ports that Services do not get, once.
+    fn refuse(&mut self, refused: &[(Arc<Service>, Key, Refused)], opened: &mut Vec<Opened>) {
+        let told = std::mem::take(&mut self.refused);
+        for (service, key, why) in refused {
+            let known = (service.namespace.clone(), service.name.clone(), *key);
+            if !told.contains(&known) {
+                let failure = match why {
+                    Refused::TakenBy(holder) => ServiceFailure::Taken(key.0, key.1, holder),
+                    Refused::TooMany => ServiceFailure::TooMany(key.0, key.1),
+                };
+                self.proxy.local.service_failed(service, failure);
+            }
+            self.refused.insert(known);
+            self.note(service, *key, false, opened);
+        }
+    }
+
+    /// Notes what has become of a port; of a Service for which nobody of this node may answer nothing is said.
+    fn note(&self, service: &Service, (port, protocol): Key, is_open: bool, opened: &mut Vec<Opened>) {
+        let is_ours = service.outside == Traffic::Cluster || service.answers_at(self.proxy.local.node());
+        if is_ours {
+            let (namespace, name) = (service.namespace.clone(), service.name.clone());
+            opened.push(Opened { namespace, name, port, protocol, is_open });
+        }
     }
 
     async fn open(&mut self, key: Key, address: SocketAddr, target: Target) {
@@ -160,16 +254,14 @@ impl Listeners {
         };
         let opened = match key.1 {
             Protocol::Tcp => TcpListener::bind(address).await.map(|listener| {
-                let way = inbound.way();
-                let serve = move |stream, client: SocketAddr, turns| {
-                    tcp::connection(way.clone(), Source::Outside(client.ip()), stream, turns)
-                };
+                let of = inbound.clone();
+                let serve = move |stream, client, turns| of.clone().connection(stream, client, turns);
                 self.tasks.spawn(accept::accept(inbound.door(), listener, serve));
             }),
             Protocol::Udp => UdpSocket::bind(address).await.map(|socket| {
                 self.tasks.spawn(udp::relay(inbound.clone(), socket));
             }),
-            Protocol::Sctp => Err(io::Error::new(io::ErrorKind::Unsupported, "SCTP node ports are not served")),
+            Protocol::Sctp => Err(io::Error::new(io::ErrorKind::Unsupported, "nothing speaks SCTP")),
         };
         match opened {
             Ok(()) => {
@@ -181,16 +273,17 @@ impl Listeners {
     }
 
     fn failed(&mut self, key: Key, service: &Service, error: &io::Error) {
-        let wait = match self.failures.get(&key) {
+        let named = (service.namespace.clone(), service.name.clone());
+        let wait = match self.failures.get(&key).filter(|failure| failure.service == named) {
             Some(failure) => (failure.wait * 2).min(RETRY_MAX),
             None => {
                 let (port, protocol) = key;
-                tracing::warn!(port, ?protocol, namespace = %service.namespace, service = %service.name, %error, "listen at a node port");
-                self.proxy.local.service_failed(service, ServiceFailure::NodePort(port, error));
+                tracing::warn!(port, ?protocol, namespace = %service.namespace, service = %service.name, %error, "listen at a port for a Service");
+                self.proxy.local.service_failed(service, ServiceFailure::Port(port, protocol, error));
                 RETRY_FIRST
             }
         };
-        self.failures.insert(key, Failure { wait, again: Instant::now() + wait });
+        self.failures.insert(key, Failure { service: named, wait, again: Instant::now() + wait });
     }
 
     /// Closes all listeners and lets connections finish for a while.

@@ -140,11 +140,12 @@ async fn connect(
 /// Serves a connection as HTTP: each request takes the route as it is then.
 async fn http(way: Way, stream: TcpStream, source: Source, turns: Arc<Turns>) -> Result<(), BoxError> {
     let drain = way.drain.clone();
+    // Of the connection: a request that cloned the proxy would count a dozen references up and down.
+    let way = Arc::new(way);
     let answer = move |mut request: Request<Body>| {
         request.extensions_mut().insert(way.asker.clone());
-        let route = (way.route)();
-        let (proxy, source) = (way.proxy.clone(), way.proxy.guard.now(&source));
-        async move { proxy.call_route(&source, route?, request).await }
+        let (way, route, source) = (way.clone(), (way.route)(), way.proxy.guard.now(&source));
+        async move { way.proxy.call_route(&source, route?, request).await }
     };
     serve::serve(stream, turns, drain, answer).await
 }
@@ -157,7 +158,8 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio_util::task::TaskTracker;
 
-    use super::super::{Inbound, Target};
+    use super::super::Inbound;
+    use super::super::wanted::{Purpose, Target};
     use super::*;
     use crate::accept::accept;
     use crate::places::{Bounds, Key, Places};
@@ -174,17 +176,15 @@ mod tests {
         let inbound = Inbound {
             proxy: world.proxy.clone(),
             key: KEY,
-            target: Arc::new(ArcSwap::from_pointee(Target { service, at: 0 })),
+            target: Arc::new(ArcSwap::from_pointee(Target { service, at: 0, purpose: Purpose::NodePort })),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             places: Places::new(Bounds { node: places, port: places }),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let way = inbound.way();
-        let serve = move |stream, client: std::net::SocketAddr, turns| {
-            connection(way.clone(), Source::Outside(client.ip()), stream, turns)
-        };
+        let of = inbound.clone();
+        let serve = move |stream, client: std::net::SocketAddr, turns| of.clone().connection(stream, client, turns);
         inbound.tasks.spawn(accept(inbound.door(), listener, serve));
         (inbound, address)
     }

@@ -133,6 +133,9 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
                 continue;
             }
         };
+        if !inbound.lets_in(client.ip()) {
+            continue;
+        }
         let source = Source::Outside(client.ip());
         let flow = flows.get(&client);
         if let Some(flow) = flow.filter(|flow| !inbound.proxy.permits(&source, flow.to, Protocol::Udp)) {
@@ -229,6 +232,7 @@ async fn replies(flow: &Flow, socket: &UdpSocket, client: SocketAddr, mut first:
 mod tests {
     use super::*;
     use crate::Local;
+    use crate::node_ports::wanted::{Purpose, Target};
     use crate::places::{Bounds, Places};
     use crate::tests::world::World;
     use arc_swap::ArcSwap;
@@ -245,7 +249,7 @@ mod tests {
         Inbound {
             proxy: world.proxy.clone(),
             key: (53, Protocol::Udp),
-            target: Arc::new(ArcSwap::from_pointee(super::super::Target { service, at: 0 })),
+            target: Arc::new(ArcSwap::from_pointee(Target { service, at: 0, purpose: Purpose::NodePort })),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             places: Places::new(Bounds { node: places, port: places }),

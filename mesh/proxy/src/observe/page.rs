@@ -10,7 +10,7 @@ use coracle_discovery::Service;
 
 use super::stats::BUCKETS_MS;
 use crate::Proxy;
-use crate::routes::Route;
+use crate::routes::{Route, Side};
 
 /// Series of one family, the buckets of one histogram taken for one.
 const SERIES_MAX: usize = 20_000;
@@ -51,7 +51,7 @@ impl Page {
         let mut services: Vec<&Arc<Service>> = snapshot.services().collect();
         services.sort_unstable_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         let routes = services.into_iter().flat_map(|service| {
-            let route = move |at| proxy.routes.find(service, at);
+            let route = move |at| proxy.routes.find(service, at, Side::Gateway);
             (0..service.ports.len()).filter_map(route)
         });
         let routes: Vec<(String, Route)> = routes.map(|route| (labels(&route), route)).collect();

@@ -8,6 +8,7 @@ use coracle_discovery::{Backend, Protocol, Routing, Service};
 
 use super::{Filter, Page, Tapping};
 use crate::Proxy;
+use crate::routes::Side;
 
 /// A Service as this node sees it.
 #[derive(Debug)]
@@ -73,7 +74,9 @@ impl Rule {
         let rule = routing.routes.find(host, path)?;
         let backend = match &rule.backend {
             Backend::Service { key, port } => Ok((key.0.clone(), key.1.clone(), port.to_string())),
-            Backend::Other(what) => Err(what.to_string()),
+            Backend::Other(what) | Backend::Nobody(what) => Err(what.to_string()),
+            // No Ingress leads there.
+            Backend::Split(_) | Backend::Redirect(_) => Err("several places".to_owned()),
         };
         Some(Rule {
             ingress: rule.origin.to_string(),
@@ -101,7 +104,7 @@ impl Proxy {
     pub fn view(&self, namespace: &str, name: &str) -> Option<View> {
         let service = self.discovery.snapshot().service(namespace, name)?.clone();
         let ports = service.ports.iter().enumerate().filter_map(|(at, port)| {
-            let route = self.routes.find(&service, at)?;
+            let route = self.routes.find(&service, at, Side::Gateway)?;
             Some(Port {
                 name: port.name.clone(),
                 port: port.port,

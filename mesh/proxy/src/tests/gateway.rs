@@ -10,12 +10,12 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::world::*;
-use crate::{Certificate, Certificates, Listener, Listening, Local};
+use crate::{Certificate, Certificates, GatewayRoutes, Listener, Listening, Local, OwnPort};
 
 /// A mesh with a listener without TLS and one with.
 struct Gateway {
@@ -59,8 +59,13 @@ impl Gateway {
         let certificates = Arc::new(Certificates::new(certificate("default.invalid")));
         let (opened, mut opens) = mpsc::unbounded_channel();
         let listening: Listening = Arc::new(move |at, address| opened.send((at, address.unwrap())).unwrap());
-        let listener =
-            |tls| Listener { address: ([127, 0, 0, 1], 0).into(), bound: None, tls, routes: world.routes.clone() };
+        let listener = |tls| Listener {
+            address: ([127, 0, 0, 1], 0).into(),
+            bound: None,
+            tls,
+            routes: world.routes.clone(),
+            gateways: None,
+        };
         let listeners = vec![listener(None), listener(Some(certificates.clone()))];
         tokio::spawn(world.proxy.clone().serve(listeners, listening, world.stop.clone()));
         let (told, mut hears) = mpsc::channel(16);
@@ -464,7 +469,7 @@ async fn a_port_that_is_taken_is_tried_again() {
     let (opened, mut opens) = mpsc::unbounded_channel();
     let listening: Listening = Arc::new(move |_, address| opened.send(address.map_err(|error| error.kind())).unwrap());
     let address = taken.local_addr().unwrap();
-    let listener = Listener { address, bound: None, tls: None, routes: world.routes.clone() };
+    let listener = Listener { address, bound: None, tls: None, routes: world.routes.clone(), gateways: None };
     let serving = tokio::spawn(world.proxy.clone().serve(vec![listener], listening, world.stop.clone()));
     assert_eq!(opens.recv().await, Some(Err(std::io::ErrorKind::AddrInUse)));
     drop(taken);
@@ -496,7 +501,7 @@ async fn a_host_with_tls_waits_for_the_port_where_it_is_spoken() {
         }
     });
     let certificates = Arc::new(Certificates::new(certificate("default.invalid")));
-    let listener = |address, tls| Listener { address, bound: None, tls, routes: world.routes.clone() };
+    let listener = |address, tls| Listener { address, bound: None, tls, routes: world.routes.clone(), gateways: None };
     let listeners =
         vec![listener(([127, 0, 0, 1], 0).into(), None), listener(taken.local_addr().unwrap(), Some(certificates))];
     tokio::spawn(world.proxy.clone().serve(listeners, listening, world.stop.clone()));
@@ -558,4 +563,124 @@ async fn who_does_not_end_a_handshake_keeps_nobody_out() {
     let mut said = Vec::new();
     let _ = tokio::time::timeout(SOON, plain.read_to_end(&mut said)).await.expect("an end");
     assert!(!said.starts_with(b"HTTP"), "{said:?}");
+}
+
+/// A mesh whose definitions, class and Gateways are there: one with a listener without TLS, and one with.
+async fn with_gateways(what: Local, own: Vec<OwnPort>) -> (Gateway, u16, u16, watch::Sender<Vec<OwnPort>>) {
+    let gateway = Gateway::new(what).await;
+    let world = &gateway.world;
+    for plural in ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"] {
+        let name = format!("{plural}.gateway.networking.k8s.io");
+        world.gateway_object("customresourcedefinitions", &name, json!({}));
+    }
+    let ours = json!({"spec": {"controllerName": "coracle.dev/gateway"}});
+    world.gateway_object("gatewayclasses", "coracle", ours);
+    let (plain, secure) = (free_port().await, free_port().await);
+    let listeners = json!([{"name": "a", "port": plain, "protocol": "HTTP"},
+        {"name": "b", "port": secure, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "a"}]}}]);
+    world.gateway_object("gateways", "g", json!({"spec": {"gatewayClassName": "coracle", "listeners": listeners}}));
+    tokio::spawn(world.gateways.clone().run(world.stop.clone()));
+    let of = GatewayRoutes { routes: world.gateways.clone(), certificates: gateway.certificates.clone() };
+    let (own, hears) = watch::channel(own);
+    let failed = Box::new(|_: u16, _: &std::io::Error| {});
+    let serving = world.proxy.clone().serve_gateways([127, 0, 0, 1].into(), of, hears, failed, world.stop.clone());
+    tokio::spawn(serving);
+    let mut ports = world.proxy.gateway_ports();
+    let are_open =
+        |ports: &std::collections::BTreeMap<u16, bool>| ports.values().filter(|is_open| **is_open).count() == 2;
+    tokio::time::timeout(SOON, ports.wait_for(are_open)).await.expect("both are open").unwrap();
+    (gateway, plain, secure, own)
+}
+
+/// Rules of a route of the Gateway, known to the mesh when this returns.
+async fn routed(world: &World, name: &str, rules: Value) {
+    let mut generations = world.gateways.subscribe();
+    generations.borrow_and_update();
+    let spec = json!({"parentRefs": [{"name": "g"}], "rules": rules});
+    world.gateway_object("httproutes", name, json!({"spec": spec}));
+    tokio::time::timeout(SOON, generations.changed()).await.expect("routes are known").unwrap();
+}
+
+#[tokio::test]
+async fn a_gateway_s_port_does_what_its_routes_say() {
+    let (gateway, plain, _, _own) = with_gateways(mirror(), Vec::new()).await;
+    let world = &gateway.world;
+    let late = called(|_| async { std::future::pending().await }).1;
+    world.start(2, late);
+    world.service("late", "10.96.0.8", json!([{"port": 80}]));
+    world.ready("late", &[2], json!([{"port": 8080}]));
+    world.known("late", 1).await;
+    let to = |name: &str| json!([{"name": name, "port": 80}]);
+    let prefix = |value: &str| json!([{"path": {"type": "PathPrefix", "value": value}}]);
+    let path = json!({"type": "ReplacePrefixMatch", "replacePrefixMatch": "/b"});
+    let rules = json!([
+        {"matches": prefix("/a"), "backendRefs": to("web"), "filters": [
+            {"type": "URLRewrite", "urlRewrite": {"hostname": "inside.x", "path": path}},
+            {"type": "RequestHeaderModifier", "requestHeaderModifier":
+                {"set": [{"name": "x-one", "value": "1"}], "add": [{"name": "x-two", "value": "2"}], "remove": ["x-three"]}},
+            {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"set": [{"name": "x-back", "value": "b"}]}}]},
+        {"matches": prefix("/late"), "backendRefs": to("late"), "timeouts": {"request": "50ms"}},
+        {"matches": prefix("/missing"), "backendRefs": to("missing")},
+        {"matches": prefix("/nobody")},
+        {"matches": prefix("/odd"), "filters": [{"type": "RequestMirror", "requestMirror": {}}], "backendRefs": to("web")},
+        {"matches": prefix("/else"), "filters": [{"type": "RequestRedirect", "requestRedirect": {"scheme": "https"}}]},
+        {"matches": [{"path": {"type": "PathPrefix", "value": "/a"}, "headers": [{"name": "to", "value": "none"}]}],
+            "backendRefs": [{"name": "web", "port": 80, "weight": 0}]},
+        {"matches": prefix("/own"), "backendRefs": [{"name": "web", "port": 80, "filters": [
+            {"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "x-one", "value": "own"}]}}]}]},
+    ]);
+    routed(world, "r", rules).await;
+    for (head, status, said) in [
+        (
+            "GET /a/c?q HTTP/1.1\r\nhost: a.x\r\nx-one: 7\r\nx-two: 1\r\nx-three: 3\r\n",
+            "200",
+            vec!["/b/c?q", "x-one: 1\n", "x-two: 2\n", "host: inside.x\n", "x-back: b\r\n", "x-forwarded-host: a.x\n"],
+        ),
+        ("GET /a HTTP/1.1\r\nhost: a.x\r\nto: none\r\n", "500", vec!["its rule has no backend"]),
+        ("GET /late HTTP/1.1\r\nhost: a.x\r\n", "504", vec![]),
+        (
+            "GET /missing HTTP/1.1\r\nhost: a.x\r\n",
+            "500",
+            vec!["HTTPRoute n/r leads to service n/missing, which does not exist"],
+        ),
+        ("GET /nobody HTTP/1.1\r\nhost: a.x\r\n", "500", vec!["its rule has no backend"]),
+        ("GET /odd HTTP/1.1\r\nhost: a.x\r\n", "500", vec!["filter RequestMirror is not supported"]),
+        ("GET /else/p?q HTTP/1.1\r\nhost: a.x\r\n", "302", vec!["location: https://a.x/else/p?q\r\n"]),
+        ("GET /own HTTP/1.1\r\nhost: a.x\r\n", "200", vec!["x-one: own\n"]),
+        (
+            "GET /none HTTP/1.1\r\nhost: a.x\r\n",
+            "404",
+            vec!["no HTTPRoute has a rule for host \"a.x\" and path \"/none\""],
+        ),
+    ] {
+        let answer = exchange(&mut connect(plain).await, head, "").await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head}: {answer}");
+        said.iter().for_each(|said| assert!(answer.contains(said), "{head}: {said}: {answer}"));
+        assert!(!answer.contains("x-three"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_shows_the_certificates_of_its_listeners_and_its_ports_come_and_go() {
+    let (mut gateway, plain, secure, _own) = with_gateways(echo().1, Vec::new()).await;
+    gateway.secure.set_port(secure);
+    assert_eq!(gateway.shown("a.x").await, "default.invalid");
+    gateway.certificates.set(&secret("a"), Some(certificate("a.x")));
+    assert_eq!(gateway.shown("a.x").await, "a.x");
+    let world = &gateway.world;
+    routed(world, "r", json!([{"backendRefs": [{"name": "web", "port": 80}]}])).await;
+    let answer = exchange(&mut gateway.connect_tls("a.x", &[]).await, "GET / HTTP/1.1\r\nhost: a.x\r\n", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // The definitions go, and all with them.
+    world.delete_gateway_object("customresourcedefinitions", "gateways.gateway.networking.k8s.io");
+    let mut ports = world.proxy.gateway_ports();
+    tokio::time::timeout(SOON, ports.wait_for(|ports| ports.is_empty())).await.expect("they are closed").unwrap();
+    for port in [plain, secure] {
+        let closed = async {
+            while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(SOON, closed).await.expect("nobody listens");
+    }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_discovery::{Discovery, Ingresses, Policies, Protocol, Routing, Service, Snapshot};
+use coracle_discovery::{Discovery, Gateways, Ingresses, Policies, Protocol, Routing, Service, Snapshot};
 use coracle_policy::{Source, Workload};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
@@ -27,6 +27,9 @@ use crate::{
     Admit, Asker, Body, BoxError, Elsewhere, HttpService, Local, LocalEndpoints, NotAllowed, Place, Proxy, Purpose,
     ServiceFailure, serve_link, serve_stream,
 };
+
+/// The name of the node.
+pub const NODE: &str = "here";
 
 /// Longest wait for what must come.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -129,6 +132,10 @@ pub struct Pods {
 }
 
 impl LocalEndpoints for Pods {
+    fn node(&self) -> &str {
+        NODE
+    }
+
     fn lookup(&self, address: IpAddr, _: u16) -> Option<Local> {
         self.at.lock().unwrap().get(&address).cloned()
     }
@@ -200,7 +207,13 @@ impl LocalEndpoints for Pods {
     }
 
     fn service_failed(&self, service: &Service, failure: ServiceFailure<'_>) {
-        self.failures.lock().unwrap().push(format!("{}: {failure:?}", service.name));
+        let what = match failure {
+            ServiceFailure::Port(port, ..) => format!("port {port}"),
+            ServiceFailure::Taken(port, _, holder) => format!("port {port} is of {}", holder.name),
+            ServiceFailure::TooMany(port, _) => format!("port {port} is too many"),
+            ServiceFailure::Endpoint(at) => format!("Endpoint({at})"),
+        };
+        self.failures.lock().unwrap().push(format!("{}: {what}", service.name));
     }
 }
 
@@ -210,9 +223,12 @@ pub struct World {
     slices: Arc<Kind>,
     ingresses: Arc<Kind>,
     rules: Arc<Kind>,
+    /// Of Gateway API, by their plurals, the definitions among them.
+    gateway_kinds: HashMap<&'static str, Arc<Kind>>,
     pub policies: Policies,
     /// Followed by who asks for it.
     pub routes: Ingresses,
+    pub gateways: Gateways,
     pub discovery: Discovery,
     pub pods: Arc<Pods>,
     pub proxy: Proxy,
@@ -230,6 +246,12 @@ impl World {
         let rules = Arc::new(Kind::new("networking.k8s.io/v1", "NetworkPolicyList"));
         let namespaces = Arc::new(Kind::new("v1", "NamespaceList"));
         namespaces.put("n", json!({"metadata": {"labels": {"team": "a"}}}));
+        let gateway_kind = |plural: &'static str| (plural, Arc::new(Kind::new("gateway.networking.k8s.io/v1", "List")));
+        let plurals = ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"];
+        let gateway_kinds: HashMap<&str, Arc<Kind>> =
+            plurals.into_iter().chain(["customresourcedefinitions"]).map(gateway_kind).collect();
+        let of_gateways: Vec<(String, Arc<Kind>)> =
+            gateway_kinds.iter().map(|(plural, kind)| (format!("/{plural}"), kind.clone())).collect();
         let kinds = [
             ("/services", services.clone()),
             ("/ingresses", ingresses.clone()),
@@ -239,15 +261,17 @@ impl World {
         ];
         let rest = slices.clone();
         let api = tower::service_fn(move |request: Request<ApiBody>| {
-            let named = kinds.iter().find(|(name, _)| request.uri().path().ends_with(name));
-            let kind = named.map_or(&rest, |(_, kind)| kind);
+            let path = request.uri().path();
+            let named = kinds.iter().find(|(name, _)| path.ends_with(name)).map(|(_, kind)| kind);
+            let of_gateways = || of_gateways.iter().find(|(name, _)| path.ends_with(name)).map(|(_, kind)| kind);
+            let kind = named.or_else(of_gateways).unwrap_or(&rest);
             let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
             let answer = kind.answer(is_watch);
             async move { Ok::<_, Infallible>(answer) }
         });
         let client = kube::Client::new(api, "default");
         let (discovery, policies) = (Discovery::new(client.clone()), Policies::new(client.clone()));
-        let routes = Ingresses::new(client);
+        let (routes, gateways) = (Ingresses::new(client.clone()), Gateways::new(client));
         let pods = Arc::new(Pods { places_elsewhere: AtomicUsize::new(usize::MAX), ..Pods::default() });
         let proxy = Proxy::new(discovery.clone(), policies.clone(), pods.clone());
         let stop = CancellationToken::new();
@@ -256,7 +280,21 @@ impl World {
         let running = tokio::spawn(proxy.clone().run(Some([127, 0, 0, 1].into()), stop.clone()));
         discovery.synced().await;
         policies.synced().await;
-        World { services, slices, ingresses, rules, policies, routes, discovery, pods, proxy, stop, running }
+        World {
+            services,
+            slices,
+            ingresses,
+            rules,
+            gateway_kinds,
+            policies,
+            routes,
+            gateways,
+            discovery,
+            pods,
+            proxy,
+            stop,
+            running,
+        }
     }
 
     /// A policy of the namespace, known to the mesh when this returns; `null` takes it away.
@@ -284,6 +322,16 @@ impl World {
         self.ingresses.put(name, json!({"metadata": {"uid": name, "annotations": annotations}, "spec": spec}));
     }
 
+    /// An object of Gateway API, or a definition.
+    pub fn gateway_object(&self, plural: &str, name: &str, mut object: Value) {
+        object["metadata"]["uid"] = json!(name);
+        self.gateway_kinds[plural].put(name, object);
+    }
+
+    pub fn delete_gateway_object(&self, plural: &str, name: &str) {
+        self.gateway_kinds[plural].delete(name);
+    }
+
     /// Waits until the routes are so.
     pub async fn routed(&self, is: impl Fn(&Routing) -> bool) {
         let mut generations = self.routes.subscribe();
@@ -298,6 +346,24 @@ impl World {
     /// A Service with these ports (`{"port": …, "nodePort": …}`).
     pub fn service(&self, name: &str, cluster_ip: &str, ports: Value) {
         self.services.put(name, json!({"spec": {"clusterIP": cluster_ip, "ports": ports}}));
+    }
+
+    /// A Service with this spec, made at this second.
+    pub fn service_with(&self, name: &str, second: u8, spec: Value) {
+        let metadata = json!({"uid": name, "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")});
+        self.services.put(name, json!({"metadata": metadata, "spec": spec}));
+    }
+
+    /// Ready endpoints of a Service, `10.9.0.N`, each on a node; those that are not ready any more end.
+    pub fn placed(&self, service: &str, pods: &[(u8, &str, bool)], ports: Value) {
+        let endpoint = |(n, node, is_ready): &(u8, &str, bool)| {
+            let conditions = json!({"ready": is_ready, "serving": true, "terminating": !is_ready});
+            json!({"addresses": [pod(*n)], "nodeName": node, "conditions": conditions})
+        };
+        let endpoints: Vec<Value> = pods.iter().map(endpoint).collect();
+        let labels = json!({"labels": {"kubernetes.io/service-name": service}});
+        self.slices
+            .put(service, json!({"addressType": "IPv4", "metadata": labels, "endpoints": endpoints, "ports": ports}));
     }
 
     /// The same, of one whose pods are scaled by what is asked of it.
@@ -342,7 +408,7 @@ impl World {
     /// Waits until the mesh knows so many endpoints of the Service's first port.
     pub async fn known(&self, service: &str, endpoints: usize) {
         let is_known = |snapshot: &Snapshot| {
-            snapshot.service("n", service).is_some_and(|service| service.ports[0].endpoints.len() == endpoints)
+            snapshot.service("n", service).is_some_and(|service| service.ports[0].endpoints().len() == endpoints)
         };
         let mut generations = self.discovery.subscribe();
         let known = async {

@@ -34,33 +34,45 @@ pub(crate) use self::outbound::Trace;
 pub use self::outbound::{Chain, NoChain, Outbound, OutboundError, Timeouts};
 pub(crate) use self::outbound::{Hooks, to_wasi};
 pub(crate) use self::output::Output;
+use crate::facts::Model;
 use crate::guest::Guest;
 use crate::{Network, Protocol, Refused};
 
-/// Everything that any component may import: the worlds of commands and services of WASI 0.2 and 0.3. What a guest may
-/// not use is refused when it uses it; ordinary programs of many languages import what they never call.
-pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Guest>> {
+/// Everything that a component of this model may import: the worlds of commands and services of WASI 0.2, and those of 0.3. What a
+/// guest may not use is refused when it uses it; ordinary programs of many languages import what they never call.
+pub(crate) fn linker(engine: &wasmtime::Engine, model: Model) -> wasmtime::Result<Linker<Guest>> {
     let mut linker: Linker<Guest> = Linker::new(engine);
     linker.allow_shadowing(true);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
-    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
-    body_end::add_to_linker(&mut linker)?;
-    p2::cli::environment::add_to_linker::<_, Environment>(&mut linker, |guest| &*guest.spec)?;
-    p3::cli::environment::add_to_linker::<_, Environment>(&mut linker, |guest| &*guest.spec)?;
-    p2::sockets::tcp::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
-    p2::sockets::udp::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
-    p2::sockets::tcp_create_socket::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
-    p2::sockets::udp_create_socket::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
-    p2::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
-    p3::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
-    sockets_p3::add_to_linker(&mut linker)?;
-    names::add_to_linker(&mut linker)?;
-    files::add_to_linker(&mut linker)?;
-    files::add_p3_to_linker(&mut linker)?;
-    random::add_to_linker(&mut linker)?;
+    add_p2(&mut linker)?;
+    if model == Model::Async {
+        add_p3(&mut linker)?;
+    }
     Ok(linker)
+}
+
+fn add_p2(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    body_end::add_to_linker(linker)?;
+    p2::cli::environment::add_to_linker::<_, Environment>(linker, |guest| &*guest.spec)?;
+    p2::sockets::tcp::add_to_linker::<_, Mesh>(linker, Guest::mesh)?;
+    p2::sockets::udp::add_to_linker::<_, Mesh>(linker, Guest::mesh)?;
+    p2::sockets::tcp_create_socket::add_to_linker::<_, Mesh>(linker, Guest::mesh)?;
+    p2::sockets::udp_create_socket::add_to_linker::<_, Mesh>(linker, Guest::mesh)?;
+    p2::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(linker, Guest::mesh)?;
+    names::add_to_linker(linker)?;
+    files::add_to_linker(linker)?;
+    random::add_to_linker(linker)
+}
+
+fn add_p3(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    wasmtime_wasi::p3::add_to_linker(linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(linker)?;
+    p3::cli::environment::add_to_linker::<_, Environment>(linker, |guest| &*guest.spec)?;
+    p3::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(linker, Guest::mesh)?;
+    sockets_p3::add_to_linker(linker)?;
+    files::add_p3_to_linker(linker)?;
+    random::add_p3_to_linker(linker)
 }
 
 /// Marks the interfaces that are answered by [`MeshView`].

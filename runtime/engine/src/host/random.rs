@@ -29,6 +29,13 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
                 Ok((bytes(count),))
             },
         )?;
+    }
+    Ok(())
+}
+
+/// The same.
+pub(super) fn add_p3_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    for (interface, name) in FUNCTIONS {
         linker
             .instance(&format!("{interface}@0.3.0"))?
             .func_wrap(name, |_: StoreContextMut<'_, Guest>, (count,): (u64,)| Ok((bytes(count.min(BYTES_MAX)),)))?;

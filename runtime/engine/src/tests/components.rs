@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::{Printed, engine, soon, spec};
 use crate::cache::{Code, Known};
-use crate::facts::Facts;
+use crate::compile::{self, Bounds};
+use crate::facts::{Facts, Model};
 use crate::{Compiler, Config, Engine, Error, Exit, Phase, World};
 
 /// What becomes of text as a component.
@@ -71,6 +72,33 @@ async fn a_component_is_compiled_once_for_all_who_ask_and_for_the_next_start() {
     assert!(matches!(error, Error::Compiler { .. }) && !error.is_permanent(), "{error:?}");
 }
 
+/// What 0.3 adds to the component model costs each call, of a guest and of the host.
+#[tokio::test]
+async fn only_components_of_0_3_pay_for_what_it_adds() {
+    for (package, pays) in [("hello", false), ("probe-command", false), ("hello-p3", true), ("probe-command-p3", true)]
+    {
+        let component = super::component(package).await;
+        assert_eq!(component.wasm().get_concurrency_support(), pays, "{package}");
+    }
+}
+
+#[tokio::test]
+async fn what_uses_0_3_without_naming_it_is_compiled_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wasm, output) = (dir.path().join("a.wasm"), dir.path().join("a.part"));
+    for (text, facts) in
+        [("(component (type (future)))", "fresh async\n"), ("(component (type string))", "fresh sync\n")]
+    {
+        fs::write(&wasm, wat::parse_str(text).unwrap()).unwrap();
+        let bounds = Bounds { bytes_max: u64::MAX, time_max: std::time::Duration::MAX };
+        let functions = dir.path().join("functions");
+        let memory = engine().beside_guests();
+        compile::compile(&Compiler::InProcess, &wasm, &output, &functions, bounds, memory).await.unwrap();
+        let said = fs::read_to_string(compile::facts_beside(&output)).unwrap();
+        assert!(said.starts_with(facts), "{text}: {said:?}");
+    }
+}
+
 /// The file is read by the compiler alone: it may be as large as any, and this process is the API's.
 #[tokio::test]
 async fn what_is_known_of_a_component_is_its_compilers_word() {
@@ -96,7 +124,8 @@ async fn what_is_known_of_a_component_is_its_compilers_word() {
     let error = engine().prepare("sha256:2", &wasm).await.unwrap_err();
     assert!(matches!(error, Error::Cache { .. }), "it has not said it: {error}");
     let says = |is_reusable| {
-        let known = Known { facts: Facts { is_reusable }, code: Code::of(&fs::read(&code).unwrap()) };
+        let known =
+            Known { facts: Facts { is_reusable, model: Model::Sync }, code: Code::of(&fs::read(&code).unwrap()) };
         format!("printf '%s' '{}' > \"${{3%.part}}.facts.part\"", known.to_text())
     };
     for (facts, reuse) in [("reusable", 1_000), ("fresh", 1)] {

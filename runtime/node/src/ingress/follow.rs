@@ -295,7 +295,7 @@ impl Follower {
 }
 
 /// The certificate in a Secret.
-fn certificate(content: &Content) -> Result<Certificate, String> {
+pub(super) fn certificate(content: &Content) -> Result<Certificate, String> {
     if content.secret_type != TLS {
         return Err(format!("it is of type {:?} and not {TLS:?}", content.secret_type));
     }

@@ -1,14 +1,15 @@
 //! The node's part in serving Ingresses: listeners, certificates out of Secrets, and telling people what is wrong. Routes are
-//! discovery's, requests the proxy's.
+//! discovery's, requests the proxy's. [`gateways`] is the same for Gateways, which share the listeners where they want their ports.
 
 mod follow;
+pub mod gateways;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::{Arc, OnceLock};
 
 use coracle_discovery::{Ingresses, Routing};
-use coracle_proxy::{Certificate, Certificates, Listener, Listening};
+use coracle_proxy::{Certificate, Certificates, GatewayRoutes, Listener, Listening, OwnPort};
 use parking_lot::Mutex;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::{mpsc, watch};
@@ -45,11 +46,17 @@ enum State {
 pub struct Gateway {
     node_ip: IpAddr,
     ports: watch::Sender<Vec<Port>>,
+    /// The same as the proxy hears of them.
+    own: watch::Sender<Vec<OwnPort>>,
     /// Sockets that are open already; gone when they are served.
     sockets: Mutex<Vec<Option<TcpListener>>>,
     certificates: Arc<Certificates>,
+    /// The one for names that have none.
+    default: Certificate,
     /// Once they are served.
     routes: OnceLock<Ingresses>,
+    /// Those of Gateway API.
+    pub gateways: gateways::Served,
 }
 
 impl Gateway {
@@ -69,15 +76,24 @@ impl Gateway {
             ports.push(Port { address, has_tls, state: State::Untried });
             sockets.push(socket);
         }
-        let certificates = Arc::new(Certificates::new(default_certificate()?));
+        let default = default_certificate()?;
+        let certificates = Arc::new(Certificates::new(default.clone()));
         let node_ip = config.node_ip;
         Ok(Self {
             node_ip,
+            own: watch::Sender::new(ports.iter().map(Port::own).collect()),
             ports: watch::Sender::new(ports),
             sockets: Mutex::new(sockets),
             certificates,
+            default,
             routes: OnceLock::new(),
+            gateways: gateways::Served::default(),
         })
+    }
+
+    /// The ports as the proxy hears of them.
+    pub fn own_ports(&self) -> watch::Receiver<Vec<OwnPort>> {
+        self.own.subscribe()
     }
 
     /// Tells when a port is open, or is not any more.
@@ -116,7 +132,7 @@ impl Gateway {
         self.routes.get().map(Ingresses::routing).unwrap_or_default()
     }
 
-    fn listeners(&self, routes: &Ingresses) -> Vec<Listener> {
+    fn listeners(&self, routes: &Ingresses, gateways: &GatewayRoutes) -> Vec<Listener> {
         let ports = self.ports.borrow();
         let sockets = std::mem::take(&mut *self.sockets.lock());
         let listener = |(port, bound): (&Port, Option<TcpListener>)| Listener {
@@ -124,13 +140,14 @@ impl Gateway {
             bound,
             tls: port.has_tls.then(|| self.certificates.clone()),
             routes: routes.clone(),
+            gateways: Some(gateways.clone()),
         };
         ports.iter().zip(sockets).map(listener).collect()
     }
 
     /// Notes what has become of a port; says whether it was another before.
     fn set(&self, at: usize, opened: Result<SocketAddr, &io::Error>) -> bool {
-        self.ports.send_if_modified(|ports| {
+        let is_new = self.ports.send_if_modified(|ports| {
             let Some(port) = ports.get_mut(at) else { return false };
             let before = port.clone();
             match opened {
@@ -138,7 +155,22 @@ impl Gateway {
                 Err(_) => port.state = State::Taken,
             }
             *port != before
-        })
+        });
+        if is_new {
+            self.own.send_replace(self.ports.borrow().iter().map(Port::own).collect());
+        }
+        is_new
+    }
+}
+
+impl Port {
+    fn own(&self) -> OwnPort {
+        let is_open = match self.state {
+            State::Untried => None,
+            State::Open => Some(true),
+            State::Taken => Some(false),
+        };
+        OwnPort { address: self.address, has_tls: self.has_tls, is_open }
     }
 }
 
@@ -179,7 +211,8 @@ pub fn run(context: &Arc<Context>, until: &dyn Fn(&'static str) -> CancellationT
     context.tasks.spawn(follower.run(hears, until("ingress certificates")));
     context.tasks.spawn(ingresses.clone().run(told, until("ingresses")));
     let _ = gateway.routes.set(ingresses.clone());
-    let listeners = gateway.listeners(&ingresses);
+    let gateways = gateways::run(context, gateway.default.clone(), until);
+    let listeners = gateway.listeners(&ingresses, &gateways);
     let telling = context.clone();
     let listening: Listening = Arc::new(move |at, opened| {
         let address = telling.gateway.ports.borrow().get(at).map(|port| port.address);

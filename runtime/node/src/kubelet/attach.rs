@@ -1,8 +1,8 @@
 //! `/attach`: what a container prints, from its beginning to its end; and the connection that [`exec`](super::exec) has, too.
 //!
 //! Two forms: numbered channels of a WebSocket (kubectl), and SPDY/3.1 streams (older clients). What a container prints is what its
-//! log has, so that nothing of a short life is missed. What a container was started with reads no input: what is typed is dropped, and
-//! said so once, because `kubectl run -i` always brings its input along.
+//! log has, so that nothing of a short life is missed. What is typed goes to a container with `stdin`, from everybody who is attached;
+//! elsewhere it is dropped, and that is said once. A client that asks for a terminal has one of its own ([`Input`]); the container has none.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
+use coracle_engine::Pipe;
 use futures::StreamExt as _;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -21,13 +22,14 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::exec::Execution;
+use super::input::Input;
 use super::places::{Place, hold};
 use super::traffic::{IDLE_MAX, PARTING_MAX, STREAMS_WAIT};
 use super::upgrade::{self, Channels, Over, Wanted, WebSocket};
-use super::{refusal, spdy};
+use super::{refusal, spdy, terminal};
 use crate::logs::{self, Options};
 use crate::pod::core::{self, State as ContainerState};
-use crate::pod::{Pods, Slot};
+use crate::pod::{Handle, Pods, Slot, Stdin};
 
 /// Subprotocols, the newest first. `v5` can close a single channel ([`CLOSE`]), which is how input ends; the last says how it went only
 /// where it went wrong, and then in words.
@@ -45,8 +47,8 @@ const CHUNKS_MAX: usize = 4;
 /// Streams that a client opens: error, stdin, stdout, stderr, resize.
 const STREAMS_MAX: usize = 5;
 const NO_INPUT: &[u8] =
-    b"coracle: what a container was started with has no standard input; what is typed is dropped (kubectl exec -i \
-    runs it once more, with one)\r\n";
+    b"coracle: the container has no standard input, or none any more; what is typed is dropped (a command has one with \
+    stdin: true, and kubectl exec -i runs it once more, with one)\r\n";
 
 /// What a client wants to see.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -93,20 +95,27 @@ impl Shown {
 
     /// Whether anybody reads what the client says.
     fn takes_input(&self) -> bool {
-        matches!(self, Shown::Command(_))
+        match self {
+            Shown::Log(output) => output.typing.as_ref().is_some_and(|typing| !typing.stdin.is_over()),
+            Shown::Command(_) => true,
+        }
     }
 
     /// Takes what the client says; returns when there is room for more.
     async fn typed(&self, bytes: &[u8]) {
-        if let Shown::Command(execution) = self {
-            execution.typed(bytes).await;
+        match self {
+            Shown::Log(Output { typing: Some(typing), .. }) => typing.typed(bytes).await,
+            Shown::Log(_) => {}
+            Shown::Command(execution) => execution.typed(bytes).await,
         }
     }
 
     /// The client says no more.
     fn typed_all(&self) {
-        if let Shown::Command(execution) = self {
-            execution.typed_all();
+        match self {
+            Shown::Log(Output { typing: Some(typing), .. }) => typing.stdin.leave(),
+            Shown::Log(_) => {}
+            Shown::Command(execution) => execution.typed_all(),
         }
     }
 
@@ -134,11 +143,67 @@ pub(super) struct Output {
     slot: Arc<Slot>,
     container: core::Index,
     name: String,
+    is_terminal: bool,
+    typing: Option<Typing>,
+}
+
+/// What a client says to a container.
+struct Typing {
+    stdin: Arc<Stdin>,
+    input: Input,
+    /// What its terminal shows of it.
+    echo: Pipe,
+    handle: Handle,
+}
+
+impl Typing {
+    async fn typed(&self, bytes: &[u8]) {
+        if self.stdin.is_over() {
+            return;
+        }
+        if self.input.typed(bytes, Some(&self.echo)).await
+            && let Handle::Command(command) = &self.handle
+        {
+            command.kill();
+        }
+    }
+}
+
+impl Drop for Typing {
+    fn drop(&mut self) {
+        self.stdin.leave();
+    }
 }
 
 impl Output {
     /// Sends what is printed on `stream` to its end.
     async fn copy(&self, stream: &'static str, out: mpsc::Sender<Bytes>) {
+        let echo = self.typing.as_ref().filter(|_| stream == "stdout").map(|typing| &typing.echo);
+        let (sender, mut printed) = mpsc::channel::<Bytes>(CHUNKS_MAX);
+        let shown = out.clone();
+        let showing = async {
+            while let Some(bytes) = printed.recv().await {
+                let bytes = if self.is_terminal { terminal::shown(&bytes).into() } else { bytes };
+                if shown.send(bytes).await.is_err() {
+                    break;
+                }
+            }
+            // The log is left, too.
+            drop(printed);
+            if let Some(echo) = echo {
+                echo.end();
+            }
+        };
+        let echoing = async {
+            while let Some(echo) = echo
+                && let Some(bytes) = echo.read().await
+                && out.send(terminal::shown(&bytes).into()).await.is_ok()
+            {}
+        };
+        tokio::join!(self.read(stream, sender), showing, echoing);
+    }
+
+    async fn read(&self, stream: &'static str, out: mpsc::Sender<Bytes>) {
         let run = self.slot.with_core(|core| core.containers().get(self.container).map(|container| container.run));
         let Some(run) = run else { return };
         let dir = logs::pod_dir(&self.pods.context.logs_dir, &self.slot.namespace, &self.slot.name, &self.slot.uid);
@@ -162,7 +227,7 @@ pub async fn any(
         return refusal(StatusCode::NOT_FOUND, format!("pod does not exist: {name:?}"));
     };
     let object = slot.pod();
-    let Some(index) = core::specs(&object).position(|spec| spec.name == container) else {
+    let Some(index) = core::all_specs(&object).position(|spec| spec.name == container) else {
         return refusal(StatusCode::NOT_FOUND, format!("container not found ({container:?})"));
     };
     let has_run = slot.with_core(|core| {
@@ -175,8 +240,16 @@ pub async fn any(
     if !has_run {
         return refusal(StatusCode::BAD_REQUEST, format!("container {container} is not running"));
     }
-    let output = Output { pods, slot, container: index, name: container.to_owned() };
-    converse(request, async |_| Ok(Shown::Log(output))).await
+    let name = container.to_owned();
+    converse(request, async |wishes| {
+        let stdin = slot.stdin(index).filter(|(stdin, _)| wishes.stdin && !stdin.is_over());
+        let typing = stdin.map(|(stdin, handle)| {
+            let (input, echo) = (Input::new(stdin.pipe.clone(), wishes.tty), Pipe::default());
+            Typing { stdin, input, echo, handle }
+        });
+        Ok(Shown::Log(Output { pods, slot, container: index, name, is_terminal: wishes.tty, typing }))
+    })
+    .await
 }
 
 /// Agrees on a protocol, begins what is shown, and has the connection carry it.

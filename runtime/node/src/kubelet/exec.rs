@@ -2,7 +2,7 @@
 //!
 //! A component starts no other program, but it can be started with other arguments: in the container's directories, its network and its
 //! environment, and on its account of memory and CPU. Programs that are several in one go by their first argument. It reads what the
-//! client says, through a [`terminal`] if the client asks for one. The connection is that of [`super::attach`].
+//! client says, through a [`terminal`](super::terminal) if the client asks for one. The connection is that of [`super::attach`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,13 +13,12 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
 use coracle_engine::{Command, Discard, Invocation, Pipe, Sink};
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::attach::{self, Shown, Wishes};
-use super::refusal;
-use super::terminal::{self, Terminal};
+use super::input::Input;
+use super::{refusal, terminal};
 use crate::pod::Pods;
 use crate::pod::core;
 
@@ -30,11 +29,10 @@ const INTERRUPTED: i32 = 130;
 /// command that is slow to read.
 pub(super) struct Execution {
     command: Command,
-    stdin: Option<Pipe>,
+    stdin: Option<Input>,
     stdout: Option<Pipe>,
     stderr: Option<Pipe>,
-    /// Between the client and both of them.
-    terminal: Option<Mutex<Terminal>>,
+    is_terminal: bool,
     is_interrupted: AtomicBool,
 }
 
@@ -57,28 +55,15 @@ impl Execution {
             is_probe: false,
         };
         let command = beside.beside(invocation).await?;
-        let terminal = wishes.tty.then(Mutex::default);
-        Ok(Execution { command, stdin, stdout, stderr, terminal, is_interrupted: AtomicBool::new(false) })
+        let stdin = stdin.map(|pipe| Input::new(pipe, wishes.tty));
+        let is_interrupted = AtomicBool::new(false);
+        Ok(Execution { command, stdin, stdout, stderr, is_terminal: wishes.tty, is_interrupted })
     }
 
     /// Takes what the client says; returns when the command has room for more.
     pub(super) async fn typed(&self, bytes: &[u8]) {
         let Some(stdin) = &self.stdin else { return };
-        let Some(terminal) = &self.terminal else {
-            stdin.write_all(bytes).await;
-            return;
-        };
-        // A terminal does not wait for who reads, or nobody could interrupt him. Nobody else takes of this room.
-        let typed = terminal.lock().typed(bytes, stdin.room());
-        // Shown before there is an answer.
-        if let Some(stdout) = &self.stdout {
-            stdout.write(&typed.echo[..typed.echo.len().min(stdout.room())]);
-        }
-        stdin.write(&typed.input);
-        if typed.is_end {
-            stdin.end();
-        }
-        if typed.is_interrupted {
+        if stdin.typed(bytes, self.stdout.as_ref()).await {
             self.is_interrupted.store(true, Relaxed);
             self.command.kill();
         }
@@ -100,7 +85,7 @@ impl Execution {
         };
         let copying = async move {
             while let Some(bytes) = pipe.read().await {
-                let bytes = if self.terminal.is_some() { terminal::shown(&bytes).into() } else { bytes };
+                let bytes = if self.is_terminal { terminal::shown(&bytes).into() } else { bytes };
                 if out.send(bytes).await.is_err() {
                     // The client wants no more of this stream.
                     return pipe.abandon();
@@ -150,7 +135,7 @@ pub async fn any(
     let Some(slot) = slot else {
         return refusal(StatusCode::NOT_FOUND, format!("pod does not exist: {name:?}"));
     };
-    if !core::specs(&slot.pod()).any(|spec| spec.name == container) {
+    if !core::all_specs(&slot.pod()).any(|spec| spec.name == container) {
         return refusal(StatusCode::NOT_FOUND, format!("container not found ({container:?})"));
     }
     let running = slot.running().into_iter().find(|(name, ..)| **name == *container);

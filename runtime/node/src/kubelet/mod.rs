@@ -8,6 +8,7 @@ mod channels;
 mod demand;
 mod exec;
 mod figures;
+mod input;
 mod link;
 mod logs;
 mod mesh;

@@ -404,7 +404,7 @@ fn classify(error: coracle_proxy::Error) -> OutboundError {
     match error {
         Error::NotInCluster(name) => OutboundError::Name(name),
         Error::NoPort { .. } | Error::NoPod(_) | Error::NotAllowed(_) => OutboundError::Refused,
-        Error::NoEndpoints { .. } | Error::Crowded { .. } => OutboundError::Unavailable,
+        Error::NoEndpoints { .. } | Error::NoneHere { .. } | Error::Crowded { .. } => OutboundError::Unavailable,
         Error::Forbidden { .. } => OutboundError::Denied,
         Error::NoAuthority | Error::Scheme(_) | Error::Malformed(_) => OutboundError::Protocol(error.into()),
         Error::Late | Error::Asleep { .. } => OutboundError::Timeout,

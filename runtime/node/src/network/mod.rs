@@ -161,7 +161,7 @@ impl Network {
 
 /// Whether one of the Service's endpoints is there.
 fn leads_to(service: &Service, actual: SocketAddr) -> bool {
-    let mut endpoints = service.ports.iter().flat_map(|port| port.endpoints.iter());
+    let mut endpoints = service.ports.iter().flat_map(|port| port.endpoints().iter());
     endpoints.any(|endpoint| endpoint.address == actual.ip() && endpoint.port == actual.port())
 }
 

@@ -169,6 +169,11 @@ impl Peers {
         Peers { own: own.to_owned(), tls, known: RwLock::default() }
     }
 
+    /// The name of this node.
+    pub fn own(&self) -> &str {
+        &self.own
+    }
+
     /// Follows which nodes there are, until `stop`.
     pub async fn run(self: Arc<Peers>, client: kube::Client, stop: CancellationToken) {
         if self.tls.is_none() {

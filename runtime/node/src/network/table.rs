@@ -47,12 +47,8 @@ impl Drop for Entry {
     }
 }
 
-/// A failure, so that it is told once.
-#[derive(PartialEq, Eq, Hash)]
-enum Told {
-    NodePort(u16),
-    Endpoint(Arc<str>, Arc<str>, SocketAddr),
-}
+/// A Service, and an endpoint of it that leads to where none may, so that it is told once.
+type Forbidden = (Arc<str>, Arc<str>, SocketAddr);
 
 /// Pods by their addresses.
 pub struct Table {
@@ -60,7 +56,7 @@ pub struct Table {
     /// Ports below this are shifted by [`SHIFT`] at the twin.
     shifted_below: u16,
     entries: RwLock<HashMap<IpAddr, Entry>>,
-    told: Mutex<HashSet<Told>>,
+    told: Mutex<HashSet<Forbidden>>,
     service_failed: ServiceFailed,
     /// What no pod may reach, and nothing that pods can say.
     pub gate: Arc<Gate>,
@@ -220,6 +216,10 @@ impl Table {
 }
 
 impl LocalEndpoints for Table {
+    fn node(&self) -> &str {
+        self.peers.get().map_or("", |peers| peers.own())
+    }
+
     fn lookup(&self, address: IpAddr, port: u16) -> Option<Local> {
         let entries = self.entries.read();
         let entry = entries.get(&address)?;
@@ -289,19 +289,17 @@ impl LocalEndpoints for Table {
     }
 
     fn service_failed(&self, service: &Service, failure: ServiceFailure<'_>) {
-        let what = match failure {
-            ServiceFailure::NodePort(port, _) => Told::NodePort(port),
-            ServiceFailure::Endpoint(at) => Told::Endpoint(service.namespace.clone(), service.name.clone(), at),
-        };
-        let mut told = self.told.lock();
-        if told.len() >= TOLD_MAX {
-            told.clear();
+        // Every request meets the same endpoint; of ports the proxy tells once.
+        if let ServiceFailure::Endpoint(at) = failure {
+            let mut told = self.told.lock();
+            if told.len() >= TOLD_MAX {
+                told.clear();
+            }
+            if !told.insert((service.namespace.clone(), service.name.clone(), at)) {
+                return;
+            }
         }
-        let is_new = told.insert(what);
-        drop(told);
-        if is_new {
-            (self.service_failed)(service, failure);
-        }
+        (self.service_failed)(service, failure);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whether the node takes a pod that was bound to it. The scheduler has counted before; what is bound by name passes it
 //! by, and two may have counted at once. What the node has not is refused as the kubelet does
-//! (`pkg/kubelet/lifecycle/predicate.go`): the pod fails and says `OutOf…`.
+//! (`pkg/kubelet/lifecycle/predicate.go`): the pod fails and says `OutOf…`, or `NodePorts` for a port of the node that another pod has.
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use parking_lot::Mutex;
@@ -8,19 +8,48 @@ use parking_lot::Mutex;
 use crate::machine::Machine;
 use crate::quantity;
 
-/// Reasons of pods that were refused; one for each of [`NAMES`].
-pub const REASONS: [&str; 4] = ["OutOfcpu", "OutOfmemory", "OutOfephemeral-storage", "OutOfpods"];
+/// Reasons of pods that were refused: one for each of [`NAMES`], then [`PORTS`].
+pub const REASONS: [&str; 5] = ["OutOfcpu", "OutOfmemory", "OutOfephemeral-storage", "OutOfpods", PORTS];
+
+/// A port of the node is taken.
+const PORTS: &str = "NodePorts";
 
 /// What is counted, as resources of Kubernetes are called, and their order in [`Amounts`].
 const NAMES: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pods"];
 
 /// Thousandths of CPUs, bytes of memory, bytes of storage, pods.
-pub type Amounts = [u64; 4];
+type Amounts = [u64; 4];
+
+/// A port of the node that a pod has for itself: nobody opens it here, and as with a kubelet no other pod has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    number: i32,
+    protocol: String,
+    /// Empty for every address.
+    address: String,
+}
+
+impl HostPort {
+    /// The same port of the same protocol, at one address or at all of them.
+    fn conflicts(&self, other: &Self) -> bool {
+        let is_everywhere = self.address.is_empty() || other.address.is_empty();
+        self.number == other.number
+            && self.protocol == other.protocol
+            && (is_everywhere || self.address == other.address)
+    }
+}
+
+/// What a pod asks for of its node.
+#[derive(Debug, Default)]
+pub struct Requested {
+    amounts: Amounts,
+    ports: Vec<HostPort>,
+}
 
 /// What the node's pods have been promised.
 pub struct Room {
     allocatable: Amounts,
-    used: Mutex<Amounts>,
+    used: Mutex<Requested>,
 }
 
 /// Why a pod is refused.
@@ -40,10 +69,10 @@ impl Room {
     }
 
     /// Promises a pod what it asks for, if all of it is there.
-    pub fn take(&self, requested: &Amounts) -> Result<(), Refusal> {
+    pub fn take(&self, requested: &Requested) -> Result<(), Refusal> {
         let mut used = self.used.lock();
         for (kind, name) in NAMES.iter().enumerate() {
-            let (wants, used, capacity) = (requested[kind], used[kind], self.allocatable[kind]);
+            let (wants, used, capacity) = (requested.amounts[kind], used.amounts[kind], self.allocatable[kind]);
             if wants > 0 && used.saturating_add(wants) > capacity {
                 let message = format!(
                     "Pod was rejected: Node didn't have enough resource: {name}, requested: {wants}, used: {used}, \
@@ -52,27 +81,59 @@ impl Room {
                 return Err(Refusal { reason: REASONS[kind], message });
             }
         }
-        *used = std::array::from_fn(|kind| used[kind].saturating_add(requested[kind]));
+        let is_taken = |port: &HostPort| used.ports.iter().any(|other| other.conflicts(port));
+        if requested.ports.iter().any(is_taken) {
+            let message = "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+            return Err(Refusal { reason: PORTS, message: message.to_owned() });
+        }
+        used.add(requested);
         Ok(())
     }
 
     /// Promises it to a pod that ran here before, whatever is there.
-    pub fn take_up(&self, requested: &Amounts) {
-        let mut used = self.used.lock();
-        *used = std::array::from_fn(|kind| used[kind].saturating_add(requested[kind]));
+    pub fn take_up(&self, requested: &Requested) {
+        self.used.lock().add(requested);
     }
 
     /// Takes back what a pod was promised.
-    pub fn give_back(&self, requested: &Amounts) {
+    pub fn give_back(&self, requested: &Requested) {
         let mut used = self.used.lock();
-        *used = std::array::from_fn(|kind| used[kind].saturating_sub(requested[kind]));
+        used.amounts = std::array::from_fn(|kind| used.amounts[kind].saturating_sub(requested.amounts[kind]));
+        for port in &requested.ports {
+            if let Some(at) = used.ports.iter().position(|other| other == port) {
+                used.ports.swap_remove(at);
+            }
+        }
+    }
+}
+
+impl Requested {
+    fn add(&mut self, other: &Requested) {
+        self.amounts = std::array::from_fn(|kind| self.amounts[kind].saturating_add(other.amounts[kind]));
+        self.ports.extend_from_slice(&other.ports);
     }
 }
 
 /// What a pod asks for: the most that it needs at a time. Sidecars run beside all that come after them, other init
 /// containers one after another (`k8s.io/component-helpers/resource`, `PodRequests`).
-pub fn requested(pod: &Pod) -> Amounts {
-    std::array::from_fn(|kind| if NAMES[kind] == "pods" { 1 } else { requested_of(pod, NAMES[kind]) })
+pub fn requested(pod: &Pod) -> Requested {
+    let amounts = std::array::from_fn(|kind| if NAMES[kind] == "pods" { 1 } else { requested_of(pod, NAMES[kind]) });
+    Requested { amounts, ports: host_ports(pod) }
+}
+
+/// The ports of the node that are for the pod's ordinary containers and its sidecars.
+fn host_ports(pod: &Pod) -> Vec<HostPort> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let sidecars =
+        spec.init_containers.iter().flatten().filter(|init| init.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    let ports = ports.filter_map(|port| {
+        let address = port.host_ip.clone().filter(|address| address != "0.0.0.0" && address != "::");
+        let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+        let number = port.host_port.filter(|number| *number > 0)?;
+        Some(HostPort { number, protocol, address: address.unwrap_or_default() })
+    });
+    ports.collect()
 }
 
 fn requested_of(pod: &Pod, name: &str) -> u64 {
@@ -149,7 +210,7 @@ mod tests {
             ),
             (json!({"containers": [{"name": "a", "resources": wants("8E")}]}), u64::MAX, 1024),
         ] {
-            assert_eq!(requested(&pod(spec.clone())), [cpu, memory, 0, 1], "{spec}");
+            assert_eq!(requested(&pod(spec.clone())).amounts, [cpu, memory, 0, 1], "{spec}");
         }
     }
 
@@ -157,15 +218,45 @@ mod tests {
     fn what_is_not_there_is_refused_and_what_is_given_back_is_there() {
         let machine = Machine { cpu_millis: 1000, memory_bytes: 1 << 30, storage_bytes: 0, pods: 2 };
         let room = Room::of(&machine);
-        room.take(&[600, 0, 0, 1]).unwrap();
-        let refusal = room.take(&[500, 0, 0, 1]).unwrap_err();
+        let take = |amounts| room.take(&Requested { amounts, ..Requested::default() });
+        take([600, 0, 0, 1]).unwrap();
+        let refusal = take([500, 0, 0, 1]).unwrap_err();
         assert_eq!(refusal.reason, "OutOfcpu");
         assert!(refusal.message.ends_with("cpu, requested: 500, used: 600, capacity: 1000"), "{}", refusal.message);
-        assert_eq!(room.take(&[0, 2 << 30, 0, 1]).unwrap_err().reason, "OutOfmemory");
-        assert_eq!(room.take(&[u64::MAX, 0, 0, 1]).unwrap_err().reason, "OutOfcpu");
-        room.give_back(&[600, 0, 0, 1]);
-        room.take(&[500, 0, 0, 1]).unwrap();
-        room.take(&[500, 0, 0, 1]).unwrap();
-        assert_eq!(room.take(&[0, 0, 0, 1]).unwrap_err().reason, "OutOfpods");
+        assert_eq!(take([0, 2 << 30, 0, 1]).unwrap_err().reason, "OutOfmemory");
+        assert_eq!(take([u64::MAX, 0, 0, 1]).unwrap_err().reason, "OutOfcpu");
+        room.give_back(&Requested { amounts: [600, 0, 0, 1], ..Requested::default() });
+        take([500, 0, 0, 1]).unwrap();
+        take([500, 0, 0, 1]).unwrap();
+        assert_eq!(take([0, 0, 0, 1]).unwrap_err().reason, "OutOfpods");
+    }
+
+    #[test]
+    fn a_port_of_the_node_is_one_pods() {
+        let room = Room::of(&Machine { cpu_millis: 1000, memory_bytes: 1 << 30, storage_bytes: 0, pods: 9 });
+        let with = |port: serde_json::Value| requested(&pod(json!({"containers": [{"name": "a", "ports": [port]}]})));
+        let first = with(json!({"containerPort": 1, "hostPort": 80, "hostIP": "127.0.0.1"}));
+        room.take(&first).unwrap();
+        for (port, is_free) in [
+            (json!({"containerPort": 80}), true),
+            (json!({"containerPort": 1, "hostPort": 81}), true),
+            (json!({"containerPort": 1, "hostPort": 80, "hostIP": "127.0.0.2"}), true),
+            (json!({"containerPort": 1, "hostPort": 80, "protocol": "UDP"}), true),
+            (json!({"containerPort": 2, "hostPort": 80, "hostIP": "127.0.0.1"}), false),
+            (json!({"containerPort": 1, "hostPort": 80}), false),
+            (json!({"containerPort": 1, "hostPort": 80, "hostIP": "0.0.0.0", "protocol": "TCP"}), false),
+        ] {
+            let asked = with(port.clone());
+            assert_eq!(
+                room.take(&asked).map_err(|refusal| refusal.reason),
+                is_free.then_some(()).ok_or(PORTS),
+                "{port}"
+            );
+            if is_free {
+                room.give_back(&asked);
+            }
+        }
+        room.give_back(&first);
+        room.take(&with(json!({"containerPort": 1, "hostPort": 80}))).unwrap();
     }
 }

@@ -7,7 +7,7 @@ use coracle_policy::Workload;
 use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 
-use super::core::{Command, Index, Input};
+use super::core::{Command, Input, list_of};
 use super::slot::{Container, Slot, State};
 use super::supported;
 use super::table::{Alarm, Pods};
@@ -42,11 +42,8 @@ impl Pods {
             }
             Command::Event { container, warning, reason, message } => {
                 let name = container.and_then(|index| state.core.containers().get(index));
-                let is_init = container.is_some_and(|index| is_init(state.core.pod(), index));
-                let path = name.map(|container| {
-                    let list = if is_init { "initContainers" } else { "containers" };
-                    format!("spec.{list}{{{}}}", container.name)
-                });
+                let list = container.map(|index| list_of(state.core.pod(), index));
+                let path = list.zip(name).map(|(list, container)| format!("spec.{list}{{{}}}", container.name));
                 self.event(slot, path, warning, reason, message);
                 None
             }
@@ -205,10 +202,4 @@ impl Pods {
             files.map(|files| crate::beneath::remove_tree(&files))
         });
     }
-}
-
-/// Whether a container of this index is an init container.
-pub(super) fn is_init(pod: &Pod, index: Index) -> bool {
-    let init = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
-    index < init.map_or(0, Vec::len)
 }

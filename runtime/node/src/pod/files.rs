@@ -15,16 +15,17 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, Volume, VolumeMount};
 use tokio_util::sync::CancellationToken;
 
-use super::core::{Index, Run, specs};
+use super::core::{Index, Run, all_specs};
 use super::slot::Slot;
 use super::table::{Alarm, Pods};
 use crate::beneath;
+use crate::certificates;
 use crate::downward::Downward;
 use crate::env::{Contents, expand};
 use crate::objects::{Content, ObjectKey, ReadError};
 use crate::tokens::{self, Token};
 use crate::volumes::kept::{self, Held};
-use crate::volumes::{self, Access, COPIED_BYTES_MAX, Sources, TokenRequest};
+use crate::volumes::{self, Access, COPIED_BYTES_MAX, CertificateRequest, Sources, TokenRequest};
 
 /// Volumes that admission adds for the service account are called so.
 const CREDENTIALS_PREFIX: &str = "kube-api-access-";
@@ -39,6 +40,8 @@ pub(crate) const VOLUMES_DIR: &str = "volumes";
 const SUB_PATH_BYTES_MAX: usize = 4096;
 /// Tokens that one pod may have: each is asked for anew all its life.
 const TOKENS_MAX: usize = 100;
+/// Certificates that one pod may have.
+const CERTIFICATES_MAX: usize = 100;
 /// After a failed refresh of a token.
 const TOKEN_RETRY: Duration = Duration::from_secs(30);
 
@@ -50,6 +53,8 @@ pub struct Written {
     kept: HashMap<String, Held>,
     /// With the moment on the wall clock from which another is wanted: tokens run out by that clock.
     tokens: HashMap<TokenRequest, (Token, Timestamp)>,
+    /// Its certificates, those that it waits for among them.
+    certificates: HashMap<CertificateRequest, Option<certificates::State>>,
 }
 
 /// The directories of a container.
@@ -125,7 +130,7 @@ impl Pods {
         component: &Component,
         env: &[(String, String)],
     ) -> Result<Mounts, MountFailed> {
-        let Some(spec) = specs(pod).nth(container.0) else { return Ok(Mounts::default()) };
+        let Some(spec) = all_specs(pod).nth(container.0) else { return Ok(Mounts::default()) };
         let imports = |prefix: &str| component.imports().iter().any(|import| import.starts_with(prefix));
         if !imports("wasi:filesystem/") {
             return Ok(Mounts::default());
@@ -160,7 +165,7 @@ impl Pods {
             let access = if volume.empty_dir.is_some() { Access::Guests } else { Access::Node };
             places.insert(volume.name.clone(), (volume_dir(&own, &volume.name), access));
         }
-        let mut spec = spec.clone();
+        let mut spec = spec.into_owned();
         if let Some(mounts) = &mut spec.volume_mounts {
             mounts.retain(|mount| !skipped.contains(&mount.name));
         }
@@ -258,9 +263,12 @@ impl Pods {
         for wanted in volumes::tokens(volume) {
             self.token(slot, pod, wanted, written).await?;
         }
+        for wanted in volumes::certificates(volume) {
+            self.certificate(slot, pod, wanted, written).await?;
+        }
         let address = slot.address().ok_or_else(|| "the pod has no address any more".to_owned())?;
         let payload = {
-            let tokens = &written.tokens;
+            let (tokens, certificates) = (&written.tokens, &written.certificates);
             let sources = Sources {
                 contents: &contents,
                 downward: Downward {
@@ -270,6 +278,10 @@ impl Pods {
                     allocatable: &self.context.allocatable,
                 },
                 tokens: &|wanted| tokens.get(wanted).map(|(token, _)| token.text.clone()),
+                certificates: &|wanted| match certificates.get(wanted) {
+                    Some(Some(certificates::State::Issued { credential, .. })) => Some(credential.clone()),
+                    _ => None,
+                },
             };
             volumes::payload(pod, volume, &sources).map_err(|error| error.to_string())?
         };
@@ -317,9 +329,33 @@ impl Pods {
         Ok(())
     }
 
-    /// A pod has one timer for all its tokens.
+    /// Has a certificate that will still live for a while.
+    async fn certificate(
+        &self,
+        slot: &Slot,
+        pod: &Pod,
+        wanted: CertificateRequest,
+        written: &mut Written,
+    ) -> Result<(), String> {
+        let now = self.context.wall.now();
+        if written.certificates.len() >= CERTIFICATES_MAX && !written.certificates.contains_key(&wanted) {
+            return Err(format!("the pod asks for more than {CERTIFICATES_MAX} certificates"));
+        }
+        let state = written.certificates.entry(wanted.clone()).or_default();
+        let (client, node) = (&self.context.client, self.context.config.name.as_str());
+        let provided = certificates::provide(client, node, pod, &wanted, state, now).await;
+        self.wake_for_tokens(slot, written, now);
+        provided.map_err(|error| super::start::chain(&error))
+    }
+
+    /// A pod has one timer for all its tokens and certificates.
     fn wake_for_tokens(&self, slot: &Slot, written: &Written, now: Timestamp) {
-        if let Some(left) = until_first(written.tokens.values().map(|(_, refresh_at)| *refresh_at), now) {
+        let certificates = written.certificates.values().filter_map(|state| match state {
+            Some(certificates::State::Issued { refresh_at, .. }) => Some(*refresh_at),
+            _ => None,
+        });
+        let moments = written.tokens.values().map(|(_, refresh_at)| *refresh_at).chain(certificates);
+        if let Some(left) = until_first(moments, now) {
             self.timers.set((slot.uid.clone(), Alarm::Tokens), left);
         }
     }
@@ -335,7 +371,7 @@ fn until_first(moments: impl Iterator<Item = Timestamp>, now: Timestamp) -> Opti
 fn mounted(pod: &Pod) -> impl Iterator<Item = &Volume> {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     volumes.iter().filter(|volume| {
-        specs(pod).any(|container| container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name))
+        all_specs(pod).any(|container| container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name))
     })
 }
 

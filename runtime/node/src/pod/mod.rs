@@ -29,5 +29,6 @@ mod table;
 pub(crate) use self::report::SETTLE;
 pub(crate) use self::slot::Handle;
 pub use self::slot::Slot;
+pub(crate) use self::slot::Stdin;
 pub(crate) use self::start::chain;
 pub use self::table::Pods;

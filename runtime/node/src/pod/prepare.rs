@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 
 use super::core::{FAILED_MOUNT, Index, Kind, Run, StartFailure, human};
 use super::files::{MountFailed, Mounts};
-use super::slot::{Log, Slot};
+use super::slot::{Log, Slot, Stdin};
 use super::start::{chain, field_path};
 use super::supported;
 use super::table::Pods;
@@ -31,6 +31,7 @@ pub(super) struct Ready {
     pub spec: EngineSpec,
     pub wishes: Wishes,
     pub log: Arc<Log>,
+    pub stdin: Option<Arc<Stdin>>,
     pub network: Arc<GuestNetwork>,
 }
 
@@ -60,14 +61,22 @@ impl Pods {
         }
         let network = network.ok_or_else(|| config_error("the pod has no address any more".to_owned()))?;
         let env = self.env(slot, pod, spec, &network).await?;
+        if kind == Some(Kind::Ephemeral) && Self::needs_objects(pod) {
+            // It may mount what nobody did when the pod was set up.
+            let checked = self.check_volumes(slot, pod).await;
+            checked.map_err(|message| StartFailure { reason: FAILED_MOUNT, message })?;
+        }
         let mounts = self.mounts(slot, pod, (container, run), &prepared.component, &env).await;
         let mounts = mounts.map_err(|failed| match failed {
             MountFailed::Volume(message) => StartFailure { reason: FAILED_MOUNT, message },
             MountFailed::Config(message) => config_error(message),
         })?;
         let log = self.log(slot, spec, run, &mounts);
-        let spec = engine_spec(slot, pod, spec, env, mounts, &log, &network, &wishes)?;
-        Ok(Ready { prepared, spec, wishes, log, network })
+        // A component that is called reads nothing.
+        let stdin = Stdin::of(spec).filter(|_| prepared.component.world() == World::Command);
+        let mut spec = engine_spec(slot, pod, spec, env, mounts, &log, &network, &wishes)?;
+        spec.stdin = stdin.as_ref().map(|stdin| stdin.pipe.clone());
+        Ok(Ready { prepared, spec, wishes, log, stdin, network })
     }
 
     /// Resolves and, if need be, pulls and compiles the image.

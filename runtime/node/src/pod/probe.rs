@@ -268,8 +268,7 @@ impl Pods {
         {
             let pod = slot.pod();
             let name = specs(&pod).nth(container).map_or("", |spec| spec.name.as_str());
-            let list = if super::commands::is_init(&pod, container) { "initContainers" } else { "containers" };
-            let path = format!("spec.{list}{{{name}}}");
+            let path = super::start::field_path(&pod, container, name);
             let what = match trouble {
                 Trouble::Failed(why) => format!("failed: {why}"),
                 Trouble::NotMade(why) => format!("errored and resulted in unknown state: {why}"),

@@ -346,7 +346,7 @@ fn print_of(status: &Value) -> u64 {
         let found = conditions.iter().find(|condition| condition["type"] == name).unwrap_or(&Value::Null);
         (name, text(&found["status"]), text(&found["reason"])).hash(&mut hasher);
     }
-    for list in ["initContainerStatuses", "containerStatuses"] {
+    for list in ["initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"] {
         let containers = status[list].as_array().map(Vec::as_slice).unwrap_or_default();
         let mut shown: Vec<_> = containers
             .iter()

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use coracle_engine::{Command, HttpService, OpenSocket, Usage};
-use k8s_openapi::api::core::v1::Pod;
+use coracle_engine::{Command, HttpService, OpenSocket, Pipe, Usage};
+use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::admission::{self, Amounts};
+use super::admission::{self, Requested};
 use super::core::{Core, Index, Run};
 use super::files::Written;
 use super::probe::ProbeState;
@@ -35,7 +35,7 @@ pub struct Slot {
     /// Held by the thread that writes or removes anything below the pod's directory, until it is done.
     pub(super) on_disk: Arc<tokio::sync::Mutex<()>>,
     /// What it asks for of the node.
-    pub(super) requested: Amounts,
+    pub(super) requested: Requested,
     /// Whether it was promised that.
     pub(super) has_room: AtomicBool,
     /// Whether there is anything below the pod's directory.
@@ -43,14 +43,14 @@ pub struct Slot {
     /// Whether a container has a writable directory beside its volumes.
     has_own_files: AtomicBool,
     /// What files of volumes held that are shown to each container alone, when it was started; none before that.
-    shown: Mutex<Box<[Option<Shown>]>>,
+    shown: Mutex<Vec<Option<Shown>>>,
 }
 
 /// What changes.
 pub(super) struct State {
     pub core: Core,
     pub network: Option<Arc<GuestNetwork>>,
-    pub containers: Box<[Container]>,
+    pub containers: Vec<Container>,
     pub probes: Vec<ProbeState>,
     pub report: Report,
     /// The moment for which the pod's timer is set.
@@ -77,6 +77,8 @@ pub(super) struct Life {
     pub run: Run,
     pub handle: Handle,
     pub log: Arc<Log>,
+    /// What it reads of those who are attached.
+    pub stdin: Option<Arc<Stdin>>,
     /// When it began, for the first probes.
     pub since: Instant,
     /// Whether it can listen at sockets.
@@ -102,6 +104,37 @@ impl Log {
         self.stdout.flush();
         self.stderr.flush();
         self.log.finish();
+    }
+}
+
+/// The standard input of one life of a container that has `stdin`. It is open from its start.
+pub struct Stdin {
+    /// What it reads.
+    pub pipe: Pipe,
+    /// With `stdinOnce` it ends with the first client that says no more.
+    is_once: bool,
+    is_over: AtomicBool,
+}
+
+impl Stdin {
+    /// The input of a container that asks for one.
+    pub(super) fn of(spec: &Spec) -> Option<Arc<Stdin>> {
+        let is_once = spec.stdin_once == Some(true);
+        let stdin = || Stdin { pipe: Pipe::default(), is_once, is_over: AtomicBool::new(false) };
+        (spec.stdin == Some(true)).then(|| Arc::new(stdin()))
+    }
+
+    /// A client says no more.
+    pub fn leave(&self) {
+        if self.is_once {
+            self.is_over.store(true, Ordering::Release);
+            self.pipe.end();
+        }
+    }
+
+    /// Whether it has ended.
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
     }
 }
 
@@ -181,6 +214,13 @@ impl Slot {
         self.lock().containers.get(container)?.life().map(|life| (life.run, life.log.log.clone()))
     }
 
+    /// The input of a container's present life, if it has one, and who reads it.
+    pub fn stdin(&self, container: Index) -> Option<(Arc<Stdin>, Handle)> {
+        let state = self.lock();
+        let life = state.containers.get(container)?.life()?;
+        Some((life.stdin.clone()?, life.handle.clone()))
+    }
+
     /// Running containers by name, and since when they run.
     pub fn running(&self) -> Vec<(Arc<str>, Handle, Instant)> {
         let state = self.lock();
@@ -210,9 +250,11 @@ impl Slot {
 
     /// None while that is not known.
     pub(super) fn set_shown(&self, container: Index, shown: Option<Shown>) {
-        if let Some(found) = self.shown.lock().get_mut(container) {
-            *found = shown;
+        let mut all = self.shown.lock();
+        if container >= all.len() {
+            all.resize(container + 1, None);
         }
+        all[container] = shown;
     }
 
     /// Bytes of copies that the other containers of the pod have.
@@ -245,6 +287,12 @@ impl Container {
 }
 
 impl State {
+    /// Has room for containers that came while the pod runs.
+    pub fn grow(&mut self) {
+        let count = self.core.containers().len();
+        self.containers.resize_with(count, Container::default);
+    }
+
     /// The life of this number, if it is the present one.
     pub fn life(&self, container: Index, run: Run) -> Option<&Life> {
         self.containers.get(container)?.life().filter(|life| life.run == run)

@@ -8,8 +8,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::commands::is_init;
-use super::core::{Exit, Index, Input, Run, StartFailure, specs};
+use super::core::{Exit, Index, Input, Run, StartFailure, all_specs, list_of};
 use super::hooks::{self, Asker};
 use super::prepare::Ready;
 use super::slot::{Container, Handle, Life, Slot};
@@ -27,15 +26,15 @@ impl Pods {
     /// Starts one life of a container and tells the state machine how that went.
     pub(super) async fn start(self: Arc<Self>, slot: Arc<Slot>, container: Index, run: Run, cancel: CancellationToken) {
         let pod = slot.pod();
-        let Some(spec) = specs(&pod).nth(container) else { return };
+        let Some(spec) = all_specs(&pod).nth(container) else { return };
         // Preparing only waits, reads and writes files that are written anew next time: it may be cut.
         let ready = tokio::select! {
-            ready = self.prepare(&slot, &pod, container, run, spec) => ready,
+            ready = self.prepare(&slot, &pod, container, run, &spec) => ready,
             () = cancel.cancelled() => return self.gave_up(&slot, container, run),
         };
         let started = match ready {
             Ok(_) if cancel.is_cancelled() => return self.gave_up(&slot, container, run),
-            Ok(ready) => self.run(&slot, container, run, spec, ready, &cancel).await,
+            Ok(ready) => self.run(&slot, container, run, &spec, ready, &cancel).await,
             Err(failure) => Err(failure),
         };
         if let Err(failure) = started {
@@ -72,7 +71,7 @@ impl Pods {
         ready: Ready,
         cancel: &CancellationToken,
     ) -> Result<(), StartFailure> {
-        let Ready { prepared, spec: given, wishes, log, network } = ready;
+        let Ready { prepared, spec: given, wishes, log, stdin, network } = ready;
         let component = &prepared.component;
         let starting = async {
             match component.world() {
@@ -93,6 +92,7 @@ impl Pods {
             run,
             handle: handle.clone(),
             log,
+            stdin,
             since: Instant::now(),
             has_sockets: component.imports().iter().any(|import| import.starts_with("wasi:sockets/")),
             stopping: CancellationToken::new(),
@@ -209,8 +209,8 @@ fn message(pod: &Pod, container: Index, life: &Life, stopped: &Stopped) -> Strin
     if !written.is_empty() {
         return String::from_utf8_lossy(&written).into_owned();
     }
-    let policy = specs(pod).nth(container).and_then(|spec| spec.termination_message_policy.as_deref());
-    if policy == Some("FallbackToLogsOnError") && stopped.code != 0 {
+    let policy = all_specs(pod).nth(container).and_then(|spec| spec.termination_message_policy.clone());
+    if policy.as_deref() == Some("FallbackToLogsOnError") && stopped.code != 0 {
         let tail = logs::tail(life.log.log.path(), LOG_LINES_MAX, LOG_BYTES_MAX);
         if !tail.is_empty() {
             return tail;
@@ -225,8 +225,7 @@ pub(super) fn container_id(slot: &Slot, container: Index, run: Run) -> String {
 }
 
 pub(super) fn field_path(pod: &Pod, container: Index, name: &str) -> String {
-    let list = if is_init(pod, container) { "initContainers" } else { "containers" };
-    format!("spec.{list}{{{name}}}")
+    format!("spec.{}{{{name}}}", list_of(pod, container))
 }
 
 pub(super) fn kill(handle: &Handle) {

@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, Probe};
 
-use super::core::specs;
+use super::core::{all_specs, specs};
 use crate::volumes;
 
 /// Refuses what the pod as a whole cannot have. The text goes into a `FailedMount` event.
@@ -16,8 +16,7 @@ pub fn pod(pod: &Pod) -> Result<(), String> {
         );
     }
     let mounted = |name: &str| {
-        let mut mounts = specs(pod).flat_map(|container| container.volume_mounts.iter().flatten());
-        mounts.any(|mount| mount.name == name)
+        all_specs(pod).any(|container| container.volume_mounts.iter().flatten().any(|mount| mount.name == name))
     };
     for volume in spec.volumes.iter().flatten() {
         if mounted(&volume.name) {

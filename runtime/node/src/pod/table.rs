@@ -224,7 +224,9 @@ impl Pods {
             if relabeled {
                 self.refresh_volumes(slot);
             }
-            for command in state.core.step(self.context.now(), input) {
+            let commands = state.core.step(self.context.now(), input);
+            state.grow();
+            for command in commands {
                 inputs.extend(self.execute(slot, &mut state, command));
             }
             if relabeled && let Some(network) = &state.network {

@@ -536,6 +536,89 @@ async fn attach_shows_everything_from_the_beginning_to_the_end() {
     assert_eq!(end, Some(1000), "kubectl takes anything else for a failure");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attach_is_the_input_of_a_container_that_has_one() {
+    let world = World::start().await;
+    let mut container = command(&["copy", "echo", "done"]);
+    (container["stdin"], container["stdinOnce"]) = (json!(true), json!(true));
+    let spec = json!({"restartPolicy": "Never", "containers": [container]});
+    world.run_spec("once", spec.clone());
+    world.status("once", "Running", |status| status["phase"] == "Running").await;
+    let mut socket = websocket(&world, "/attach/default/once/c?input=1&output=1&error=1", "v5.channel.k8s.io").await;
+    for message in [b"\0one\n".as_slice(), b"\0two\n", &[255, 0]] {
+        socket.send(Message::Binary(message.to_vec().into())).await.unwrap();
+    }
+    let [_, stdout, stderr, status] = channels(&mut socket).await;
+    assert_eq!((stdout.as_str(), stderr.as_str()), ("one\ntwo\ndone\n", ""));
+    assert!(status.contains("\"Success\""), "{status}");
+    world.status("once", "Succeeded", |status| status["phase"] == "Succeeded").await;
+
+    // The first client that goes is the end of an input that is there once.
+    world.run_spec("goes", spec.clone());
+    world.status("goes", "Running", |status| status["phase"] == "Running").await;
+    drop(websocket(&world, "/attach/default/goes/c?input=1&output=1", "v5.channel.k8s.io").await);
+    world.status("goes", "Succeeded", |status| status["phase"] == "Succeeded").await;
+
+    // Else it stays open, for who comes next.
+    let mut spec = spec;
+    spec["containers"][0].as_object_mut().unwrap().remove("stdinOnce");
+    world.run_spec("stays", spec);
+    world.status("stays", "Running", |status| status["phase"] == "Running").await;
+    let path = "/attach/default/stays/c?input=1&output=1&error=1";
+    for text in ["first\n", "second\n"] {
+        let mut socket = websocket(&world, path, "v5.channel.k8s.io").await;
+        for message in [[b"\0".as_slice(), text.as_bytes()].concat(), vec![255, 0]] {
+            socket.send(Message::Binary(message.into())).await.unwrap();
+        }
+        let mut answer = String::new();
+        while !answer.ends_with(text) {
+            let bytes = socket.next().await.unwrap().unwrap().into_data();
+            assert_eq!(bytes[0], 1, "{bytes:?}");
+            answer.push_str(&String::from_utf8_lossy(&bytes[1..]));
+        }
+    }
+    world.status("stays", "Running", |status| status["phase"] == "Running").await;
+
+    // A terminal is the client's own: it shows what is typed, and its key ends the command.
+    let mut socket = websocket(&world, &format!("{path}&tty=1"), "v5.channel.k8s.io").await;
+    socket.send(Message::Binary(b"\0ab\x7fc\r\x03".to_vec().into())).await.unwrap();
+    let [_, stdout, ..] = channels(&mut socket).await;
+    assert!(stdout.contains("ab\x08 \x08c\r\n^C\r\n"), "{stdout:?}");
+    world.status("stays", "ended", |status| status["phase"] == "Failed").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ephemeral_container_runs_in_a_pod_that_runs() {
+    let world = World::start().await;
+    let volumes = json!([{"name": "seen", "emptyDir": {}}, {"name": "unseen", "emptyDir": {}}]);
+    let mut container = command(&["write", "/seen/f", "shared", "sleep", "1000000"]);
+    container["volumeMounts"] = json!([{"name": "seen", "mountPath": "/seen"}]);
+    world.run_spec("run", json!({"containers": [container], "volumes": volumes}));
+    world.ready("run").await;
+    let mut debug = command(&["cat", "/seen/f", "warn", "looked", "copy"]);
+    debug["name"] = json!("debug");
+    debug["stdin"] = json!(true);
+    debug["stdinOnce"] = json!(true);
+    debug["imagePullPolicy"] = json!("IfNotPresent");
+    debug["volumeMounts"] = json!([{"name": "seen", "mountPath": "/seen"}, {"name": "unseen", "mountPath": "/unseen"}]);
+    world.api.modify("run", |pod| pod["spec"]["ephemeralContainers"] = json!([debug]));
+    let state =
+        |status: &serde_json::Value, state: &str| status["ephemeralContainerStatuses"][0]["state"][state].is_object();
+    world.status("run", "the ephemeral container runs", |status| state(status, "running")).await;
+    let mut socket = websocket(&world, "/attach/default/run/debug?input=1&output=1&error=1", "v5.channel.k8s.io").await;
+    for message in [b"\0typed\n".as_slice(), &[255, 0]] {
+        socket.send(Message::Binary(message.to_vec().into())).await.unwrap();
+    }
+    let [_, stdout, stderr, _] = channels(&mut socket).await;
+    assert_eq!((stdout.as_str(), stderr.as_str()), ("sharedtyped\n", "looked\n"));
+    let status = world.status("run", "it has ended", |status| state(status, "terminated")).await;
+    let shown = &status["ephemeralContainerStatuses"][0];
+    assert_eq!((&shown["restartCount"], &shown["state"]["terminated"]["exitCode"]), (&json!(0), &json!(0)));
+    assert!(super::is_ready(&status), "{status}");
+    let (code, text) = world.certificates.get(world.port(), "/containerLogs/default/run/debug").await;
+    assert!(code == 200 && text.contains("typed\n"), "{code} {text}");
+}
+
 /// What came on each channel of a WebSocket until it was closed.
 async fn channels(socket: &mut WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>) -> [String; 4] {
     let mut channels = <[String; 4]>::default();

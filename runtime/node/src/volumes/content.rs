@@ -1,20 +1,24 @@
 //! Which files a volume has, from the objects it refers to. Pure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use coracle_api::meta::selector::LabelSelector;
+use coracle_api::pem;
 use k8s_openapi::api::core::v1::{
-    ConfigMapProjection, DownwardAPIVolumeFile, KeyToPath, Pod, SecretProjection, ServiceAccountTokenProjection, Volume,
+    ClusterTrustBundleProjection, ConfigMapProjection, DownwardAPIVolumeFile, KeyToPath, Pod, PodCertificateProjection,
+    SecretProjection, ServiceAccountTokenProjection, Volume,
 };
 
 use super::atomic::{File, Payload};
 use crate::downward::{Downward, FieldError};
 use crate::env::Contents;
-use crate::objects::{Content, Kind, ObjectKey};
+use crate::objects::{Content, Kind, ObjectKey, of_signer};
 
 const MODE_DEFAULT: i32 = 0o644;
-/// Sources that a projection may have and this node has not.
-const PROJECTED_UNKNOWN: &str = "projected (clusterTrustBundle or podCertificate)";
+/// What a projection may have that nobody knows yet.
+const PROJECTED_UNKNOWN: &str = "projected (an unknown source)";
 /// Bytes of the files of one volume, names included: 64 of the largest ConfigMaps.
 const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 /// What a file costs beside them, with its place in a directory.
@@ -42,6 +46,15 @@ pub enum VolumeError {
     /// The kind of volume cannot be had here.
     #[error("volume type {0} is not supported by this node")]
     Unsupported(&'static str),
+    /// The bundles that a source names cannot be selected.
+    #[error("clusterTrustBundle: {0}")]
+    Selector(String),
+    /// A bundle is no PEM text of certificates.
+    #[error("clustertrustbundle {0:?} has something else than certificates in it")]
+    NoCertificates(String),
+    /// No certificate was given.
+    #[error("no certificate for the pod")]
+    NoCertificate,
     /// No token was given.
     #[error("no token for the service account")]
     NoToken,
@@ -59,6 +72,28 @@ pub struct TokenRequest {
     pub expiration_seconds: i64,
 }
 
+/// A certificate that a volume wants.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CertificateRequest {
+    /// Who is to sign it.
+    pub signer: String,
+    /// As `ECDSAP256`.
+    pub key_type: String,
+    /// How long it lives at most.
+    pub seconds_max: Option<i32>,
+    /// What the pod's author tells the signer.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A key and its certificates, as PEM text.
+#[derive(Clone)]
+pub struct Credential {
+    /// The private key.
+    pub key: String,
+    /// The certificate and those between it and what is trusted.
+    pub chain: String,
+}
+
 /// What volumes are made from.
 pub struct Sources<'a> {
     /// ConfigMaps and Secrets.
@@ -67,6 +102,8 @@ pub struct Sources<'a> {
     pub downward: Downward<'a>,
     /// Tokens of the pod's service account.
     pub tokens: &'a dyn Fn(&TokenRequest) -> Option<String>,
+    /// Its certificates.
+    pub certificates: &'a dyn Fn(&CertificateRequest) -> Option<Credential>,
 }
 
 /// The ConfigMaps and Secrets that a volume refers to, and whether it can do without.
@@ -84,8 +121,42 @@ pub fn references(volume: &Volume, namespace: &Arc<str>) -> Vec<(ObjectKey, bool
     for source in volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()) {
         keys.extend(source.config_map.as_ref().map(|source| key(Kind::ConfigMap, &source.name, source.optional)));
         keys.extend(source.secret.as_ref().map(|source| key(Kind::Secret, &source.name, source.optional)));
+        // One that cannot be selected is told of when the files are put together.
+        let bundles = source.cluster_trust_bundle.as_ref();
+        let named = bundles.and_then(|source| Some((bundles_of(source).ok()??, source.optional == Some(true))));
+        keys.extend(named);
     }
     keys
+}
+
+/// The bundles that a source names; none where it selects none.
+fn bundles_of(source: &ClusterTrustBundleProjection) -> Result<Option<ObjectKey>, VolumeError> {
+    let namespace: Arc<str> = "".into();
+    if let Some(name) = &source.name {
+        return Ok(Some(ObjectKey { kind: Kind::TrustBundle, namespace, name: name.as_str().into() }));
+    }
+    // No selector selects none, and an empty one all.
+    let Some(selector) = &source.label_selector else { return Ok(None) };
+    let wrong = |error: &dyn std::fmt::Display| VolumeError::Selector(error.to_string());
+    let selector = serde_json::to_value(selector).map_err(|error| wrong(&error))?;
+    let selector = LabelSelector::from_object(&selector).map_err(|error| wrong(&error))?;
+    let name = of_signer(source.signer_name.as_deref().unwrap_or_default(), &selector.to_string());
+    Ok(Some(ObjectKey { kind: Kind::TrustBundlesOf, namespace, name }))
+}
+
+/// The certificates that a volume wants.
+pub fn certificates(volume: &Volume) -> Vec<CertificateRequest> {
+    let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    sources.filter_map(|source| source.pod_certificate.as_ref()).map(certificate_request).collect()
+}
+
+fn certificate_request(source: &PodCertificateProjection) -> CertificateRequest {
+    CertificateRequest {
+        signer: source.signer_name.clone(),
+        key_type: source.key_type.clone(),
+        seconds_max: source.max_expiration_seconds,
+        annotations: source.user_annotations.clone().unwrap_or_default(),
+    }
 }
 
 /// The tokens that a volume wants.
@@ -114,6 +185,8 @@ pub fn check(volume: &Volume) -> Result<(), VolumeError> {
                     && source.secret.is_none()
                     && source.downward_api.is_none()
                     && source.service_account_token.is_none()
+                    && source.cluster_trust_bundle.is_none()
+                    && source.pod_certificate.is_none()
             });
             if unknown { Err(VolumeError::Unsupported(PROJECTED_UNKNOWN)) } else { Ok(()) }
         }
@@ -184,6 +257,20 @@ pub fn payload(pod: &Pod, volume: &Volume, sources: &Sources<'_>) -> Result<Opti
                 let content = (sources.tokens)(&token_request(token)).ok_or(VolumeError::NoToken)?;
                 // Whoever may write the mode, a token is for its owner alone (kubelet: 0600).
                 into.put(&token.path, content, 0o600)?;
+            } else if let Some(source) = &source.cluster_trust_bundle {
+                into.bundles(source, mode)?;
+            } else if let Some(source) = &source.pod_certificate {
+                let request = certificate_request(source);
+                let Credential { key, chain } = (sources.certificates)(&request).ok_or(VolumeError::NoCertificate)?;
+                for (path, content) in [
+                    (&source.credential_bundle_path, format!("{key}{chain}")),
+                    (&source.key_path, key),
+                    (&source.certificate_chain_path, chain),
+                ] {
+                    if let Some(path) = path.as_deref().filter(|path| !path.is_empty()) {
+                        into.put(path, content, mode)?;
+                    }
+                }
             } else {
                 return Err(VolumeError::Unsupported(PROJECTED_UNKNOWN));
             }
@@ -249,6 +336,26 @@ impl Files<'_> {
         Ok(())
     }
 
+    /// The certificates of bundles, each once, in an order that says nothing.
+    fn bundles(&mut self, source: &ClusterTrustBundleProjection, mode: i32) -> Result<(), VolumeError> {
+        let key = bundles_of(source)?;
+        let content = key.as_ref().and_then(|key| self.sources.contents.get(key)).and_then(Option::as_deref);
+        let mut certificates = BTreeSet::new();
+        match (content, key) {
+            (Some(content), _) => {
+                for (name, text) in &content.data {
+                    let found = pem::certificates(text).ok_or_else(|| VolumeError::NoCertificates(name.clone()))?;
+                    certificates.extend(found);
+                }
+            }
+            (None, _) if source.optional == Some(true) => {}
+            (None, Some(key)) => return Err(VolumeError::NotFound(key)),
+            (None, None) => return Err(VolumeError::Selector("no label selector selects no bundle".to_owned())),
+        }
+        let text: String = certificates.iter().map(|der| pem::certificate(der)).collect();
+        self.put(&source.path, text, mode)
+    }
+
     fn fields(&mut self, items: Option<&[DownwardAPIVolumeFile]>, mode: i32) -> Result<(), VolumeError> {
         for item in items.unwrap_or_default() {
             let downward = &self.sources.downward;
@@ -312,10 +419,20 @@ mod tests {
             Some(Arc::new(Content { data, ..Content::default() }))
         };
         let key = |kind, name: &str| ObjectKey { kind, namespace: "n".into(), name: name.into() };
+        let bundle = |kind, name: &str| ObjectKey { kind, namespace: "".into(), name: name.into() };
         let contents = Contents::from([
             (key(Kind::ConfigMap, "cm"), content(&[("k1", "v1"), ("k2", "v2")])),
             (key(Kind::ConfigMap, "large"), content(&[("k", &"x".repeat(1 << 20))])),
             (key(Kind::Secret, "sec"), content(&[("pw", "x")])),
+            (bundle(Kind::TrustBundle, "b"), content(&[("b", &pem::certificate(b"one"))])),
+            (
+                bundle(Kind::TrustBundlesOf, "a.b/c x=y"),
+                content(&[
+                    ("b", &pem::certificate(b"one")),
+                    ("c", &format!("{}{}", pem::certificate(b"two"), pem::certificate(b"one"))),
+                ]),
+            ),
+            (bundle(Kind::TrustBundle, "bad"), content(&[("bad", "-----BEGIN X-----\nAAAA\n-----END X-----\n")])),
         ]);
         let allocatable = BTreeMap::new();
         let ip = "10.0.0.1".parse().unwrap();
@@ -323,6 +440,9 @@ mod tests {
             contents: &contents,
             downward: Downward { pod: &pod, pod_ip: ip, host_ip: ip, allocatable: &allocatable },
             tokens: &|request| Some(format!("token-{}-{}", request.audience, request.expiration_seconds)),
+            certificates: &|request| {
+                (request.signer != "nobody").then(|| Credential { key: "K".to_owned(), chain: "C".to_owned() })
+            },
         };
         let mut volume = volume;
         volume["name"] = json!("v");
@@ -366,6 +486,45 @@ mod tests {
             let shown = volume.to_string();
             let expected = expected.map(|lines| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>());
             assert_eq!(files(volume), expected.map_err(str::to_owned), "{shown}");
+        }
+    }
+
+    #[test]
+    fn certificates_and_what_trusts_them() {
+        let (one, two) = (pem::certificate(b"one"), pem::certificate(b"two"));
+        let bundle = |source: Value| json!({"projected": {"sources": [{"clusterTrustBundle": source}]}});
+        let issued = |source: Value| json!({"projected": {"sources": [{"podCertificate": source}]}});
+        let labels = json!({"matchLabels": {"x": "y"}});
+        for (volume, expected) in [
+            (bundle(json!({"name": "b", "path": "ca"})), Ok(vec![format!("ca 644 {one}")])),
+            (
+                bundle(json!({"signerName": "a.b/c", "labelSelector": labels, "path": "ca"})),
+                Ok(vec![format!("ca 644 {one}{two}")]),
+            ),
+            (bundle(json!({"name": "none", "path": "ca"})), Err("clustertrustbundle \"none\" not found".to_owned())),
+            (bundle(json!({"name": "none", "path": "ca", "optional": true})), Ok(vec!["ca 644 ".to_owned()])),
+            (
+                bundle(json!({"signerName": "a.b/c", "path": "ca"})),
+                Err("clusterTrustBundle: no label selector selects no bundle".to_owned()),
+            ),
+            (
+                bundle(json!({"name": "bad", "path": "ca"})),
+                Err("clustertrustbundle \"bad\" has something else than certificates in it".to_owned()),
+            ),
+            (
+                issued(
+                    json!({"signerName": "a.b/c", "keyType": "ED25519", "credentialBundlePath": "all", "keyPath": "key",
+                    "certificateChainPath": "chain"}),
+                ),
+                Ok(vec!["all 644 KC".to_owned(), "chain 644 C".to_owned(), "key 644 K".to_owned()]),
+            ),
+            (
+                issued(json!({"signerName": "nobody", "keyType": "ED25519", "keyPath": "key"})),
+                Err("no certificate for the pod".to_owned()),
+            ),
+        ] {
+            let shown = volume.to_string();
+            assert_eq!(files(volume), expected, "{shown}");
         }
     }
 

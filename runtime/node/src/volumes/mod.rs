@@ -13,5 +13,7 @@ mod mounts;
 #[cfg(test)]
 use self::atomic::File;
 pub use self::atomic::write;
-pub use self::content::{Sources, TokenRequest, check, check_keys, payload, references, tokens};
+pub use self::content::{
+    CertificateRequest, Credential, Sources, TokenRequest, certificates, check, check_keys, payload, references, tokens,
+};
 pub use self::mounts::{Access, Bounds, COPIED_BYTES_MAX, Made, Places, Shown, make};

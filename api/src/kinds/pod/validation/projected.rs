@@ -9,7 +9,7 @@ use crate::kinds::value::Read;
 use crate::kinds::{FieldError, FieldErrors, checks, internal};
 use crate::meta::field::{Path, Printed};
 use crate::meta::selector::validate_label_selector;
-use crate::meta::{names, text};
+use crate::meta::{names, text, validate_annotations};
 
 const KEY_TYPES: [&str; 6] = ["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
 /// Longest life of a certificate in seconds: 91 days, for Kubernetes' own signers a day.
@@ -184,10 +184,23 @@ fn labels(segment: &str, check: fn(&str) -> Vec<String>, path: &Path<'_>, errors
     }
 }
 
+/// What a pod's author tells a signer: each key begins with a domain.
+pub(in crate::kinds) fn user_annotations(annotations: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    let annotations = annotations.as_object();
+    validate_annotations(annotations, path, errors);
+    for key in annotations.into_iter().flatten().map(|(key, _)| key) {
+        if key.split_once('/').is_none_or(|(domain, _)| domain.is_empty()) {
+            let detail = "must be a domain-prefixed key (such as \"acme.io/foo\")";
+            errors.push(FieldError::invalid(path, key, detail));
+        }
+    }
+}
+
 fn certificate(source: &Value, path: &Path<'_>, files: &mut Files<'_>, errors: &mut FieldErrors) {
     let signer = source["signerName"].text();
     signer_name(signer, &path.child("signerName"), errors);
     security::id(&source["user"], &path.child("user"), errors);
+    user_annotations(&source["userAnnotations"], &path.child("userAnnotations"), errors);
     checks::supported(&path.child("keyType"), &source["keyType"], &KEY_TYPES, errors);
     if let Some(seconds) = source["maxExpirationSeconds"].maybe_int() {
         let path = path.child("maxExpirationSeconds");

@@ -5,7 +5,8 @@
 //!                                                         └─► mutations: one after the other, each sees what those before it made
 //! ```
 //! What cannot be asked is decided by `failurePolicy`. Evaluating is pure and bounded in cost by policy and binding
-//! ([`coracle_api::cel`]); what all policies of one request take together is bounded as well, in cost and in time ([`Spent`]).
+//! ([`coracle_api::cel`]); what all policies of one request take together is bounded as well, in cost and in time
+//! ([`Spent`](crate::request::spent::Spent)).
 
 pub(super) mod grants;
 mod mutate;
@@ -22,10 +23,10 @@ use serde_json::{Value, json};
 use super::is;
 use super::matching::Versioned;
 use super::review::Review;
-use super::spent::{Spent, UNIT_BYTES};
 use crate::policies::{Action, Binding, Bound, Configured, Does, Policy, Program};
+use crate::request::spent::UNIT_BYTES;
 use crate::store::Seen;
-use params::{Missing, Param};
+use params::Param;
 use validate::Refusal;
 
 /// Most failures that one annotation of a request tells (Kubernetes').
@@ -48,7 +49,6 @@ fn told(mut message: String) -> String {
 
 /// A version of the objects of a request, with the request as it is told of it.
 struct Shown {
-    version: Versioned,
     object: Option<Value>,
     old: Option<Value>,
     request: Value,
@@ -61,7 +61,7 @@ impl Shown {
         old: Option<&Value>,
         version: &Versioned,
     ) -> Result<Shown, Status> {
-        let mut shown = Shown { version: version.clone(), object: None, old: None, request: review.request(version) };
+        let mut shown = Shown { object: None, old: None, request: review.request(version) };
         if let Some(object) = object {
             shown.object = Some(review.shown(object, version).await?);
         }
@@ -179,21 +179,24 @@ async fn asked<'a>(
 }
 
 impl<'a> Asked<'a> {
-    /// What it is asked with; or why it cannot be asked.
-    async fn params(&self, review: &Review<'_>) -> Result<Result<Vec<Option<Param>>, Wrong<'a>>, Status> {
-        match params::collect(review.at.cluster, self.policy, self.binding, review.namespace()).await {
-            Ok(params) => Ok(Ok(params)),
-            Err(Missing::Wrong(why)) => Ok(Err(Wrong { policy: self.policy, binding: Some(self.binding), why })),
-            Err(Missing::Failed(status)) => Err(status),
-        }
+    /// That it cannot be asked as its binding says.
+    fn wrong(&self, why: String) -> Wrong<'a> {
+        Wrong { policy: self.policy, binding: Some(self.binding), why }
     }
-}
 
-/// One of what a policy is asked with.
-async fn read(review: &Review<'_>, param: Option<&Param>, spent: &mut Spent) -> Result<Option<Value>, Status> {
-    let Some(param) = param else { return Ok(None) };
-    spent.take(param.bytes() / UNIT_BYTES).await;
-    param.read(review.at.cluster).await.map(Some)
+    /// What it is asked with; or why it cannot be asked.
+    async fn params(&self, review: &Review<'_>) -> Result<Vec<Option<Param>>, Wrong<'a>> {
+        let params = params::collect(review.at.cluster, self.policy, self.binding, review.namespace()).await;
+        params.map_err(|why| self.wrong(why))
+    }
+
+    /// One of these, in the version that it names; or why it cannot be asked with it.
+    async fn read(&self, review: &Review<'_>, param: Option<&Param>) -> Result<Option<Value>, Wrong<'a>> {
+        let Some(param) = param else { return Ok(None) };
+        review.at.spent.take(param.bytes() / UNIT_BYTES).await;
+        let read = param.read(review.at.cluster).await;
+        read.map(Some).map_err(|status| self.wrong(status.message.clone()))
+    }
 }
 
 /// The namespace when one of these asks about it.
@@ -218,7 +221,8 @@ pub(super) async fn validate(
     if policies.is_empty() {
         return Ok(());
     }
-    let mut spent = Spent::new();
+    let spent = review.at.spent;
+    let _phase = spent.phase();
     let (asked, wrong) = asked(review, policies, object, old).await?;
     let namespace = namespace_for(review, &asked).await?;
     let warn = &|warning: String| review.at.call.warn(warning);
@@ -226,37 +230,48 @@ pub(super) async fn validate(
     for one in &wrong {
         findings.wrong(one);
     }
-    let mut shown: Vec<Shown> = Vec::new();
+    // From here on nothing ends it: what one policy cannot be asked is decided by its `failurePolicy`, and what others said is told.
+    let mut shown: Vec<(&Versioned, Result<Shown, String>)> = Vec::new();
     for one in &asked {
         let Does::Validates { validations, annotations } = &one.program.does else { continue };
         if let Some(why) = spent.over() {
             findings.failed(one.policy, one.binding, why, warn);
             continue;
         }
-        let at = match shown.iter().position(|known| known.version == one.version) {
-            Some(at) => at,
-            None => {
-                shown.push(Shown::of(review, object, old, &one.version).await?);
-                shown.len() - 1
-            }
-        };
-        let Some(shown) = shown.get(at) else { continue };
-        let params = match one.params(review).await? {
+        let params = match one.params(review).await {
             Ok(params) => params,
             Err(wrong) => {
                 findings.wrong(&wrong);
                 continue;
             }
         };
+        if shown.iter().all(|(version, _)| **version != one.version) {
+            let made = Shown::of(review, object, old, &one.version).await;
+            shown.push((&one.version, made.map_err(|status| status.message.clone())));
+        }
+        let shown = match shown.iter().find(|(version, _)| **version == one.version) {
+            Some((_, Ok(shown))) => shown,
+            Some((_, Err(why))) => {
+                findings.wrong(&one.wrong(format!("failed to convert object version: {why}")));
+                continue;
+            }
+            None => continue,
+        };
         for param in &params {
             if let Some(why) = spent.over() {
                 findings.failed(one.policy, one.binding, why, warn);
                 break;
             }
-            let params = read(review, param.as_ref(), &mut spent).await?;
+            let params = match one.read(review, param.as_ref()).await {
+                Ok(params) => params,
+                Err(wrong) => {
+                    findings.wrong(&wrong);
+                    break;
+                }
+            };
             let inputs = shown.inputs(review, params.as_ref(), namespace.as_ref());
             let verdict =
-                validate::ask(one.program, (validations, annotations), one.policy.fails, &inputs, &mut spent).await;
+                validate::ask(one.program, (validations, annotations), one.policy.fails, &inputs, spent).await;
             for refusal in &verdict.refusals {
                 findings.refused(one.policy, one.binding, refusal, warn);
             }
@@ -352,18 +367,21 @@ impl Default for Told {
 }
 
 impl Told {
-    /// Whether there is room for something of so many bytes.
+    /// Whether there is room for something of so many bytes. What has none is counted; what is smaller may have some all the same.
     fn takes(&mut self, bytes: usize) -> bool {
-        match self.left.checked_sub(TOLD_BYTES + bytes) {
+        let left = self.left.checked_sub(TOLD_BYTES + bytes);
+        match left {
             Some(left) => self.left = left,
             None => self.untold += 1,
         }
-        self.untold == 0
+        left.is_some()
     }
 
     fn failure(&mut self, binding: &Binding, refusal: &Refusal) {
         let bytes = refusal.message.len() + binding.policy.len() + binding.name.len();
-        if self.failures.len() < FAILURES_MAX && self.takes(bytes) {
+        if self.failures.len() >= FAILURES_MAX {
+            self.untold += 1;
+        } else if self.takes(bytes) {
             let actions: Vec<&str> = binding.actions.iter().map(|action| action.name()).collect();
             self.failures.push(json!({
                 "message": refusal.message, "policy": binding.policy, "binding": binding.name,
@@ -397,7 +415,8 @@ impl Told {
             }
         }
         if self.untold > 0 {
-            tracing::warn!(%user, %request, "{} more audit annotations and failures of policies are too large to be told", self.untold);
+            review.at.call.leave_out();
+            tracing::warn!(%user, %request, "{} more audit annotations and failures of policies have no room to be told", self.untold);
         }
     }
 }
@@ -438,7 +457,8 @@ pub(super) async fn mutate(
     if policies.is_empty() {
         return Ok(false);
     }
-    let mut spent = Spent::new();
+    let spent = review.at.spent;
+    let _phase = spent.phase();
     // Which are meant is decided before one of them changes anything.
     let (asked, wrong) = asked(review, policies, Some(&*object), old).await?;
     let namespace = namespace_for(review, &asked).await?;
@@ -452,7 +472,7 @@ pub(super) async fn mutate(
             failed.failed(one, &why);
             continue;
         }
-        let params = match one.params(review).await? {
+        let params = match one.params(review).await {
             Ok(params) => params,
             Err(wrong) => {
                 failed.wrong(&wrong);
@@ -464,10 +484,15 @@ pub(super) async fn mutate(
                 failed.failed(one, &why);
                 break;
             }
-            let params = read(review, param.as_ref(), &mut spent).await?;
+            let params = match one.read(review, param.as_ref()).await {
+                Ok(params) => params,
+                Err(wrong) => {
+                    failed.wrong(&wrong);
+                    break;
+                }
+            };
             let with = (params.as_ref(), namespace.as_ref());
-            any |= Box::pin(change(review, one, with, (&mut *object, old), (&mut *rounds, &mut spent), &mut failed))
-                .await?;
+            any |= Box::pin(change(review, one, with, (&mut *object, old), &mut *rounds, &mut failed)).await?;
             tokio::task::yield_now().await;
         }
     }
@@ -484,7 +509,7 @@ async fn change(
     one: &Asked<'_>,
     (params, namespace): (Option<&Value>, Option<&Value>),
     (object, old): (&mut Value, Option<&Value>),
-    (rounds, spent): (&mut Rounds, &mut Spent),
+    rounds: &mut Rounds,
     failed: &mut Failed,
 ) -> Result<bool, Status> {
     let Does::Mutates { mutations, reinvoked } = &one.program.does else { return Ok(false) };
@@ -493,7 +518,14 @@ async fn change(
     if rounds.is_second && !rounds.again.contains(&key) {
         return Ok(false);
     }
-    let mut shown = Shown::of(review, Some(&*object), old, &one.version).await?;
+    let spent = review.at.spent;
+    let mut shown = match Shown::of(review, Some(&*object), old, &one.version).await {
+        Ok(shown) => shown,
+        Err(status) => {
+            failed.wrong(&Wrong { binding: None, ..one.wrong(status.message.clone()) });
+            return Ok(false);
+        }
+    };
     match spent.matches(&one.program.conditions, &shown.inputs(review, params, None)).await {
         Ok(true) => {}
         Ok(false) => return Ok(false),
@@ -622,6 +654,17 @@ mod tests {
             told.annotation("p/key".to_owned(), number.to_string());
         }
         assert!(told.untold > 0 && told.annotations[0].1.len() < TOLD_BYTES_MAX / TOLD_BYTES);
+        // Each is told or counted, the small ones behind a large one too.
+        let mut told = Told::default();
+        told.annotation("p/large".to_owned(), "x".repeat(TOLD_BYTES_MAX));
+        for number in 0..FAILURES_MAX + 1 {
+            told.annotation("p/key".to_owned(), number.to_string());
+            told.failure(&binding, &Refusal { message: String::new(), ..refusal.clone() });
+        }
+        assert_eq!(
+            (told.annotations[0].1.len(), told.failures.len(), told.untold),
+            (FAILURES_MAX + 1, FAILURES_MAX, 2)
+        );
         assert!(super::told("é".repeat(MESSAGE_BYTES_MAX)).len() <= MESSAGE_BYTES_MAX + '…'.len_utf8());
     }
 }

@@ -8,9 +8,9 @@ use coracle_api::patch;
 use coracle_api::schema::Object;
 use serde_json::Value;
 
-use super::super::spent::UNIT_BYTES;
 use crate::policies::{Mutation, Program};
 use crate::request::codec;
+use crate::request::spent::UNIT_BYTES;
 use crate::store::object::OBJECT_BYTES_MAX;
 
 /// What a mutation makes of an object, in the form of the version that the policy wants to see, or why it makes none, in the

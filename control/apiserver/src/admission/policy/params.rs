@@ -15,20 +15,6 @@ use crate::store::{self, Seen};
 /// Most objects that one binding selects: the policy is asked with each of them.
 const SELECTED_MAX: usize = 1_000;
 
-/// Why there are none.
-pub(super) enum Missing {
-    /// What is configured cannot be carried out.
-    Wrong(String),
-    /// What is asked for cannot be found out now.
-    Failed(Status),
-}
-
-impl From<String> for Missing {
-    fn from(why: String) -> Missing {
-        Missing::Wrong(why)
-    }
-}
-
 /// The resource of what a policy is bound with.
 pub(super) async fn resource(cluster: &Cluster, kind: &ParamKind) -> Result<Arc<Resource>, String> {
     let (group, version) = kind.group_version();
@@ -57,48 +43,52 @@ impl Param {
 }
 
 /// What a binding asks its policy with: nothing once, where it is bound with nothing.
+///
+/// # Errors
+/// Why there is nothing to ask with: what is configured cannot be carried out, or what it names not be found out now.
 pub(super) async fn collect(
     cluster: &Cluster,
     policy: &Policy,
     binding: &Binding,
     namespace: &str,
-) -> Result<Vec<Option<Param>>, Missing> {
+) -> Result<Vec<Option<Param>>, String> {
     let (Some(kind), Some(params)) = (&policy.params, &binding.params) else { return Ok(vec![None]) };
     let resource = resource(cluster, kind).await?;
     let place = match (resource.row.namespaced(), params.namespace.as_str()) {
         (true, "") if namespace.is_empty() => {
             let why = "cannot use namespaced paramRef in policy binding that matches cluster-scoped resources";
-            return Err(Missing::Wrong(why.to_owned()));
+            return Err(why.to_owned());
         }
         (true, "") => Some(namespace),
         (true, named) => Some(named),
         (false, "") => None,
         (false, _) => {
             let why = "paramRef.namespace must not be provided for a cluster-scoped `paramKind`";
-            return Err(Missing::Wrong(why.to_owned()));
+            return Err(why.to_owned());
         }
     };
     let param = |record: &Arc<Record>| Some(Param { resource: resource.clone(), record: record.clone() });
     let found: Vec<Option<Param>> = match &params.selector {
         Some(selector) => {
-            let selector = selector.as_ref().map_err(|why| Missing::Wrong(why.clone()))?;
+            let selector = selector.as_ref().map_err(String::clone)?;
             let records = cluster.store.keyspace.snapshot(resource.row.collection()).records;
             let is_meant = |record: &&Arc<Record>| selector.matches(Seen::new(&resource, record).facts().labels());
             let selected = store::range(&records, place, None).map(|(_, record)| record).filter(is_meant);
             let selected: Vec<_> = selected.take(SELECTED_MAX + 1).map(param).collect();
             if selected.len() > SELECTED_MAX {
-                return Err(Missing::Wrong(format!("a binding can be bound with {SELECTED_MAX} params at most")));
+                return Err(format!("a binding can be bound with {SELECTED_MAX} params at most"));
             }
             selected
         }
         None => {
             let name = resource.record_name(place, &params.name);
-            cluster.store.find(&resource, &name).await.map_err(Missing::Failed)?.iter().map(param).collect()
+            let found = cluster.store.find(&resource, &name).await.map_err(|status| status.message.clone())?;
+            found.iter().map(param).collect()
         }
     };
     if found.is_empty() && params.denies {
         let why = "no params found for policy binding with `Deny` parameterNotFoundAction";
-        return Err(Missing::Wrong(why.to_owned()));
+        return Err(why.to_owned());
     }
     Ok(found)
 }

@@ -2,9 +2,9 @@
 
 use coracle_api::cel::admission::{self, Evaluation, Expression, Inputs, Outcome, POLICY_BUDGET};
 
-use super::super::spent::{Spent, UNIT_BYTES};
 use super::told;
 use crate::policies::{Annotation, Program, Validation};
+use crate::request::spent::{Spent, UNIT_BYTES};
 
 /// Longest message that an expression may give.
 const MESSAGE_BYTES_MAX: usize = 5 << 10;
@@ -51,7 +51,7 @@ pub(super) async fn ask(
     (validations, annotations): (&[Validation], &[Annotation]),
     fails: bool,
     inputs: &Inputs<'_>,
-    spent: &mut Spent,
+    spent: &Spent,
 ) -> Verdict {
     let mut verdict = Verdict::default();
     let conditions = Inputs { namespace: None, ..*inputs };
@@ -79,7 +79,7 @@ async fn judge(
     validations: &[Validation],
     fails: bool,
     inputs: &Inputs<'_>,
-    spent: &mut Spent,
+    spent: &Spent,
 ) -> bool {
     let mut asking = Asking::new(program, inputs);
     let mut untold = Vec::new();
@@ -135,7 +135,7 @@ async fn annotate(
     annotations: &[Annotation],
     fails: bool,
     inputs: &Inputs<'_>,
-    spent: &mut Spent,
+    spent: &Spent,
 ) {
     let mut asking = Asking::new(program, inputs);
     for annotation in annotations {
@@ -164,7 +164,7 @@ impl<'a> Asking<'a> {
         Asking { evaluation: Evaluation::new(inputs, &program.variables, POLICY_BUDGET), paid: 0 }
     }
 
-    async fn value(&mut self, expression: &'a Expression, spent: &mut Spent) -> Result<Outcome, admission::Failure> {
+    async fn value(&mut self, expression: &'a Expression, spent: &Spent) -> Result<Outcome, admission::Failure> {
         let outcome = self.evaluation.value(expression);
         let all = self.evaluation.spent();
         spent.take(all - self.paid).await;
@@ -194,8 +194,8 @@ mod tests {
             namespace: Some(&namespace),
             authorizer: None,
         };
-        let mut spent = Spent::new();
-        let asked = ask(&program, (validations, annotations), policy.fails, &inputs, &mut spent);
+        let spent = Spent::default();
+        let asked = ask(&program, (validations, annotations), policy.fails, &inputs, &spent);
         futures::executor::block_on(asked)
     }
 
@@ -278,9 +278,9 @@ mod tests {
                 namespace: None,
                 authorizer: None,
             };
-            let mut spent = Spent::new();
-            futures::executor::block_on(ask(&program, (validations, annotations), true, &inputs, &mut spent));
-            assert!((least..least + 1_000).contains(&spent.cost), "{}", spent.cost);
+            let spent = Spent::default();
+            futures::executor::block_on(ask(&program, (validations, annotations), true, &inputs, &spent));
+            assert!((least..least + 1_000).contains(&spent.cost()), "{}", spent.cost());
         }
     }
 

@@ -23,7 +23,6 @@ use serde_json::Value;
 
 use super::matching::Versioned;
 use super::review::Review;
-use super::spent::Spent;
 use crate::hooks::{Called, Hook};
 use answer::Consent;
 use call::Failure;
@@ -93,7 +92,7 @@ pub(super) async fn mutate(
         return Ok(false);
     }
     let labels = review.labels().await;
-    let (mut olds, mut any, mut spent) = (Shown::default(), false, Spent::new());
+    let (mut olds, mut any) = (Shown::default(), false);
     for hook in hooks {
         if rounds.is_second && !rounds.again.contains(&hook.id) {
             continue;
@@ -105,7 +104,7 @@ pub(super) async fn mutate(
             None => None,
         };
         let shown_old = olds.of(review, old, &version).await?;
-        if !holds(review, hook, &version, (shown.as_ref(), shown_old), &mut spent).await? {
+        if !holds(review, hook, &version, (shown.as_ref(), shown_old)).await? {
             continue;
         }
         let asked = ask(review, hook, &version, (shown.as_ref(), shown_old), "admit").await?;
@@ -151,13 +150,12 @@ pub(super) async fn validate(
     }
     let labels = review.labels().await;
     let (mut objects, mut olds, mut asked) = (Shown::default(), Shown::default(), Vec::new());
-    let mut spent = Spent::new();
     for hook in hooks {
         let subject = review.subject(object, old);
         let Some(version) = hook.matching.matches(&subject, |_| labels.clone())?.cloned() else { continue };
         let shown = objects.of(review, object, &version).await?;
         let shown_old = olds.of(review, old, &version).await?;
-        if holds(review, hook, &version, (shown, shown_old), &mut spent).await? {
+        if holds(review, hook, &version, (shown, shown_old)).await? {
             asked.push((hook, version));
         }
     }
@@ -173,7 +171,6 @@ async fn holds(
     hook: &Hook,
     version: &Versioned,
     (object, old): (Option<&Value>, Option<&Value>),
-    spent: &mut Spent,
 ) -> Result<bool, Status> {
     let conditions = match &hook.conditions {
         Ok(conditions) if conditions.is_empty() => return Ok(true),
@@ -183,7 +180,7 @@ async fn holds(
     let request = review.request(version);
     let inputs =
         Inputs { object, old_object: old, request: &request, params: None, namespace: None, authorizer: Some(review) };
-    match spent.matches(conditions, &inputs).await {
+    match review.at.spent.matches(conditions, &inputs).await {
         Ok(holds) => Ok(holds),
         Err(why) if hook.fails => Err(review.forbidden(why)),
         Err(why) => {

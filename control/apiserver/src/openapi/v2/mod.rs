@@ -13,7 +13,7 @@ use crate::request::negotiate::{JSON, PROTOBUF, YAML};
 pub(super) fn document(discovery: &Discovery) -> Value {
     let mut paths = Map::new();
     for group in &discovery.groups {
-        for version in &group.versions {
+        for version in group.versions.iter().filter(|version| version.remote.is_none()) {
             for path in operations::paths(group, version) {
                 let mut item = Map::new();
                 for operation in &path.operations {
@@ -36,6 +36,11 @@ pub(super) fn document(discovery: &Discovery) -> Value {
         for version in &group.versions {
             definitions.extend(super::custom::definitions(group, version, &descriptions, Version::V2));
         }
+    }
+    let remote =
+        discovery.groups.iter().flat_map(|group| &group.versions).filter_map(|version| version.remote.as_ref());
+    for told in remote {
+        told.merge(&mut paths, &mut definitions);
     }
     json!({
         "swagger": "2.0",

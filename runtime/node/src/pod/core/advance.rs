@@ -17,13 +17,17 @@ impl Core {
             (None, None) => {
                 // A pod of an earlier life may have nothing left to do.
                 let has_work = self.terminal_phase().is_none();
-                if has_work && self.advance_setup(now, commands) && self.advance_init(now, commands) {
-                    self.advance_regular(now, commands);
+                if has_work && self.advance_setup(now, commands) {
+                    // First: they are to show why the others do not start.
+                    self.advance_all(Kind::Ephemeral, now, commands);
+                    if self.advance_init(now, commands) {
+                        self.advance_all(Kind::Regular, now, commands);
+                    }
                 }
                 if let Some(phase) = self.terminal_phase() {
                     self.terminal = Some(phase);
                     self.containers.iter_mut().for_each(|container| container.settle(now));
-                    self.stop_sidecars(now, commands);
+                    self.stop_beside(now, commands);
                     self.release(commands);
                 }
             }
@@ -85,7 +89,7 @@ impl Core {
     fn advance_init(&mut self, now: Now, commands: &mut Vec<Command>) -> bool {
         for index in 0..self.containers.len() {
             match self.containers[index].kind {
-                Kind::Regular => break,
+                Kind::Regular | Kind::Ephemeral => break,
                 Kind::Sidecar => {
                     self.keep_running(now, index, commands);
                     if !self.initialized && !self.containers[index].is_started() {
@@ -103,9 +107,9 @@ impl Core {
         true
     }
 
-    fn advance_regular(&mut self, now: Now, commands: &mut Vec<Command>) {
+    fn advance_all(&mut self, kind: Kind, now: Now, commands: &mut Vec<Command>) {
         for index in 0..self.containers.len() {
-            if self.containers[index].kind == Kind::Regular {
+            if self.containers[index].kind == kind {
                 self.keep_running(now, index, commands);
             }
         }
@@ -227,11 +231,11 @@ impl Core {
         }
     }
 
-    /// When all ordinary containers of a pod have ended for good, its sidecars go too.
-    fn stop_sidecars(&mut self, now: Now, commands: &mut Vec<Command>) {
+    /// When all ordinary containers of a pod have ended for good, its sidecars go too, and who looks at it.
+    fn stop_beside(&mut self, now: Now, commands: &mut Vec<Command>) {
         let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
         for index in (0..self.containers.len()).rev() {
-            if self.containers[index].kind == Kind::Sidecar {
+            if matches!(self.containers[index].kind, Kind::Sidecar | Kind::Ephemeral) {
                 self.stop_container(now, index, seconds(grace), commands);
             }
         }

@@ -24,6 +24,23 @@ pub enum Kind {
     Sidecar,
     /// An ordinary container.
     Regular,
+    /// Put into the pod while it runs, to look at it: started at once, once, and nothing waits for it.
+    Ephemeral,
+}
+
+impl Kind {
+    /// Whether it is listed among the init containers.
+    pub fn is_init(self) -> bool {
+        matches!(self, Kind::Init | Kind::Sidecar)
+    }
+}
+
+/// The list of the pod's spec that a container is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Init,
+    Regular,
+    Ephemeral,
 }
 
 /// How a container ended.
@@ -172,14 +189,18 @@ impl RestartPolicy {
 
 impl Container {
     /// A container that has not run.
-    pub(super) fn new(spec: &Spec, is_init: bool, pod_policy: &str) -> Self {
+    pub(super) fn new(spec: &Spec, part: Part, pod_policy: &str) -> Self {
         let own = spec.restart_policy.as_deref();
-        let kind = match (is_init, own) {
-            (true, Some("Always")) => Kind::Sidecar,
-            (true, _) => Kind::Init,
-            (false, _) => Kind::Regular,
+        let kind = match (part, own) {
+            (Part::Init, Some("Always")) => Kind::Sidecar,
+            (Part::Init, _) => Kind::Init,
+            (Part::Regular, _) => Kind::Regular,
+            (Part::Ephemeral, _) => Kind::Ephemeral,
         };
         let mut policy = RestartPolicy::parse(own.unwrap_or(pod_policy));
+        if kind == Kind::Ephemeral {
+            policy = RestartPolicy::Never;
+        }
         if kind == Kind::Init && policy == RestartPolicy::Always {
             // An init container that has succeeded is done.
             policy = RestartPolicy::OnFailure;
@@ -259,7 +280,7 @@ impl Container {
     pub fn is_ready(&self) -> bool {
         match (&self.state, self.kind) {
             (State::Ended { terminated, .. }, Kind::Init) => terminated.code == 0,
-            (_, Kind::Init) => false,
+            (_, Kind::Init | Kind::Ephemeral) => false,
             (State::Running { started, ready, .. }, _) => *started && *ready == Some(true),
             (State::Stopping { ready, .. }, _) => *ready,
             _ => false,

@@ -19,6 +19,7 @@ mod advance;
 mod backoff;
 mod container;
 mod restore;
+mod specs;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -33,7 +34,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 pub use self::backoff::human;
+use self::container::Part;
 pub use self::container::{Container, Exit, FAILED_MOUNT, Kind, State};
+pub use self::specs::{all as all_specs, list as list_of, specs};
 pub(super) use self::status::OWNED_CONDITIONS;
 
 /// A moment: monotonic since the node's start for waiting, wall clock for showing.
@@ -49,12 +52,13 @@ pub struct Now {
 pub(super) const EVICTED: &str = "Evicted";
 
 /// Reasons that a pod which failed as a whole goes on giving.
-pub(super) const REASONS: [&str; 6] = {
-    let [cpu, memory, storage, pods] = admission::REASONS;
-    ["DeadlineExceeded", EVICTED, cpu, memory, storage, pods]
+pub(super) const REASONS: [&str; 7] = {
+    let [cpu, memory, storage, pods, ports] = admission::REASONS;
+    ["DeadlineExceeded", EVICTED, cpu, memory, storage, pods, ports]
 };
 
-/// Index of a container: init containers first, in the order of the spec, then the others.
+/// Index of a container: init containers first, in the order of the spec, then the others, then ephemeral ones, which come while the
+/// pod runs and stay.
 pub type Index = usize;
 
 /// Which of a container's lives is meant. A late answer about an earlier life is ignored.
@@ -318,7 +322,7 @@ impl Core {
         &self.pod
     }
 
-    /// The containers, init containers first.
+    /// The containers, in the order of [`Index`].
     pub fn containers(&self) -> &[Container] {
         &self.containers
     }
@@ -428,6 +432,10 @@ impl Core {
 
     fn observe(&mut self, now: Now, pod: Arc<Pod>, commands: &mut Vec<Command>) {
         self.pod = pod;
+        let policy = self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
+        for spec in specs::all(&self.pod).skip(self.containers.len()) {
+            self.containers.push(Container::new(&spec, Part::Ephemeral, policy));
+        }
         for (container, spec) in self.containers.iter_mut().zip(specs(&self.pod)) {
             if let Some(image) = &spec.image {
                 container.wanted_image.clone_from(image);
@@ -579,13 +587,6 @@ impl Core {
         let own = probe.and_then(|probe| probe.termination_grace_period_seconds);
         seconds(own.or(self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds)).unwrap_or(30))
     }
-}
-
-/// The containers of a pod, init containers first.
-pub fn specs(pod: &Pod) -> impl Iterator<Item = &k8s_openapi::api::core::v1::Container> {
-    let spec = pod.spec.as_ref();
-    let init = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
-    init.iter().chain(spec.map(|spec| spec.containers.as_slice()).unwrap_or_default())
 }
 
 /// `name_namespace(uid)`, as kubelet names a pod in messages.

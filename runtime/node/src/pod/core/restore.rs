@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 
-use super::container::{Container, State, Terminated};
+use super::container::{Container, Part, State, Terminated};
 use super::status::OWNED_CONDITIONS;
-use super::{Condition, Core, Failure, Now, REASONS, Run, SetupState, deadline_of};
+use super::{Condition, Core, Failure, Now, REASONS, Run, SetupState, deadline_of, specs};
 
 /// Exit code of a container whose end nobody saw.
 const LOST: i32 = 255;
@@ -61,17 +61,19 @@ fn is_initialized(status: &PodStatus) -> bool {
 }
 
 fn containers(pod: &Pod, status: &PodStatus, now: Now) -> Vec<Container> {
-    let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
-    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
-    let init = spec.init_containers.as_deref().unwrap_or_default().iter().map(|container| (container, true));
-    let regular = spec.containers.iter().map(|container| (container, false));
+    let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
     let find = |list: &Option<Vec<ContainerStatus>>, name: &str| {
         list.iter().flatten().find(|status| status.name == name).cloned()
     };
-    init.chain(regular)
-        .map(|(spec, is_init)| {
-            let mut container = Container::new(spec, is_init, policy);
-            let list = if is_init { &status.init_container_statuses } else { &status.container_statuses };
+    specs::all(pod)
+        .enumerate()
+        .map(|(index, spec)| {
+            let (part, list) = match specs::list(pod, index) {
+                "initContainers" => (Part::Init, &status.init_container_statuses),
+                "containers" => (Part::Regular, &status.container_statuses),
+                _ => (Part::Ephemeral, &status.ephemeral_container_statuses),
+            };
+            let mut container = Container::new(&spec, part, policy);
             if let Some(status) = find(list, &spec.name) {
                 take_up(&mut container, status, now);
             }

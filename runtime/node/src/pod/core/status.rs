@@ -8,7 +8,7 @@
 use serde_json::{Map, Value, json};
 
 use super::container::{Container, FAILED_MOUNT, Kind, State, Terminated};
-use super::{Condition, Core, EVICTED, Failure, Now, SetupState, specs};
+use super::{Condition, Core, EVICTED, Failure, Now, SetupState, all_specs, specs};
 use crate::text::cut;
 
 /// The conditions that the node owns, in the order in which the kubelet lists them.
@@ -24,7 +24,7 @@ impl Core {
         let init_pending = self.containers.iter().any(|container| match container.kind {
             Kind::Init => !container.is_completed(),
             Kind::Sidecar => !container.is_started() && container.restarts == 0,
-            Kind::Regular => false,
+            Kind::Regular | Kind::Ephemeral => false,
         });
         if init_pending && !self.initialized {
             return "Pending";
@@ -64,9 +64,13 @@ impl Core {
             fields.insert("podIP".to_owned(), json!(address));
             fields.insert("podIPs".to_owned(), json!([{"$patch": "replace"}, {"ip": address}]));
         }
-        if self.containers.iter().any(|container| container.kind != Kind::Regular) {
-            let statuses = self.container_statuses(|kind| kind != Kind::Regular, false);
+        if self.containers.iter().any(|container| container.kind.is_init()) {
+            let statuses = self.container_statuses(Kind::is_init, false);
             fields.insert("initContainerStatuses".to_owned(), statuses);
+        }
+        if self.containers.iter().any(|container| container.kind == Kind::Ephemeral) {
+            let statuses = self.container_statuses(|kind| kind == Kind::Ephemeral, true);
+            fields.insert("ephemeralContainerStatuses".to_owned(), statuses);
         }
         status
     }
@@ -82,13 +86,13 @@ impl Core {
     }
 
     fn container_statuses(&self, wanted: impl Fn(Kind) -> bool, sorted: bool) -> Value {
-        let has_init = self.containers.iter().any(|container| container.kind != Kind::Regular);
+        let has_init = self.containers.iter().any(|container| container.kind.is_init());
         let mut statuses: Vec<(&str, Value)> = self
             .containers
             .iter()
-            .zip(specs(&self.pod))
+            .zip(all_specs(&self.pod))
             .filter(|(container, _)| wanted(container.kind))
-            .map(|(container, spec)| (&*container.name, container_status(container, spec, has_init)))
+            .map(|(container, spec)| (&*container.name, container_status(container, &spec, has_init)))
             .collect();
         if sorted {
             statuses.sort_by_key(|(name, _)| *name);
@@ -151,7 +155,7 @@ impl Core {
             .filter(|container| match container.kind {
                 Kind::Init => !container.is_completed(),
                 Kind::Sidecar => !container.is_started(),
-                Kind::Regular => false,
+                Kind::Regular | Kind::Ephemeral => false,
             })
             .map(|container| &*container.name)
             .collect();
@@ -171,7 +175,7 @@ impl Core {
         let unready: Vec<&str> = self
             .containers
             .iter()
-            .filter(|container| container.kind != Kind::Init && !container.is_ready())
+            .filter(|container| matches!(container.kind, Kind::Sidecar | Kind::Regular) && !container.is_ready())
             .map(|container| &*container.name)
             .collect();
         match unready.is_empty() {
@@ -243,7 +247,9 @@ fn container_status(container: &Container, spec: &k8s_openapi::api::core::v1::Co
     if !container.container_id.is_empty() {
         put("containerID", json!(container.container_id));
     }
-    put("started", json!(matches!(container.state, State::Running { started: true, .. })));
+    if container.kind != Kind::Ephemeral {
+        put("started", json!(matches!(container.state, State::Running { started: true, .. })));
+    }
     if let Some(resources) = &spec.resources {
         let present = |value: &Value| value.as_object().is_some_and(|fields| !fields.is_empty());
         let resources = json!(resources);

@@ -142,7 +142,7 @@ impl World {
         let conditions = status["conditions"].as_array().unwrap();
         let ready = conditions.iter().find(|condition| condition["type"] == "Ready").unwrap();
         let mut text = format!("{} {}", status["phase"].as_str().unwrap(), ready["status"].as_str().unwrap());
-        for list in ["initContainerStatuses", "containerStatuses"] {
+        for list in ["initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"] {
             for container in status[list].as_array().into_iter().flatten() {
                 let (state, inner) = container["state"].as_object().unwrap().iter().next().unwrap();
                 let reason = inner["reason"].as_str().unwrap_or("-");
@@ -332,6 +332,57 @@ fn sidecars_start_first_and_end_last() {
     assert_eq!(world.exited("a", 0), ["!Killing", "stop s#2 30"]);
     assert_eq!(world.exited("s", 143), ["release"]);
     assert!(world.shown().starts_with("Succeeded False"), "{}", world.shown());
+}
+
+#[test]
+fn an_ephemeral_container_runs_once_beside_the_others() {
+    let spec = json!({
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": 30,
+        "initContainers": [{"name": "i"}],
+        "containers": [{"name": "a"}],
+    });
+    let mut world = World::new(pod(spec));
+    world.observe();
+    assert_eq!(world.set_up(), ["start i#1"]);
+    // It waits for nobody: it is to show why others do not start.
+    world.object["spec"]["ephemeralContainers"] = json!([{"name": "d", "image": "i:2"}]);
+    assert_eq!(world.observe(), ["start d#1"]);
+    world.started("d");
+    world.started("i");
+    assert_eq!(world.exited("i", 0), ["start a#1"]);
+    world.started("a");
+    assert_eq!(world.shown(), "Running True i:terminated/Completed/0 a:running/-/0 d:running/-/0");
+    // Nor does it come again, whatever the pod's policy is, or count for the pod.
+    assert_eq!(world.exited("d", 1), QUIET);
+    assert_eq!(world.shown(), "Running True i:terminated/Completed/0 a:running/-/0 d:terminated/Error/0");
+    let more = json!({"name": "e", "image": "i:2"});
+    world.object["spec"]["ephemeralContainers"].as_array_mut().unwrap().push(more);
+    assert_eq!(world.observe(), ["start e#1"]);
+    world.started("e");
+    // It ends with the pod; so it does where all others have ended for good.
+    assert_eq!(world.delete(30), ["!Killing", "stop a#1 30", "!Killing", "stop e#1 30"]);
+
+    let mut object = one("Never");
+    object["spec"]["ephemeralContainers"] = json!([{"name": "d", "image": "i:2"}]);
+    let mut world = World::running(object, &["d", "a"]);
+    assert_eq!(world.exited("a", 0), ["!Killing", "stop d#1 30"]);
+    assert_eq!(world.exited("d", 143), ["release"]);
+    assert_eq!(world.shown(), "Succeeded False a:terminated/Completed/0 d:terminated/Error/0");
+}
+
+#[test]
+fn an_ephemeral_container_of_an_earlier_life_stays_as_it_ended() {
+    let mut object = one("Always");
+    object["spec"]["ephemeralContainers"] = json!([{"name": "d", "image": "i:2"}]);
+    let mut world = World::running(object, &["d", "a"]);
+    let mut object = world.object.clone();
+    object["status"] = world.status();
+    object["status"]["podIPs"] = json!([{"ip": "10.244.0.2"}]);
+    let mut world = World::new(object);
+    world.observe();
+    assert_eq!(world.set_up(), ["start a#2"]);
+    assert!(world.shown().ends_with(" d:terminated/Unknown/0"), "{}", world.shown());
 }
 
 #[test]

@@ -1,0 +1,305 @@
+//! From objects to what is served and what is said of them.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::attach::{self, Namespaces};
+use crate::kinds::{Class, Gateway, HttpRoute, Meta};
+use crate::listener::{self, Ports, Protocol};
+use crate::rule::{self, Broken, Rule, Target};
+use crate::{Grant, Hostname, Key, Verdict, grant};
+
+/// Rules, matches and hosts of all routes together that are served; those of the newest routes are left out beyond it.
+const COST_MAX: usize = 100_000;
+
+/// The objects as they are known. Those that cannot be read are not among them.
+#[derive(Debug, Clone, Default)]
+pub struct Objects {
+    /// By name.
+    pub classes: BTreeMap<Arc<str>, Class>,
+    /// Gateways.
+    pub gateways: BTreeMap<Key, Gateway>,
+    /// HTTPRoutes.
+    pub routes: BTreeMap<Key, HttpRoute>,
+    /// GRPCRoutes, of which it is said that they are not served.
+    pub grpc_routes: BTreeMap<Key, HttpRoute>,
+    /// ReferenceGrants.
+    pub grants: BTreeMap<Key, Grant>,
+    /// Labels of namespaces.
+    pub namespaces: BTreeMap<Arc<str>, BTreeMap<String, String>>,
+}
+
+/// What they say together.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Resolved {
+    /// Gateways of our classes, the older ones first.
+    pub gateways: Vec<GatewayState>,
+    /// Routes with a parent among them, the older ones first.
+    pub routes: Vec<RouteState>,
+    /// The same of GRPCRoutes.
+    pub grpc_routes: Vec<RouteState>,
+}
+
+/// A Gateway.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GatewayState {
+    /// Its metadata.
+    pub meta: Meta,
+    /// Whether it can be served at all.
+    pub accepted: Verdict,
+    /// The addresses that it asks for.
+    pub addresses: Vec<String>,
+    /// Its listeners, in its own order.
+    pub listeners: Vec<ListenerState>,
+}
+
+/// A listener.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListenerState {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its port.
+    pub port: u16,
+    /// What is spoken; `None` for what is not supported.
+    pub protocol: Option<Protocol>,
+    /// For which hosts it is.
+    pub hostname: Hostname,
+    /// Secrets of certificates that it may show.
+    pub secrets: Vec<Key>,
+    /// Whether HTTPRoutes may be attached to it.
+    pub has_routes: bool,
+    /// The condition `Accepted`.
+    pub accepted: Verdict,
+    /// The condition `Conflicted`.
+    pub conflicted: Verdict,
+    /// The condition `ResolvedRefs`.
+    pub resolved: Verdict,
+    /// The routes that are attached, by their place in [`Resolved::routes`], and for which hosts.
+    pub attached: Vec<(usize, Vec<Hostname>)>,
+}
+
+impl ListenerState {
+    /// Whether it can be, as far as the objects say.
+    pub fn is_valid(&self) -> bool {
+        self.accepted.holds && !self.conflicted.holds
+    }
+
+    /// Whether it can be served: one with TLS needs a certificate that may be shown.
+    pub fn is_served(&self) -> bool {
+        self.is_valid() && (self.protocol != Some(Protocol::Https) || !self.secrets.is_empty())
+    }
+}
+
+/// A route.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteState {
+    /// Its metadata.
+    pub meta: Meta,
+    /// Its rules, as they are served.
+    pub rules: Vec<Rule>,
+    /// What is said of it to each parent of ours, in its own order.
+    pub parents: Vec<ParentState>,
+}
+
+/// A parent of a route.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParentState {
+    /// As the route names it.
+    pub written: serde_json::Value,
+    /// The condition `Accepted`.
+    pub accepted: Verdict,
+    /// The condition `ResolvedRefs`.
+    pub resolved: Verdict,
+    /// The condition `PartiallyInvalid`, while some rules are not supported and others are.
+    pub partially: Option<Verdict>,
+}
+
+/// What is wrong with a Service, as far as whoever asks knows.
+pub type Missing<'a> = &'a dyn Fn(&Target) -> Option<(&'static str, String)>;
+
+impl Objects {
+    /// Whether a class is ours, and its Gateways can be served.
+    fn is_ours(&self, class: &str) -> bool {
+        self.classes.get(class).is_some_and(|class| class.is_ours && !class.has_parameters)
+    }
+
+    /// What is said of a class of ours.
+    pub fn accepts(&self, class: &Class) -> Verdict {
+        match class.has_parameters {
+            true => Verdict::no("InvalidParameters", "spec.parametersRef is not supported: a class has no parameters"),
+            false => Verdict::yes("Accepted"),
+        }
+    }
+
+    /// Makes of all objects what they say together. `missing` says what is wrong with a Service.
+    pub fn resolve(&self, missing: Missing<'_>) -> Resolved {
+        let mut resolved = Resolved::default();
+        let mut gateways: Vec<&Gateway> =
+            self.gateways.values().filter(|gateway| self.is_ours(&gateway.spec.gateway_class_name)).collect();
+        gateways.sort_by(|a, b| a.meta.age(&b.meta));
+        let mut ports = Ports::default();
+        for gateway in &gateways {
+            let accepted = accepts(gateway);
+            let mut listeners = listener::all(gateway, self.grants.values());
+            for listener in &mut listeners {
+                if accepted.holds {
+                    ports.take(&gateway.meta.key(), listener);
+                } else {
+                    listener.has_routes = false;
+                }
+            }
+            let addresses = gateway.spec.addresses.iter().map(|address| address.value.clone());
+            let addresses = addresses.filter(|address| !address.is_empty()).collect();
+            resolved.gateways.push(GatewayState { meta: gateway.meta.clone(), accepted, addresses, listeners });
+        }
+        let at: HashMap<Key, usize> =
+            gateways.iter().enumerate().map(|(at, gateway)| (gateway.meta.key(), at)).collect();
+        let known = Parents { gateways: &gateways, at: &at, namespaces: &self.namespaces };
+        let mut cost = 0;
+        for route in in_order(&self.routes) {
+            self.resolve_route(route, &known, missing, &mut cost, &mut resolved);
+        }
+        for route in in_order(&self.grpc_routes) {
+            let parents = route.spec.parent_refs.iter().filter(|written| known.parent(route, written).is_some());
+            let parents: Vec<ParentState> = parents
+                .map(|written| ParentState {
+                    written: written.clone(),
+                    accepted: Verdict::no("UnsupportedValue", "routes of kind GRPCRoute are not served: HTTPRoute is"),
+                    resolved: Verdict::yes("ResolvedRefs"),
+                    partially: None,
+                })
+                .collect();
+            if !parents.is_empty() {
+                resolved.grpc_routes.push(RouteState { meta: route.meta.clone(), rules: Vec::new(), parents });
+            }
+        }
+        resolved
+    }
+
+    fn resolve_route(
+        &self,
+        route: &HttpRoute,
+        known: &Parents<'_>,
+        missing: Missing<'_>,
+        cost: &mut usize,
+        resolved: &mut Resolved,
+    ) {
+        let parents =
+            route.spec.parent_refs.iter().filter_map(|written| Some((written, known.parent(route, written)?)));
+        let parents: Vec<_> = parents.collect();
+        if parents.is_empty() {
+            return;
+        }
+        let own = &route.meta.namespace;
+        let may_refer = |target: &Target| {
+            let asked = grant::Reference { from: ("HTTPRoute", own), to: ("Service", &target.namespace, &target.name) };
+            self.grants.values().any(|grant| grant.permits(asked))
+        };
+        // A route without rules is for all requests, and has nobody who answers them.
+        let nothing = [serde_json::json!({})];
+        let specs = if route.spec.rules.is_empty() { &nothing[..] } else { &route.spec.rules };
+        let (mut rules, mut unsupported, mut broken) = (Vec::new(), Vec::new(), Vec::<Broken>::new());
+        for spec in specs {
+            let read = rule::read(own, spec, &may_refer);
+            unsupported.extend(read.unsupported);
+            broken.extend(read.broken);
+            broken.extend(targets(&read.rule).filter_map(missing));
+            rules.push(read.rule);
+        }
+        let resolved_refs = broken
+            .first()
+            .map_or_else(|| Verdict::yes("ResolvedRefs"), |(reason, message)| Verdict::no(reason, message.clone()));
+        let is_lost = !unsupported.is_empty() && unsupported.len() == rules.len();
+        let partially = (!unsupported.is_empty() && !is_lost).then(|| Verdict {
+            holds: true,
+            reason: "UnsupportedValue",
+            message: format!("Dropped Rule: {}: its requests are answered 500", unsupported.join("; ")),
+        });
+        let place = resolved.routes.len();
+        let mut states = Vec::new();
+        let mut taken = HashSet::new();
+        for (written, (at, parent)) in parents {
+            let gateway = &mut resolved.gateways[at];
+            let attached =
+                match attach::attach(known.gateways[at], &gateway.listeners, route, &parent, known.namespaces) {
+                    _ if !gateway.accepted.holds => Err(Verdict::no("Pending", "the Gateway is not accepted")),
+                    _ if is_lost => Err(Verdict::no("UnsupportedValue", unsupported.join("; "))),
+                    attached => attached,
+                };
+            // What it takes: each match for each host.
+            let accepted = attached.and_then(|attached| {
+                let matches: usize = rules.iter().map(|rule| rule.matches.len()).sum();
+                let hosts: usize = attached.iter().map(|(_, hosts)| hosts.len()).sum();
+                if *cost + matches * hosts > COST_MAX {
+                    let words = format!("all routes together may have {COST_MAX} matches for hosts");
+                    return Err(Verdict::no("UnsupportedValue", words));
+                }
+                *cost += matches * hosts;
+                Ok(attached)
+            });
+            let accepted = match accepted {
+                Err(why) => why,
+                Ok(attached) => {
+                    for (listener, hosts) in attached {
+                        // Two parents may be one listener.
+                        if taken.insert((at, listener)) {
+                            gateway.listeners[listener].attached.push((place, hosts));
+                        }
+                    }
+                    Verdict::yes("Accepted")
+                }
+            };
+            let partially = partially.clone().filter(|_| accepted.holds);
+            states.push(ParentState { written: written.clone(), accepted, resolved: resolved_refs.clone(), partially });
+        }
+        resolved.routes.push(RouteState { meta: route.meta.clone(), rules, parents: states });
+    }
+}
+
+/// What routes are attached to.
+struct Parents<'a> {
+    gateways: &'a [&'a Gateway],
+    at: &'a HashMap<Key, usize>,
+    namespaces: &'a Namespaces,
+}
+
+impl Parents<'_> {
+    /// The Gateway of ours that a parent is.
+    fn parent(&self, route: &HttpRoute, written: &serde_json::Value) -> Option<(usize, crate::kinds::ParentRef)> {
+        let (key, parent) = attach::parent(route, written)?;
+        self.at.get(&key).map(|at| (*at, parent))
+    }
+}
+
+fn in_order(routes: &BTreeMap<Key, HttpRoute>) -> Vec<&HttpRoute> {
+    let mut routes: Vec<&HttpRoute> = routes.values().collect();
+    routes.sort_by(|a, b| a.meta.age(&b.meta));
+    routes
+}
+
+fn targets(rule: &Rule) -> impl Iterator<Item = &Target> {
+    let forward = match &rule.action {
+        rule::Action::Forward(forward) => &forward[..],
+        rule::Action::Redirect(_) | rule::Action::Fail(_) => &[],
+    };
+    forward.iter().filter_map(|forward| forward.target.as_ref().ok())
+}
+
+/// Whether a Gateway can be served, as far as it says itself.
+fn accepts(gateway: &Gateway) -> Verdict {
+    let spec = &gateway.spec;
+    if !spec.infrastructure.parameters_ref.is_null() {
+        return Verdict::no("InvalidParameters", "spec.infrastructure.parametersRef is not supported");
+    }
+    let kinds = spec.addresses.iter().map(|address| address.kind.as_deref().unwrap_or("IPAddress"));
+    if let Some(kind) = kinds.into_iter().find(|kind| *kind != "IPAddress") {
+        return Verdict::no("UnsupportedAddress", format!("addresses of type {kind} are not supported"));
+    }
+    if !spec.tls.is_null() {
+        return Verdict::no("Invalid", "spec.tls is not supported: certificates of clients are not asked for");
+    }
+    if !spec.allowed_listeners.is_null() {
+        return Verdict::no("Invalid", "spec.allowedListeners is not supported");
+    }
+    Verdict::yes("Accepted")
+}

@@ -1,0 +1,104 @@
+//! What nodes say of the ports of Gateways: a text that a node writes into an annotation of its object, and the controller reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::Key;
+
+/// What a node says, as `ADDRESS,PORT,PORT=taken,!NAMESPACE/NAME`: the address at which it serves Gateways, their ports, and Secrets
+/// of theirs without a certificate that it could show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServedAt {
+    /// Where.
+    pub address: IpAddr,
+    /// Ports, and whether it listens there.
+    pub ports: BTreeMap<u16, bool>,
+    /// Secrets that hold no certificate.
+    pub broken: BTreeSet<Key>,
+}
+
+impl ServedAt {
+    /// As it is written.
+    pub fn to_text(&self) -> String {
+        let mut text = self.address.to_string();
+        for (port, is_open) in &self.ports {
+            text.push_str(&format!(",{port}{}", if *is_open { "" } else { "=taken" }));
+        }
+        for (namespace, name) in &self.broken {
+            text.push_str(&format!(",!{namespace}/{name}"));
+        }
+        text
+    }
+
+    /// From its text; what makes no sense is passed over.
+    pub fn parse(text: &str) -> Option<ServedAt> {
+        let mut parts = text.split(',');
+        let address = parts.next()?.parse().ok()?;
+        let mut served = ServedAt { address, ports: BTreeMap::new(), broken: BTreeSet::new() };
+        for part in parts {
+            if let Some((namespace, name)) = part.strip_prefix('!').and_then(|key| key.split_once('/')) {
+                served.broken.insert((Arc::from(namespace), Arc::from(name)));
+                continue;
+            }
+            let (port, is_open) = part.strip_suffix("=taken").map_or((part, true), |port| (port, false));
+            if let Ok(port) = port.parse() {
+                served.ports.insert(port, is_open);
+            }
+        }
+        Some(served)
+    }
+}
+
+/// What all nodes say together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Served {
+    /// The addresses of nodes that listen at a port; a port at which some would and none does has none.
+    ports: BTreeMap<u16, BTreeSet<IpAddr>>,
+    /// Secrets that hold no certificate, as some node says.
+    pub broken: BTreeSet<Key>,
+    /// All addresses at which Gateways are served.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+impl Served {
+    /// Adds what one says.
+    pub fn add(&mut self, node: &ServedAt) {
+        self.addresses.insert(node.address);
+        for (port, is_open) in &node.ports {
+            let at = self.ports.entry(*port).or_default();
+            if *is_open {
+                at.insert(node.address);
+            }
+        }
+        self.broken.extend(node.broken.iter().cloned());
+    }
+
+    /// Where a port is served; `None` while no node has said anything of it.
+    pub fn at(&self, port: u16) -> Option<&BTreeSet<IpAddr>> {
+        self.ports.get(&port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_says_is_read_as_it_was_written() {
+        let text = "127.0.0.1,80=taken,8080,!n/secret";
+        let served = ServedAt::parse(text).unwrap();
+        assert_eq!(served.ports, BTreeMap::from([(80, false), (8080, true)]));
+        assert_eq!(served.to_text(), text);
+        assert_eq!(ServedAt::parse("2001:db8::1,x,99999,!odd,443").unwrap().to_text(), "2001:db8::1,443");
+        assert_eq!(ServedAt::parse("host,80"), None);
+        let mut all = Served::default();
+        for text in ["10.0.0.1,80,443=taken", "10.0.0.2,80", "10.0.0.3"] {
+            all.add(&ServedAt::parse(text).unwrap());
+        }
+        let at = |port| all.at(port).map(|at| at.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(at(80), Some(vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()]));
+        assert_eq!((at(443), at(81)), (Some(vec![]), None));
+        assert_eq!(all.addresses.len(), 3);
+    }
+}

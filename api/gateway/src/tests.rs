@@ -1,0 +1,383 @@
+//! Objects, and what they say together, as tables.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+const NOW: &str = "2026-01-01T00:00:00Z";
+
+fn meta(namespace: &str, name: &str, created: i64) -> Meta {
+    Meta { namespace: namespace.into(), name: name.into(), uid: name.into(), created, generation: 3 }
+}
+
+/// Objects with a class of ours, one of another's, and three namespaces.
+fn objects() -> Objects {
+    let mut objects = Objects::default();
+    for (name, controller) in [("coracle", CONTROLLER), ("other", "example.com/other")] {
+        let class = Class::read(meta("", name, 1), &json!({"controllerName": controller}));
+        objects.classes.insert(name.into(), class);
+    }
+    for (name, label) in [("infra", "none"), ("a", "yes"), ("b", "no")] {
+        objects.namespaces.insert(name.into(), [("exposed".to_owned(), label.to_owned())].into());
+    }
+    objects
+}
+
+impl Objects {
+    fn gateway(&mut self, name: &str, created: i64, mut spec: Value) {
+        if spec["gatewayClassName"].is_null() {
+            spec["gatewayClassName"] = json!("coracle");
+        }
+        let gateway = Gateway::read(meta("infra", name, created), &spec).unwrap();
+        self.gateways.insert(gateway.meta.key(), gateway);
+    }
+
+    fn route(&mut self, (namespace, name): (&str, &str), created: i64, spec: Value) {
+        let route = HttpRoute::read(meta(namespace, name, created), &spec).unwrap();
+        self.routes.insert(route.meta.key(), route);
+    }
+
+    fn grant(&mut self, from: (&str, &str), to: (&str, &str)) {
+        let from = json!([{"group": GROUP, "kind": from.0, "namespace": from.1}]);
+        let grant = Grant::read(&meta(to.0, "grant", 1), &json!({"from": from, "to": [{"group": "", "kind": to.1}]}));
+        self.grants.insert((to.0.into(), to.1.into()), grant.unwrap());
+    }
+
+    fn resolved(&self) -> Resolved {
+        self.resolve(&|target| {
+            (&*target.name == "missing").then(|| ("BackendNotFound", "service missing does not exist".to_owned()))
+        })
+    }
+}
+
+fn listener(name: &str, port: u16, protocol: &str, more: Value) -> Value {
+    let mut listener = json!({"name": name, "port": port, "protocol": protocol});
+    listener.as_object_mut().unwrap().append(&mut more.as_object().unwrap().clone());
+    listener
+}
+
+fn served(texts: &[&str]) -> Served {
+    let mut served = Served::default();
+    texts.iter().for_each(|text| served.add(&ServedAt::parse(text).unwrap()));
+    served
+}
+
+/// `TYPE=STATUS REASON` of conditions.
+fn said(conditions: &Value) -> Vec<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let one = |of: &Value| format!("{}={} {}", text(&of["type"]), text(&of["status"]), text(&of["reason"]));
+    conditions.as_array().into_iter().flatten().map(one).collect()
+}
+
+/// What is said of the first listener, and of its Gateway.
+fn of_gateway(objects: &Objects, name: &str, served: &Served) -> (Vec<String>, Vec<String>, Value) {
+    let resolved = objects.resolved();
+    let state = resolved.gateways.iter().find(|gateway| &*gateway.meta.name == name).expect("it is ours");
+    let status = status::gateway(state, served, &Value::Null, NOW);
+    (said(&status["listeners"][0]["conditions"]), said(&status["conditions"]), status)
+}
+
+#[test]
+fn a_listener_s_conditions_say_what_is_wrong_with_it() {
+    let secret = |name: &str| json!({"tls": {"certificateRefs": [{"name": name}]}});
+    let open = "127.0.0.1,80,443";
+    let fine = ["Accepted=True Accepted", "Conflicted=False NoConflicts", "ResolvedRefs=True ResolvedRefs"];
+    for (listeners, nodes, differs) in [
+        (vec![listener("l", 80, "HTTP", json!({}))], open, vec!["Programmed=True Programmed"]),
+        (vec![listener("l", 443, "HTTPS", secret("s"))], open, vec!["Programmed=True Programmed"]),
+        (vec![listener("l", 80, "HTTP", json!({}))], "127.0.0.1", vec!["Programmed=False Pending"]),
+        (vec![listener("l", 80, "HTTP", json!({}))], "127.0.0.1,80=taken", vec!["Programmed=False PortUnavailable"]),
+        (
+            vec![listener("l", 53, "UDP", json!({}))],
+            open,
+            vec!["Accepted=False UnsupportedProtocol", "Programmed=False Invalid"],
+        ),
+        (
+            vec![listener(
+                "l",
+                443,
+                "HTTPS",
+                json!({"tls": {"mode": "Passthrough", "certificateRefs": [{"name": "s"}]}}),
+            )],
+            open,
+            vec!["Accepted=False UnsupportedProtocol", "Programmed=False Invalid"],
+        ),
+        (
+            vec![listener("l", 443, "HTTPS", json!({}))],
+            open,
+            vec!["ResolvedRefs=False InvalidCertificateRef", "Programmed=False Invalid"],
+        ),
+        (
+            vec![listener("l", 443, "HTTPS", secret("broken"))],
+            "127.0.0.1,443,!infra/broken",
+            vec!["ResolvedRefs=False InvalidCertificateRef", "Programmed=False Invalid"],
+        ),
+        (
+            vec![listener("l", 443, "HTTPS", json!({"tls": {"certificateRefs": [{"name": "s", "namespace": "a"}]}}))],
+            open,
+            vec!["ResolvedRefs=False RefNotPermitted", "Programmed=False Invalid"],
+        ),
+        (
+            vec![listener("l", 443, "HTTPS", json!({"tls": {"certificateRefs": [{"name": "s", "namespace": "b"}]}}))],
+            open,
+            vec!["Programmed=True Programmed"],
+        ),
+        (
+            vec![listener(
+                "l",
+                443,
+                "HTTPS",
+                json!({"tls": {"certificateRefs": [{"name": "s", "kind": "ConfigMap"}]}}),
+            )],
+            open,
+            vec!["ResolvedRefs=False InvalidCertificateRef", "Programmed=False Invalid"],
+        ),
+        (
+            vec![listener(
+                "l",
+                80,
+                "HTTP",
+                json!({"allowedRoutes": {"kinds": [{"kind": "TCPRoute"}, {"kind": "HTTPRoute"}]}}),
+            )],
+            open,
+            vec!["ResolvedRefs=False InvalidRouteKinds", "Programmed=True Programmed"],
+        ),
+        (
+            vec![listener("l", 80, "HTTP", json!({})), listener("m", 80, "HTTPS", secret("s"))],
+            open,
+            vec!["Conflicted=True ProtocolConflict", "Programmed=False Invalid"],
+        ),
+        (
+            vec![
+                listener("l", 80, "HTTP", json!({"hostname": "a.x"})),
+                listener("m", 80, "HTTP", json!({"hostname": "A.x"})),
+            ],
+            open,
+            vec!["Conflicted=True HostnameConflict", "Programmed=False Invalid"],
+        ),
+        (
+            vec![
+                listener("l", 80, "HTTP", json!({"hostname": "a.x"})),
+                listener("m", 80, "HTTP", json!({"hostname": "b.x"})),
+            ],
+            open,
+            vec!["Programmed=True Programmed"],
+        ),
+    ] {
+        let mut objects = objects();
+        objects.grant(("Gateway", "infra"), ("b", "Secret"));
+        objects.gateway("g", 1, json!({"listeners": listeners}));
+        let (found, _, _) = of_gateway(&objects, "g", &served(&[nodes]));
+        let kind = |text: &str| text.split('=').next().unwrap().to_owned();
+        let replaced = |fine: &&str| !differs.iter().any(|one| kind(one) == kind(fine));
+        let mut expected: Vec<String> =
+            fine.iter().filter(|fine| replaced(fine)).chain(&differs).map(|text| (*text).to_owned()).collect();
+        let mut found = found;
+        (expected.sort(), found.sort());
+        assert_eq!(found, expected, "{listeners:?} {nodes}");
+    }
+}
+
+#[test]
+fn a_gateway_s_conditions_and_addresses() {
+    let http = || listener("l", 80, "HTTP", json!({}));
+    for (spec, nodes, conditions, addresses) in [
+        (
+            json!({"listeners": [http()]}),
+            vec!["10.0.0.1,80", "10.0.0.2,80=taken"],
+            ["True Accepted", "True Programmed"],
+            vec!["10.0.0.1"],
+        ),
+        (json!({"listeners": [http()]}), vec![], ["True Accepted", "False AddressNotAssigned"], vec![]),
+        (json!({"listeners": [http()]}), vec!["10.0.0.1,80=taken"], ["True Accepted", "False Pending"], vec![]),
+        (
+            json!({"listeners": [http(), listener("u", 53, "UDP", json!({}))]}),
+            vec!["10.0.0.1,80"],
+            ["True ListenersNotValid", "True Programmed"],
+            vec!["10.0.0.1"],
+        ),
+        (
+            json!({"listeners": [listener("u", 53, "UDP", json!({}))]}),
+            vec!["10.0.0.1,80"],
+            ["False ListenersNotValid", "False Invalid"],
+            vec![],
+        ),
+        (
+            json!({"listeners": [http()], "addresses": [{"value": "10.0.0.2"}]}),
+            vec!["10.0.0.1,80", "10.0.0.2,80"],
+            ["True Accepted", "True Programmed"],
+            vec!["10.0.0.2"],
+        ),
+        (
+            json!({"listeners": [http()], "addresses": [{"type": "IPAddress", "value": "192.0.2.1"}]}),
+            vec!["10.0.0.1,80"],
+            ["True Accepted", "False AddressNotUsable"],
+            vec![],
+        ),
+        (
+            json!({"listeners": [http()], "addresses": [{"type": "Hostname", "value": "x"}]}),
+            vec!["10.0.0.1,80"],
+            ["False UnsupportedAddress", "False Invalid"],
+            vec![],
+        ),
+        (
+            json!({"listeners": [http()], "infrastructure": {"parametersRef": {"name": "x"}}}),
+            vec!["10.0.0.1,80"],
+            ["False InvalidParameters", "False Invalid"],
+            vec![],
+        ),
+        (
+            json!({"listeners": [http()], "tls": {"frontend": {}}}),
+            vec!["10.0.0.1,80"],
+            ["False Invalid", "False Invalid"],
+            vec![],
+        ),
+    ] {
+        let mut objects = objects();
+        objects.gateway("g", 1, spec.clone());
+        let (_, found, status) = of_gateway(&objects, "g", &served(&nodes));
+        let expected = ["Accepted=", "Programmed="].iter().zip(conditions).map(|(kind, rest)| format!("{kind}{rest}"));
+        assert_eq!(found, expected.collect::<Vec<_>>(), "{spec}");
+        let found: Vec<&Value> =
+            status["addresses"].as_array().unwrap().iter().map(|address| &address["value"]).collect();
+        assert_eq!(found, addresses, "{spec}");
+        assert_eq!(status["conditions"][0]["observedGeneration"], json!(3));
+    }
+}
+
+#[test]
+fn a_port_is_for_one_protocol_and_the_older_gateway_s() {
+    let mut objects = objects();
+    let tls = json!({"tls": {"certificateRefs": [{"name": "s"}]}});
+    objects.gateway("young", 2, json!({"listeners": [listener("l", 80, "HTTPS", tls)]}));
+    objects.gateway("old", 1, json!({"listeners": [listener("l", 80, "HTTP", json!({}))]}));
+    objects.gateway("same", 3, json!({"listeners": [listener("l", 80, "HTTP", json!({}))]}));
+    let nodes = served(&["127.0.0.1,80"]);
+    let accepted = |name| of_gateway(&objects, name, &nodes).0[0].clone();
+    assert_eq!(
+        ["old", "young", "same"].map(accepted),
+        ["Accepted=True Accepted", "Accepted=False PortUnavailable", "Accepted=True Accepted"]
+    );
+}
+
+/// What is said of a route's first parent.
+fn of_route(objects: &Objects, name: &str) -> Vec<String> {
+    let resolved = objects.resolved();
+    let Some(state) = resolved.routes.iter().find(|route| &*route.meta.name == name) else { return Vec::new() };
+    said(&status::route(Some(state), 3, &Value::Null, NOW)["parents"][0]["conditions"])
+}
+
+fn parent(more: Value) -> Value {
+    let mut parent = json!({"name": "g", "namespace": "infra"});
+    parent.as_object_mut().unwrap().append(&mut more.as_object().unwrap().clone());
+    json!([parent])
+}
+
+#[test]
+fn routes_attach_where_listeners_let_them() {
+    let rules = || json!([{"backendRefs": [{"name": "web", "port": 80}]}]);
+    let selector = json!({"from": "Selector", "selector": {"matchLabels": {"exposed": "yes"}}});
+    for (from, more, namespace, route, expected) in [
+        (json!({"from": "All"}), json!({}), "a", json!({}), "True Accepted"),
+        (json!({}), json!({}), "a", json!({}), "False NotAllowedByListeners"),
+        (json!({"from": "Same"}), json!({}), "infra", json!({}), "True Accepted"),
+        (json!({"from": "None"}), json!({}), "infra", json!({}), "False NotAllowedByListeners"),
+        (selector.clone(), json!({}), "a", json!({}), "True Accepted"),
+        (selector.clone(), json!({}), "b", json!({}), "False NotAllowedByListeners"),
+        (selector, json!({}), "unknown", json!({}), "False NotAllowedByListeners"),
+        (json!({"from": "All"}), json!({"sectionName": "l"}), "a", json!({}), "True Accepted"),
+        (json!({"from": "All"}), json!({"sectionName": "x"}), "a", json!({}), "False NoMatchingParent"),
+        (json!({"from": "All"}), json!({"port": 80}), "a", json!({}), "True Accepted"),
+        (json!({"from": "All"}), json!({"port": 81}), "a", json!({}), "False NoMatchingParent"),
+        (json!({"from": "All"}), json!({}), "a", json!({"hostnames": ["x.example.com"]}), "True Accepted"),
+        (json!({"from": "All"}), json!({}), "a", json!({"hostnames": ["x.other"]}), "False NoMatchingListenerHostname"),
+    ] {
+        let mut objects = objects();
+        let allowed = json!({"hostname": "*.example.com", "allowedRoutes": {"namespaces": from}});
+        objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", allowed)]}));
+        let mut spec = route.clone();
+        (spec["parentRefs"], spec["rules"]) = (parent(more.clone()), rules());
+        objects.route((namespace, "r"), 1, spec);
+        assert_eq!(of_route(&objects, "r")[0], format!("Accepted={expected}"), "{from} {more} {namespace} {route}");
+        let attached = of_gateway(&objects, "g", &Served::default()).2["listeners"][0]["attachedRoutes"].clone();
+        assert_eq!(attached, json!(usize::from(expected.starts_with("True"))));
+    }
+    // A Gateway of another's class is another's, as are other kinds of parents.
+    let mut objects = objects();
+    objects.gateway("g", 1, json!({"gatewayClassName": "other", "listeners": [listener("l", 80, "HTTP", json!({}))]}));
+    objects.route(("infra", "r"), 1, json!({"parentRefs": parent(json!({}))}));
+    objects.route(("infra", "s"), 1, json!({"parentRefs": parent(json!({"group": "", "kind": "Service"}))}));
+    assert_eq!(objects.resolved(), Resolved::default());
+}
+
+#[test]
+fn a_route_s_conditions_say_what_is_wrong_with_its_rules() {
+    let good = || json!({"backendRefs": [{"name": "web", "port": 80}]});
+    let odd = || json!({"filters": [{"type": "RequestMirror", "requestMirror": {}}]});
+    let to = |namespace: &str, name: &str| json!({"backendRefs": [{"name": name, "namespace": namespace, "port": 80}]});
+    for (rules, expected) in [
+        (json!([good()]), vec!["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs"]),
+        (
+            json!([good(), odd()]),
+            vec!["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs", "PartiallyInvalid=True UnsupportedValue"],
+        ),
+        (json!([odd()]), vec!["Accepted=False UnsupportedValue", "ResolvedRefs=True ResolvedRefs"]),
+        (json!([to("a", "missing")]), vec!["Accepted=True Accepted", "ResolvedRefs=False BackendNotFound"]),
+        (json!([to("b", "web")]), vec!["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs"]),
+        (json!([to("infra", "web")]), vec!["Accepted=True Accepted", "ResolvedRefs=False RefNotPermitted"]),
+    ] {
+        let mut objects = objects();
+        objects.grant(("HTTPRoute", "a"), ("b", "Service"));
+        let all = json!({"allowedRoutes": {"namespaces": {"from": "All"}}});
+        objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", all)]}));
+        objects.route(("a", "r"), 1, json!({"parentRefs": parent(json!({})), "rules": rules}));
+        assert_eq!(of_route(&objects, "r"), expected, "{rules}");
+    }
+}
+
+#[test]
+fn what_others_have_said_of_a_route_stays_and_times_move_with_statuses() {
+    let mut objects = objects();
+    objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", json!({}))]}));
+    objects.route(
+        ("infra", "r"),
+        1,
+        json!({"parentRefs": parent(json!({})), "rules": [{"backendRefs": [{"name": "missing", "port": 1}]}]}),
+    );
+    let resolved = objects.resolved();
+    let other = json!({"controllerName": "example.com/other", "parentRef": {"name": "x"}, "conditions": []});
+    let old = json!({"parents": [other]});
+    let first = status::route(Some(&resolved.routes[0]), 3, &old, NOW);
+    assert_eq!((first["parents"].as_array().unwrap().len(), &first["parents"][1]), (2, &other));
+    let later = "2027-01-01T00:00:00Z";
+    assert_eq!(status::route(Some(&resolved.routes[0]), 3, &first, later), first);
+    let mended = objects.resolve(&|_| None);
+    let second = status::route(Some(&mended.routes[0]), 4, &first, later);
+    let times: Vec<&Value> =
+        second["parents"][0]["conditions"].as_array().unwrap().iter().map(|one| &one["lastTransitionTime"]).collect();
+    assert_eq!(times, [NOW, later], "Accepted was so before");
+    // It has no parent of ours any more.
+    assert_eq!(status::route(None, 5, &second, later), old);
+}
+
+#[test]
+fn grpc_routes_are_told_that_they_are_not_served() {
+    let mut objects = objects();
+    objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", json!({}))]}));
+    let route = HttpRoute::read(meta("infra", "r", 1), &json!({"parentRefs": parent(json!({}))})).unwrap();
+    objects.grpc_routes.insert(route.meta.key(), route);
+    let state = &objects.resolved().grpc_routes[0];
+    assert_eq!((state.parents[0].accepted.holds, state.parents[0].accepted.reason), (false, "UnsupportedValue"));
+}
+
+#[test]
+fn a_class_with_parameters_has_no_gateways() {
+    let mut objects = objects();
+    let spec = json!({"controllerName": CONTROLLER, "parametersRef": {"name": "x"}});
+    let class = Class::read(meta("", "coracle", 1), &spec);
+    let status = status::class(&objects.accepts(&class), 3, &Value::Null, NOW);
+    assert_eq!(said(&status["conditions"]), ["Accepted=False InvalidParameters"]);
+    objects.classes.insert("coracle".into(), class);
+    objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", json!({}))]}));
+    assert_eq!(objects.resolved(), Resolved::default());
+}

@@ -1,0 +1,216 @@
+//! What another server says of a group version: its resources, and the documents that describe them.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use serde_json::{Map, Value, json};
+
+/// Bytes of an answer about documents that are read.
+pub(crate) const OPENAPI_BYTES_MAX: usize = 16 << 20;
+/// Bytes of what is kept of `/openapi/v2` of one group version.
+const SPEC_BYTES_MAX: usize = 4 << 20;
+
+/// What one has told.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Told {
+    /// `resources` of an APIVersionDiscovery (apidiscovery.k8s.io/v2).
+    pub resources: Vec<Value>,
+    /// Whether that is what it says now, or what it has said before.
+    pub is_current: bool,
+    /// Tells its document below `/openapi/v3` from another; `None` when it has none.
+    pub v3_hash: Option<String>,
+    /// Paths and definitions of its part of `/openapi/v2`, and what tells them from others.
+    pub v2: Option<(u64, Value)>,
+}
+
+/// The resources of a group version in what a server answers at `/apis`, aggregated, or at the group version itself.
+pub(crate) fn resources_of(document: &Value, group: &str, version: &str) -> Option<Vec<Value>> {
+    match document["kind"].as_str()? {
+        "APIGroupDiscoveryList" => {
+            let items = document["items"].as_array()?;
+            let found = items.iter().find(|item| item["metadata"]["name"] == group)?;
+            let found = found["versions"].as_array()?.iter().find(|known| known["version"] == version)?;
+            Some(found["resources"].as_array().cloned().unwrap_or_default())
+        }
+        "APIResourceList" => {
+            let listed = document["resources"].as_array()?;
+            let is_part = |resource: &&Value| resource["name"].as_str().is_some_and(|name| name.contains('/'));
+            let of = |resource: &Value| {
+                let text = |field: &str, other: &str| match resource[field].as_str() {
+                    None | Some("") => other.to_owned(),
+                    Some(text) => text.to_owned(),
+                };
+                json!({"group": text("group", group), "version": text("version", version), "kind": text("kind", "")})
+            };
+            let whole = listed.iter().filter(|resource| !is_part(resource)).map(|resource| {
+                let name = resource["name"].as_str().unwrap_or_default();
+                let parts = listed.iter().filter_map(|part| {
+                    let below = part["name"].as_str()?.strip_prefix(name)?.strip_prefix('/')?;
+                    Some(json!({"subresource": below, "verbs": part["verbs"], "responseKind": of(part)}))
+                });
+                let mut entry = json!({
+                    "resource": name, "singularResource": resource["singularName"], "verbs": resource["verbs"],
+                    "scope": if resource["namespaced"] == true { "Namespaced" } else { "Cluster" },
+                    "responseKind": of(resource),
+                });
+                for field in ["shortNames", "categories"] {
+                    if resource[field].is_array() {
+                        entry[field] = resource[field].clone();
+                    }
+                }
+                let parts: Vec<Value> = parts.collect();
+                if !parts.is_empty() {
+                    entry["subresources"] = parts.into();
+                }
+                entry
+            });
+            Some(whole.collect())
+        }
+        _ => None,
+    }
+}
+
+/// The paths below a group version, and the definitions that they use, of a server's `/openapi/v2`; `None` when there are none, or
+/// they are too large to be kept.
+pub(crate) fn spec_of(document: &Value, group: &str, version: &str) -> Option<(u64, Value)> {
+    let at = format!("/apis/{group}/{version}");
+    let is_below = |path: &str| path.strip_prefix(&at).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let paths = document["paths"].as_object()?.iter().filter(|(path, _)| is_below(path));
+    let paths: Map<String, Value> = paths.map(|(path, item)| (path.clone(), item.clone())).collect();
+    if paths.is_empty() {
+        return None;
+    }
+    let (mut wanted, mut definitions) = (Vec::new(), Map::new());
+    paths.values().for_each(|item| references(item, &mut wanted));
+    // What a server defines for a kind of this group, it defines for those who read about kinds, whether a path uses it or not.
+    while let Some(name) = wanted.pop() {
+        if definitions.contains_key(&name) {
+            continue;
+        }
+        let Some(definition) = document["definitions"].get(&name) else { continue };
+        references(definition, &mut wanted);
+        definitions.insert(name, definition.clone());
+    }
+    let spec = json!({"paths": paths, "definitions": definitions});
+    let text = spec.to_string();
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    (text.len() <= SPEC_BYTES_MAX).then(|| (hasher.finish(), spec))
+}
+
+const DEFINITIONS: &str = "#/definitions/";
+
+fn references(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                match value.as_str().and_then(|text| text.strip_prefix(DEFINITIONS)) {
+                    Some(name) if key == "$ref" => found.push(name.to_owned()),
+                    _ => references(value, found),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+        _ => {}
+    }
+}
+
+impl Told {
+    /// Adds its part to `/openapi/v2`. A definition that is there under the same name and is another gets a name of its own.
+    pub fn merge(&self, paths: &mut Map<String, Value>, definitions: &mut Map<String, Value>) {
+        let Some((_, spec)) = &self.v2 else { return };
+        let mut renamed = Map::new();
+        for (name, definition) in spec["definitions"].as_object().into_iter().flatten() {
+            if definitions.get(name).is_some_and(|known| known != definition) {
+                let free = |number: &u32| !definitions.contains_key(&format!("{name}_v{number}"));
+                let number = (2..).find(free).unwrap_or_default();
+                renamed.insert(name.clone(), format!("{name}_v{number}").into());
+            }
+        }
+        let rename = |value: &Value| {
+            let mut value = value.clone();
+            refer(&mut value, &renamed);
+            value
+        };
+        for (name, definition) in spec["definitions"].as_object().into_iter().flatten() {
+            let name = renamed.get(name).and_then(Value::as_str).unwrap_or(name);
+            definitions.insert(name.to_owned(), rename(definition));
+        }
+        for (path, item) in spec["paths"].as_object().into_iter().flatten() {
+            paths.entry(path.clone()).or_insert_with(|| rename(item));
+        }
+    }
+}
+
+/// Has references name what things are called now.
+fn refer(value: &mut Value, renamed: &Map<String, Value>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                let name = value.as_str().and_then(|text| text.strip_prefix(DEFINITIONS)).filter(|_| key == "$ref");
+                match name.and_then(|name| renamed.get(name)).and_then(Value::as_str) {
+                    Some(name) => *value = format!("{DEFINITIONS}{name}").into(),
+                    None => refer(value, renamed),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| refer(item, renamed)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_list_of_resources_is_told_as_a_new_one() {
+        let list = json!({"kind": "APIResourceList", "groupVersion": "e.com/v1", "resources": [
+            {"name": "things", "singularName": "thing", "namespaced": true, "kind": "Thing", "verbs": ["get"], "shortNames": ["th"]},
+            {"name": "things/scale", "singularName": "", "namespaced": true, "group": "autoscaling", "version": "v1", "kind": "Scale", "verbs": ["get"]},
+            {"name": "others", "singularName": "other", "namespaced": false, "kind": "Other", "verbs": ["list"]},
+        ]});
+        let expected = json!([
+            {
+                "resource": "things", "singularResource": "thing", "verbs": ["get"], "scope": "Namespaced", "shortNames": ["th"],
+                "responseKind": {"group": "e.com", "version": "v1", "kind": "Thing"},
+                "subresources": [{"subresource": "scale", "verbs": ["get"], "responseKind": {"group": "autoscaling", "version": "v1", "kind": "Scale"}}],
+            },
+            {
+                "resource": "others", "singularResource": "other", "verbs": ["list"], "scope": "Cluster",
+                "responseKind": {"group": "e.com", "version": "v1", "kind": "Other"},
+            },
+        ]);
+        assert_eq!(resources_of(&list, "e.com", "v1").map(Value::from), Some(expected.clone()));
+        let new = json!({"kind": "APIGroupDiscoveryList", "items": [
+            {"metadata": {"name": "f.com"}, "versions": []},
+            {"metadata": {"name": "e.com"}, "versions": [{"version": "v2"}, {"version": "v1", "resources": expected}]},
+        ]});
+        assert_eq!(resources_of(&new, "e.com", "v1").map(Value::from), Some(expected));
+        assert_eq!(resources_of(&new, "e.com", "v3"), None);
+        assert_eq!(resources_of(&json!("words"), "e.com", "v1"), None);
+    }
+
+    #[test]
+    fn a_part_of_a_document_is_merged_and_names_that_are_taken_are_others() {
+        let of = |name: &str| json!({"get": {"schema": {"$ref": format!("#/definitions/{name}")}}});
+        let document = json!({
+            "paths": {"/apis/e.com/v1/": of("thing"), "/apis/e.com/v10/": of("far"), "/apis/e.com/v1/x": of("meta")},
+            "definitions": {
+                "thing": {"properties": {"meta": {"$ref": "#/definitions/meta"}, "same": {"$ref": "#/definitions/same"}}},
+                "meta": {"type": "number"}, "same": {"type": "string"}, "far": {}, "unused": {},
+            },
+        });
+        let told = Told { v2: spec_of(&document, "e.com", "v1"), ..Told::default() };
+        let known = json!({"meta": {"type": "object"}, "same": {"type": "string"}});
+        let (mut paths, mut definitions) = (Map::new(), known.as_object().cloned().unwrap());
+        told.merge(&mut paths, &mut definitions);
+        assert_eq!(Value::from(paths), json!({"/apis/e.com/v1/": of("thing"), "/apis/e.com/v1/x": of("meta_v2")}));
+        assert_eq!(
+            Value::from(definitions),
+            json!({
+                "meta": {"type": "object"}, "meta_v2": {"type": "number"}, "same": {"type": "string"},
+                "thing": {"properties": {"meta": {"$ref": "#/definitions/meta_v2"}, "same": {"$ref": "#/definitions/same"}}},
+            })
+        );
+    }
+}

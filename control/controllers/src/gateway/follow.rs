@@ -1,0 +1,119 @@
+//! Watches of Gateway API's kinds, each while its definition is there: one that is not would be refused again and again.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use coracle_gateway::{GROUP, KINDS, Meta, Said, defined_by};
+use futures::{FutureExt as _, StreamExt as _};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
+use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Of a kind, by its place in [`KINDS`].
+pub(super) type Change = (usize, Said);
+
+/// Follows all of them; ends when nobody hears it.
+pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
+    let mut watches = JoinSet::new();
+    let mut watched: HashMap<usize, CancellationToken> = HashMap::new();
+    let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
+    let mut events = watcher::watcher(definitions, watcher::Config::default()).default_backoff().boxed();
+    // Those of a list that is being read.
+    let mut listed: Option<HashSet<usize>> = None;
+    let of =
+        |definition: &PartialObjectMeta<CustomResourceDefinition>| defined_by(definition.metadata.name.as_deref()?);
+    while let Some(event) = events.next().await {
+        let (now, gone): (HashSet<usize>, Vec<usize>) = match event {
+            Ok(Event::Init) => {
+                listed = Some(HashSet::new());
+                continue;
+            }
+            Ok(Event::InitApply(definition)) => {
+                listed.get_or_insert_default().extend(of(&definition));
+                continue;
+            }
+            Ok(Event::InitDone) => {
+                let now = listed.take().unwrap_or_default();
+                let gone = (0..KINDS.len()).filter(|kind| !now.contains(kind)).collect();
+                (now, gone)
+            }
+            Ok(Event::Apply(definition)) => (of(&definition).into_iter().collect(), Vec::new()),
+            Ok(Event::Delete(definition)) => (HashSet::new(), of(&definition).into_iter().collect()),
+            Err(error) => {
+                tracing::debug!(error = %crate::error::chain(&error), "watch custom resource definitions");
+                continue;
+            }
+        };
+        for kind in gone {
+            if let Some(stop) = watched.remove(&kind) {
+                stop.cancel();
+            }
+            if changes.send((kind, Said::Undefined)).await.is_err() {
+                return;
+            }
+        }
+        for kind in now {
+            if watched.contains_key(&kind) {
+                continue;
+            }
+            let stop = CancellationToken::new();
+            watched.insert(kind, stop.clone());
+            watches.spawn(watch(client.clone(), kind, changes.clone(), stop));
+        }
+        while watches.join_next().now_or_never().flatten().is_some() {}
+    }
+}
+
+/// One kind, until it is stopped.
+async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>, stop: CancellationToken) {
+    let (name, plural, version) = KINDS[kind];
+    let resource = ApiResource {
+        group: GROUP.to_owned(),
+        version: version.to_owned(),
+        api_version: format!("{GROUP}/{version}"),
+        kind: name.to_owned(),
+        plural: plural.to_owned(),
+    };
+    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    let mut events = watcher::watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let follow = async {
+        while let Some(event) = events.next().await {
+            let said = match event {
+                Ok(Event::Init) => Said::Listing,
+                Ok(Event::InitApply(object) | Event::Apply(object)) => {
+                    let mut data = object.data;
+                    // A write is of this version, or is refused.
+                    data["version"] = Value::from(object.metadata.resource_version.clone());
+                    Said::Object(Meta::of(&object.metadata), data)
+                }
+                Ok(Event::InitDone) => Said::Listed,
+                Ok(Event::Delete(object)) => Said::Gone(Meta::of(&object.metadata).key()),
+                Err(error) => {
+                    // It may be served a moment after its definition is there.
+                    tracing::debug!(error = %crate::error::chain(&error), kind = name, "watch");
+                    continue;
+                }
+            };
+            if changes.send((kind, said)).await.is_err() {
+                return;
+            }
+        }
+    };
+    // Only waits are cut.
+    tokio::select! {
+        () = follow => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// The labels of a namespace.
+pub(super) fn labels(
+    metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+) -> BTreeMap<String, String> {
+    metadata.labels.clone().unwrap_or_default()
+}

@@ -1,0 +1,279 @@
+//! What Gateways and HTTPRoutes say together, as routes of ports.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use coracle_gateway::{Action, Hostname, ListenerState, PathMatch, Protocol, Resolved, RouteState, Rule};
+
+use super::{PortRoutes, Ports};
+use crate::SecretKey;
+use crate::routes::{Backend, ByHost, Compare, Host, Options, Origin, Paths, Route, RouteTable};
+
+/// A listener in the making, of all Gateways that have it.
+#[derive(Default)]
+struct Made<'a> {
+    secrets: Vec<SecretKey>,
+    /// Routes by their hosts.
+    attached: Vec<(usize, &'a [Hostname])>,
+}
+
+/// Routes by the ports at which requests for them come in.
+pub(super) fn compile(resolved: &Resolved, generation: u64) -> Ports {
+    let mut ports: BTreeMap<u16, (Protocol, HashMap<Hostname, Made<'_>>)> = BTreeMap::new();
+    let served = resolved.gateways.iter().filter(|gateway| gateway.accepted.holds);
+    for listener in served.flat_map(|gateway| &gateway.listeners).filter(|listener| listener.is_served()) {
+        let ListenerState { port, protocol: Some(protocol), hostname, secrets, attached, .. } = listener else {
+            continue;
+        };
+        let (_, hosts) = ports.entry(*port).or_insert_with(|| (*protocol, HashMap::new()));
+        let made = hosts.entry(hostname.clone()).or_default();
+        let secret =
+            |(namespace, name): &coracle_gateway::Key| SecretKey { namespace: namespace.clone(), name: name.clone() };
+        made.secrets.extend(secrets.iter().map(secret));
+        made.attached.extend(attached.iter().map(|(at, hosts)| (*at, &hosts[..])));
+    }
+    // Each rule once, however many listeners it is attached to.
+    let routes: Vec<Vec<(PathMatch, Arc<Route>)>> = resolved.routes.iter().map(of_route).collect();
+    let port = |(number, (protocol, hosts)): (u16, (Protocol, HashMap<Hostname, Made<'_>>))| {
+        let mut of_port = PortRoutes { protocol, listeners: ByHost::default(), secrets: ByHost::default() };
+        for (hostname, mut made) in hosts {
+            // The older ones first, as they are in the list.
+            made.attached.sort_by_key(|(at, _)| *at);
+            let mut by_host: HashMap<&Hostname, Paths> = HashMap::new();
+            for (at, hosts) in made.attached {
+                for host in hosts {
+                    let paths = by_host.entry(host).or_default();
+                    routes[at].iter().for_each(|(path, route)| add(paths, path, route));
+                }
+            }
+            let mut table = RouteTable::default();
+            by_host.into_iter().for_each(|(host, paths)| table.set(&Host::from(host), paths));
+            let host = Host::from(&hostname);
+            of_port.listeners.set(&host, Some(Arc::new(table)));
+            of_port.secrets.set(&host, (!made.secrets.is_empty()).then(|| made.secrets.into()));
+        }
+        (number, of_port)
+    };
+    Ports { generation, ports: ports.into_iter().map(port).collect() }
+}
+
+fn add(paths: &mut Paths, path: &PathMatch, route: &Arc<Route>) {
+    match path {
+        PathMatch::Exact(path) => paths.add_among(Compare::Exact, path, route),
+        PathMatch::Prefix(path) => paths.add_among(Compare::Prefix, path, route),
+        PathMatch::Pattern(pattern) => paths.add_pattern(pattern, route),
+    }
+}
+
+fn of_route(state: &RouteState) -> Vec<(PathMatch, Arc<Route>)> {
+    let meta = &state.meta;
+    let origin = Arc::new(Origin {
+        kind: "HTTPRoute",
+        namespace: meta.namespace.clone(),
+        name: meta.name.clone(),
+        uid: meta.uid.clone(),
+    });
+    let mut routes = Vec::new();
+    for Rule { matches, filters, action, timeout } in &state.rules {
+        let backend = match action {
+            Action::Forward(forward) => Backend::Split(forward.clone().into()),
+            Action::Redirect(redirect) => Backend::Redirect(Arc::new(redirect.clone())),
+            Action::Fail(why) => Backend::Nobody(why.clone()),
+        };
+        let options = Arc::new(Options { answer_max: *timeout, filters: filters.clone(), ..Options::default() });
+        for of in matches {
+            let conditions = (!of.conditions.are_none()).then(|| Arc::new(of.conditions.clone()));
+            let route = Route {
+                origin: origin.clone(),
+                backend: backend.clone(),
+                is_secure_only: false,
+                options: options.clone(),
+                conditions,
+            };
+            routes.push((of.path.clone(), Arc::new(route)));
+        }
+    }
+    routes
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_gateway::{Class, Gateway, HttpRoute, Meta, Objects};
+    use http::{HeaderMap, Method};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::Asked;
+
+    fn meta(name: &str, created: i64) -> Meta {
+        Meta { namespace: "n".into(), name: name.into(), uid: name.into(), created, generation: 1 }
+    }
+
+    /// Gateways with these listeners, and routes with these specs, the older ones first.
+    fn compiled(gateways: &[Value], routes: &[(&str, Value)]) -> Ports {
+        let mut objects = Objects::default();
+        let class = Class::read(meta("coracle", 1), &json!({"controllerName": coracle_gateway::CONTROLLER}));
+        objects.classes.insert("coracle".into(), class);
+        for (at, listeners) in gateways.iter().enumerate() {
+            let spec = json!({"gatewayClassName": "coracle", "listeners": listeners});
+            let gateway = Gateway::read(meta(&format!("g{at}"), 1), &spec).unwrap();
+            objects.gateways.insert(gateway.meta.key(), gateway);
+        }
+        for (at, (name, spec)) in routes.iter().enumerate() {
+            let mut spec = spec.clone();
+            if spec["parentRefs"].is_null() {
+                spec["parentRefs"] = json!([{"name": "g0"}]);
+            }
+            let route = HttpRoute::read(meta(name, i64::try_from(at).unwrap()), &spec).unwrap();
+            objects.routes.insert(route.meta.key(), route);
+        }
+        compile(&objects.resolve(&|_| None), 1)
+    }
+
+    fn http(hostname: &str) -> Value {
+        json!({"name": format!("l-{hostname}"), "port": 80, "protocol": "HTTP", "hostname": hostname})
+    }
+
+    /// A rule that leads to a Service of this name.
+    fn rule(matches: Value, service: &str) -> Value {
+        json!({"matches": [matches], "backendRefs": [{"name": service, "port": 80}]})
+    }
+
+    fn path(kind: &str, value: &str) -> Value {
+        json!({"path": {"type": kind, "value": value}})
+    }
+
+    /// The Service to which a request goes: `METHOD host path?query header=value`.
+    fn found(ports: &Ports, request: &str) -> String {
+        let words: Vec<&str> = request.split(' ').collect();
+        let (path, query) = words[2].split_once('?').map_or((words[2], None), |(path, query)| (path, Some(query)));
+        let mut headers = HeaderMap::new();
+        for (name, value) in words[3..].iter().filter_map(|header| header.split_once('=')) {
+            headers.insert(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        let method: Method = words[0].parse().unwrap();
+        let asked = Asked { path, query, method: &method, headers: &headers };
+        match ports.get(80).and_then(|port| port.find(words[1], &asked)).map(|route| &route.backend) {
+            Some(Backend::Split(forward)) => forward[0].target.as_ref().unwrap().name.to_string(),
+            Some(other) => format!("{other:?}"),
+            None => "none".to_owned(),
+        }
+    }
+
+    /// The order that the description of `rules[].matches` gives.
+    #[test]
+    fn the_most_precise_match_takes_a_request() {
+        let header = json!({"path": {"type": "PathPrefix", "value": "/a"}, "headers": [{"name": "v", "value": "2"}]});
+        let two = json!({"path": {"type": "PathPrefix", "value": "/a"}, "headers": [{"name": "v", "value": "2"}, {"name": "w", "value": "1"}]});
+        let query =
+            json!({"path": {"type": "PathPrefix", "value": "/a"}, "queryParams": [{"name": "q", "value": "1"}]});
+        let post = json!({"path": {"type": "PathPrefix", "value": "/a"}, "method": "POST"});
+        let ports = compiled(
+            &[json!([http("")])],
+            &[
+                (
+                    "old",
+                    json!({"rules": [
+                        rule(path("PathPrefix", "/"), "root"), rule(path("PathPrefix", "/a"), "prefix"),
+                        rule(path("Exact", "/a"), "exact"), rule(path("PathPrefix", "/a/b"), "longer"),
+                        rule(path("RegularExpression", "/a/[0-9]+"), "pattern"),
+                        rule(query, "query"), rule(header, "header"), rule(two, "two"), rule(post, "post"),
+                        rule(path("PathPrefix", "/a"), "late"),
+                    ]}),
+                ),
+                ("young", json!({"rules": [rule(path("PathPrefix", "/a"), "young"), rule(path("Exact", "/y"), "y")]})),
+            ],
+        );
+        for (request, service) in [
+            ("GET h /x", "root"),
+            ("GET h /a", "exact"),
+            ("GET h /a/", "prefix"),
+            ("GET h /ab", "root"),
+            ("GET h /a/b/c", "longer"),
+            ("GET h /a/12", "pattern"),
+            ("GET h /a/12x", "prefix"),
+            ("GET h /a/c v=2", "header"),
+            ("GET h /a/c v=2 w=1", "two"),
+            ("GET h /a/c?q=1 v=2", "header"),
+            ("GET h /a/c?q=1", "query"),
+            ("POST h /a/c v=2 w=1", "post"),
+            ("GET h /y", "y"),
+        ] {
+            assert_eq!(found(&ports, request), service, "{request}");
+        }
+    }
+
+    #[test]
+    fn where_no_condition_of_a_longer_path_is_met_a_shorter_one_takes_it() {
+        let only = json!({"path": {"type": "PathPrefix", "value": "/a/b"}, "headers": [{"name": "v", "value": "2"}]});
+        let exact = json!({"path": {"type": "Exact", "value": "/a/b"}, "method": "PUT"});
+        let rules = json!([rule(path("PathPrefix", "/a"), "a"), rule(only, "v2"), rule(exact, "put")]);
+        let ports = compiled(&[json!([http("")])], &[("r", json!({"rules": rules}))]);
+        let requests = ["GET h /a/b", "GET h /a/b v=2", "PUT h /a/b", "PUT h /a/b v=2", "GET h /b"];
+        assert_eq!(requests.map(|request| found(&ports, request)), ["a", "v2", "put", "put", "none"]);
+    }
+
+    #[test]
+    fn a_listener_s_host_decides_first_and_then_a_route_s() {
+        let to = |service: &str| json!([rule(path("PathPrefix", "/"), service)]);
+        let parent = |listener: &str| json!([{"name": "g0", "sectionName": format!("l-{listener}")}]);
+        let ports = compiled(
+            &[json!([http(""), http("*.example.com"), http("foo.example.com")])],
+            &[
+                ("any", json!({"parentRefs": parent(""), "rules": to("any")})),
+                ("wild", json!({"parentRefs": parent("*.example.com"), "rules": to("wild")})),
+                (
+                    "bar",
+                    json!({"parentRefs": parent("*.example.com"), "hostnames": ["bar.example.com"], "rules": to("bar")}),
+                ),
+                (
+                    "deep",
+                    json!({"parentRefs": parent("*.example.com"), "hostnames": ["*.deep.example.com"], "rules": to("deep")}),
+                ),
+                (
+                    "foo",
+                    json!({"parentRefs": parent("foo.example.com"), "rules": [rule(path("PathPrefix", "/only"), "foo")]}),
+                ),
+            ],
+        );
+        for (request, service) in [
+            ("GET other /", "any"),
+            ("GET x.example.com /", "wild"),
+            ("GET x.y.example.com /", "wild"),
+            ("GET bar.example.com /", "bar"),
+            ("GET a.b.deep.example.com /", "deep"),
+            ("GET foo.example.com /only", "foo"),
+            // Another listener's routes are not asked (`GatewayHTTPListenerIsolation`).
+            ("GET foo.example.com /", "none"),
+            ("GET example.com /", "any"),
+        ] {
+            assert_eq!(found(&ports, request), service, "{request}");
+        }
+    }
+
+    #[test]
+    fn gateways_with_one_listener_share_it_and_what_is_not_served_has_no_port() {
+        let to = |service: &str| json!([rule(path("PathPrefix", "/"), service)]);
+        let ports = compiled(
+            &[json!([http("a.x")]), json!([http("a.x"), {"name": "t", "port": 443, "protocol": "HTTPS"}])],
+            &[
+                ("first", json!({"rules": [rule(path("Exact", "/first"), "first")]})),
+                ("second", json!({"parentRefs": [{"name": "g1"}], "rules": to("second")})),
+            ],
+        );
+        assert_eq!([found(&ports, "GET a.x /first"), found(&ports, "GET a.x /")], ["first", "second"]);
+        assert!(ports.get(443).is_none(), "it has no certificate");
+    }
+
+    #[test]
+    fn certificates_are_found_by_the_listener_s_host() {
+        let tls = |hostname: &str, secret: &str| {
+            json!({"name": secret, "port": 443, "protocol": "HTTPS", "hostname": hostname,
+                "tls": {"certificateRefs": [{"name": secret}]}})
+        };
+        let ports = compiled(&[json!([tls("a.x", "a"), tls("*.x", "wild"), tls("", "any")])], &[]);
+        let port = ports.get(443).unwrap();
+        let secret = |name: &str| port.secrets(name).first().map(|secret| secret.name.to_string()).unwrap_or_default();
+        assert_eq!(["a.x", "b.x", "c.b.x", "y", ""].map(secret), ["a", "wild", "wild", "any", "any"]);
+    }
+}

@@ -1,0 +1,130 @@
+//! Gateways of our classes and the HTTPRoutes that are attached to them, as routes of ports (`coracle_gateway` says what they mean).
+//!
+//! One task follows them ([`Gateways::run`]), while their definitions are there: people install those themselves, or do not. What changed
+//! in the same moment becomes one new [`Ports`]. All of it is made anew with each change, which its bound allows (`Objects::resolve`);
+//! changes that come soon after one another are taken together.
+
+mod compile;
+mod follow;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use coracle_gateway::{Known, Protocol};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use self::follow::Change;
+use crate::asked::Asked;
+use crate::routes::{ByHost, Route, RouteTable};
+use crate::{BATCH, SecretKey};
+
+/// After a change, others are waited for so long.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Changes that are not taken yet.
+const CHANGES_MAX: usize = 1024;
+
+/// Where requests go, by the port at which they come in.
+#[derive(Debug, Clone, Default)]
+pub struct Ports {
+    /// Grows by one with each; 0 while nothing is known.
+    pub generation: u64,
+    ports: BTreeMap<u16, PortRoutes>,
+}
+
+impl Ports {
+    /// What a port is for.
+    pub fn get(&self, port: u16) -> Option<&PortRoutes> {
+        self.ports.get(&port)
+    }
+
+    /// All ports, and what is spoken there.
+    pub fn all(&self) -> impl Iterator<Item = (u16, Protocol)> {
+        self.ports.iter().map(|(number, port)| (*number, port.protocol))
+    }
+
+    /// All Secrets whose certificates are shown; one may come more than once.
+    pub fn all_secrets(&self) -> impl Iterator<Item = &SecretKey> {
+        self.ports.values().flat_map(|port| port.secrets.all().flat_map(|secrets| secrets.iter()))
+    }
+}
+
+/// Where requests go that come in at a port.
+#[derive(Debug, Clone)]
+pub struct PortRoutes {
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// By the hosts of listeners.
+    listeners: ByHost<Arc<RouteTable>>,
+    secrets: ByHost<Arc<[SecretKey]>>,
+}
+
+impl PortRoutes {
+    /// The route of a request: of the listener whose host is most precise. `host` is in lower case, without a port.
+    pub fn find(&self, host: &str, asked: &Asked<'_>) -> Option<&Arc<Route>> {
+        self.listeners.get(host).next()?.find_for(host, asked)
+    }
+
+    /// The Secrets whose certificates may be shown for a server's name, in lower case.
+    pub fn secrets(&self, server_name: &str) -> &[SecretKey] {
+        self.secrets.get(server_name).next().map_or(&[], |secrets| secrets)
+    }
+}
+
+/// Watches Gateways and all that belongs to them. Clones share what is known.
+#[derive(Clone)]
+pub struct Gateways {
+    client: kube::Client,
+    ports: Arc<ArcSwap<Ports>>,
+    generation: watch::Sender<u64>,
+}
+
+impl Gateways {
+    /// Knows nothing until [`Gateways::run`] does.
+    pub fn new(client: kube::Client) -> Gateways {
+        Gateways { client, ports: Arc::default(), generation: watch::Sender::new(0) }
+    }
+
+    /// The latest state.
+    pub fn ports(&self) -> Arc<Ports> {
+        self.ports.load_full()
+    }
+
+    /// The generation of the latest, to wait for the next.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Watches until shutdown.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let (changes, mut changed) = mpsc::channel::<Change>(CHANGES_MAX);
+        let follow = follow::run(self.client.clone(), changes);
+        let take = async {
+            let mut known = Known::default();
+            while let Some(first) = changed.recv().await {
+                follow::take(&mut known, first);
+                tokio::time::sleep(SETTLE).await;
+                for _ in 1..BATCH {
+                    match changed.try_recv() {
+                        Ok(change) => follow::take(&mut known, change),
+                        Err(_) => break,
+                    }
+                }
+                if !known.is_complete() {
+                    continue;
+                }
+                let generation = self.ports.load().generation + 1;
+                self.ports.store(Arc::new(compile::compile(&known.objects.resolve(&|_| None), generation)));
+                self.generation.send_replace(generation);
+            }
+        };
+        // What is cut is rebuilt by the next start.
+        tokio::select! {
+            () = follow => {}
+            () = take => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+}

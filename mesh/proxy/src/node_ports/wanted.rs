@@ -1,0 +1,212 @@
+//! Which ports of the node are whose: nothing but a look at Services.
+//!
+//! What the API server gives out (node ports, and those for health checks) has each number once. The ports of balancers are what
+//! people have written, so that several Services may want the same: then the oldest has it, on every node.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use coracle_discovery::{Protocol, Service, Snapshot};
+
+use crate::places::Key;
+
+/// Ports that a node opens as a balancer. Those of the newest Services are left out beyond it: all that a node says of them is an
+/// annotation of its object, which is bounded.
+const BALANCED_MAX: usize = 1000;
+
+/// What a port is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The Service, at every node by the number that it was given.
+    NodePort,
+    /// The Service, by its own number.
+    Balancer,
+    /// To say whether the node has endpoints of its own.
+    HealthCheck,
+}
+
+/// The Service that a port belongs to, and which of its ports it is.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub service: Arc<Service>,
+    /// For a health check, any.
+    pub at: usize,
+    pub purpose: Purpose,
+}
+
+impl Target {
+    /// Whether this client may connect.
+    pub fn lets_in(&self, client: IpAddr) -> bool {
+        let balanced = self.service.balanced.as_ref().filter(|_| self.purpose == Purpose::Balancer);
+        balanced.is_none_or(|balanced| balanced.lets_in(client))
+    }
+}
+
+/// Why a Service does not get a port of its own.
+#[derive(Debug, Clone)]
+pub(super) enum Refused {
+    /// It is this one's.
+    TakenBy(Arc<Service>),
+    /// There are too many.
+    TooMany,
+}
+
+/// All ports that are wanted.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    pub ports: HashMap<Key, Target>,
+    /// Those that Services do not get.
+    pub refused: Vec<(Arc<Service>, Key, Refused)>,
+}
+
+impl Wanted {
+    pub fn of(snapshot: &Snapshot) -> Wanted {
+        Wanted::within(snapshot.services(), BALANCED_MAX)
+    }
+
+    fn within<'a>(services: impl Iterator<Item = &'a Arc<Service>>, balanced_max: usize) -> Wanted {
+        let mut wanted = Wanted::default();
+        let mut balanced = Vec::new();
+        for service in services {
+            let target = |at, purpose| Target { service: service.clone(), at, purpose };
+            for (at, port) in service.ports.iter().enumerate() {
+                if let Some(number) = port.node_port {
+                    wanted.ports.insert((number, port.protocol), target(at, Purpose::NodePort));
+                }
+            }
+            if let Some(number) = service.health_port {
+                wanted.ports.insert((number, Protocol::Tcp), target(0, Purpose::HealthCheck));
+            }
+            if service.balanced.is_some() {
+                balanced.push(service);
+            }
+        }
+        balanced.sort_unstable_by_key(|service| (service.created, &service.namespace, &service.name));
+        let mut opened = 0;
+        for service in balanced {
+            for (at, port) in service.ports.iter().enumerate() {
+                let key = (port.port, port.protocol);
+                let refused = match wanted.ports.entry(key) {
+                    Entry::Occupied(holder) => Refused::TakenBy(holder.get().service.clone()),
+                    Entry::Vacant(_) if opened >= balanced_max => Refused::TooMany,
+                    Entry::Vacant(place) => {
+                        opened += 1;
+                        place.insert(Target { service: service.clone(), at, purpose: Purpose::Balancer });
+                        continue;
+                    }
+                };
+                wanted.refused.push((service.clone(), key, refused));
+            }
+        }
+        wanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_discovery::{Balanced, Port, ServiceKind, Traffic};
+
+    use super::*;
+
+    /// A Service that was made at this second, with a port at nodes or none, for balancers or not.
+    fn service(name: &str, created: i64, ports: &[(u16, Option<u16>)], is_balanced: bool) -> Arc<Service> {
+        let port = |(port, node_port): &(u16, Option<u16>)| Port {
+            name: String::new(),
+            port: *port,
+            node_port: *node_port,
+            protocol: Protocol::Tcp,
+            ready: [].into(),
+            leaving: [].into(),
+        };
+        Arc::new(Service {
+            namespace: "n".into(),
+            name: name.into(),
+            uid: "".into(),
+            created,
+            kind: ServiceKind::LoadBalancer,
+            inside: Traffic::Cluster,
+            outside: Traffic::Cluster,
+            balanced: is_balanced.then_some(Balanced { ranges: None }),
+            health_port: (name == "healthy").then_some(32_000),
+            cluster_ip: None,
+            external_name: None,
+            ports: ports.iter().map(port).collect(),
+            activates: false,
+            affinity: None,
+            ready: [].into(),
+            hosts: HashMap::new(),
+        })
+    }
+
+    #[test]
+    fn who_is_older_has_the_port_and_ports_of_nodes_go_before() {
+        let a = || service("a", 2, &[(80, Some(30_080)), (443, None)], true);
+        for (services, opened, refused) in [
+            (vec![a()], vec!["30080 a NodePort", "443 a Balancer", "80 a Balancer"], vec![]),
+            // Another class, or another type.
+            (vec![service("x", 1, &[(80, None)], false)], vec![], vec![]),
+            (
+                vec![a(), service("b", 1, &[(80, None)], true)],
+                vec!["30080 a NodePort", "443 a Balancer", "80 b Balancer"],
+                vec!["a 80 TakenBy b"],
+            ),
+            (
+                vec![service("b", 2, &[(80, None)], true), a()],
+                vec!["30080 a NodePort", "443 a Balancer", "80 a Balancer"],
+                vec!["b 80 TakenBy a"],
+            ),
+            (
+                vec![service("old", 1, &[(30_080, None)], true), service("new", 9, &[(80, Some(30_080))], false)],
+                vec!["30080 new NodePort"],
+                vec!["old 30080 TakenBy new"],
+            ),
+            (
+                vec![service("healthy", 9, &[(80, None)], true), service("x", 1, &[(32_000, None)], true)],
+                vec!["32000 healthy HealthCheck", "80 healthy Balancer"],
+                vec!["x 32000 TakenBy healthy"],
+            ),
+            (
+                vec![service("a", 1, &[(1, None), (2, None)], true), service("b", 2, &[(3, None), (4, None)], true)],
+                vec!["1 a Balancer", "2 a Balancer", "3 b Balancer"],
+                vec!["b 4 TooMany"],
+            ),
+        ] {
+            let wanted = Wanted::within(services.iter(), 3);
+            let mut found: Vec<String> = wanted
+                .ports
+                .iter()
+                .map(|((number, _), target)| format!("{number} {} {:?}", target.service.name, target.purpose))
+                .collect();
+            found.sort();
+            assert_eq!(found, opened);
+            let told: Vec<String> = wanted
+                .refused
+                .iter()
+                .map(|(service, (number, _), why)| match why {
+                    Refused::TakenBy(holder) => format!("{} {number} TakenBy {}", service.name, holder.name),
+                    Refused::TooMany => format!("{} {number} TooMany", service.name),
+                })
+                .collect();
+            assert_eq!(told, refused);
+        }
+    }
+
+    #[test]
+    fn ranges_are_for_the_port_of_the_balancer_alone() {
+        let mut of = Arc::into_inner(service("a", 1, &[(80, Some(30_080))], true)).unwrap();
+        let ranges = coracle_policy::Block::of_ranges(["10.0.0.0/8"]);
+        of.balanced = Some(Balanced { ranges: Some(ranges) });
+        let of = Arc::new(of);
+        for (purpose, client, expected) in [
+            (Purpose::Balancer, "10.1.2.3", true),
+            (Purpose::Balancer, "192.0.2.1", false),
+            (Purpose::NodePort, "192.0.2.1", true),
+            (Purpose::HealthCheck, "192.0.2.1", true),
+        ] {
+            let target = Target { service: of.clone(), at: 0, purpose };
+            assert_eq!(target.lets_in(client.parse().unwrap()), expected, "{purpose:?} {client}");
+        }
+    }
+}
