@@ -7,6 +7,7 @@ use std::time::Duration;
 use coracle_artifact::{Credential, PullPolicy};
 use coracle_engine::{Phase, Qos, Spec as EngineSpec, World};
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::core::{FAILED_MOUNT, Index, Kind, Run, StartFailure, human};
 use super::files::{MountFailed, Mounts};
@@ -265,6 +266,12 @@ fn engine_spec(
     given.cpu_millis_request = request("cpu", quantity::millis);
     given.memory_bytes_max = limit("memory", quantity::units)?;
     given.cpu_millis_max = limit("cpu", quantity::millis)?;
+    if is_ephemeral(pod, spec) {
+        // It has asked for nothing, whatever its pod has, and may have what the pod's containers may have together.
+        given.qos = Qos::BestEffort;
+        given.memory_bytes_max = given.memory_bytes_max.or_else(|| limits_of_all(pod, "memory", quantity::units));
+        given.cpu_millis_max = given.cpu_millis_max.or_else(|| limits_of_all(pod, "cpu", quantity::millis));
+    }
     given.fuel_max = wishes.fuel_max;
     given.args = arguments(spec, &env).map_err(|error| config_error(error.to_string()))?;
     given.env = env;
@@ -277,6 +284,21 @@ fn engine_spec(
     given.network = network.clone();
     given.outbound = network.clone();
     Ok(given)
+}
+
+/// Whether the container came while the pod ran.
+fn is_ephemeral(pod: &Pod, container: &Spec) -> bool {
+    let ephemeral = pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default();
+    ephemeral.iter().any(|ephemeral| ephemeral.name == container.name)
+}
+
+/// The sum of the limits of the containers that make the pod; `None` where one of them has none.
+fn limits_of_all(pod: &Pod, name: &str, read: fn(&Quantity) -> Option<u64>) -> Option<u64> {
+    pod.spec.as_ref()?.containers.iter().try_fold(0_u64, |sum, container| {
+        let limits = container.resources.as_ref()?.limits.as_ref()?;
+        let number = read(limits.get(name)?).filter(|number| *number > 0)?;
+        Some(sum.saturating_add(number))
+    })
 }
 
 /// `command` stands for the program's name and first arguments, `args` for the rest; a component without a command is
@@ -344,6 +366,20 @@ mod tests {
             let spec = serde_json::from_value(spec).unwrap();
             assert_eq!(arguments(&spec, &[("X".to_owned(), "x".to_owned())]).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn what_has_no_limits_of_its_own_may_have_what_its_pod_may() {
+        let pod = |limits: [serde_json::Value; 2]| -> Pod {
+            let [a, b] = limits.map(|limits| json!({"name": "c", "resources": {"limits": limits}}));
+            let spec = json!({"containers": [a, b], "ephemeralContainers": [{"name": "d"}]});
+            serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap()
+        };
+        let both = pod([json!({"memory": "1Mi", "cpu": "100m"}), json!({"memory": "2Mi"})]);
+        assert_eq!(limits_of_all(&both, "memory", quantity::units), Some(3 << 20));
+        assert_eq!(limits_of_all(&both, "cpu", quantity::millis), None, "one of them has none");
+        let container = |name: &str| Spec { name: name.to_owned(), ..Spec::default() };
+        assert!(is_ephemeral(&both, &container("d")) && !is_ephemeral(&both, &container("c")));
     }
 
     #[test]

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use super::admission::{self, Refusal};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{EphemeralContainer, Pod};
 
 pub use self::backoff::human;
 use self::container::Part;
@@ -430,7 +430,17 @@ impl Core {
         self.containers.get_mut(container).filter(|container| container.run == run)
     }
 
-    fn observe(&mut self, now: Now, pod: Arc<Pod>, commands: &mut Vec<Command>) {
+    fn observe(&mut self, now: Now, mut pod: Arc<Pod>, commands: &mut Vec<Command>) {
+        // Ephemeral containers may come in front of others; an index means the same one for good.
+        let place = |spec: &EphemeralContainer| {
+            self.containers.iter().position(|known| *known.name == *spec.name).unwrap_or(usize::MAX)
+        };
+        let ephemeral = pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref());
+        if !ephemeral.unwrap_or_default().is_sorted_by_key(place)
+            && let Some(spec) = &mut Arc::make_mut(&mut pod).spec
+        {
+            spec.ephemeral_containers.iter_mut().for_each(|ephemeral| ephemeral.sort_by_key(place));
+        }
         self.pod = pod;
         let policy = self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
         for spec in specs::all(&self.pod).skip(self.containers.len()) {

@@ -356,8 +356,9 @@ fn an_ephemeral_container_runs_once_beside_the_others() {
     // Nor does it come again, whatever the pod's policy is, or count for the pod.
     assert_eq!(world.exited("d", 1), QUIET);
     assert_eq!(world.shown(), "Running True i:terminated/Completed/0 a:running/-/0 d:terminated/Error/0");
+    // A patch may put one in front.
     let more = json!({"name": "e", "image": "i:2"});
-    world.object["spec"]["ephemeralContainers"].as_array_mut().unwrap().push(more);
+    world.object["spec"]["ephemeralContainers"].as_array_mut().unwrap().insert(0, more);
     assert_eq!(world.observe(), ["start e#1"]);
     world.started("e");
     // It ends with the pod; so it does where all others have ended for good.
