@@ -138,17 +138,6 @@ async fn a_cron_job_has_a_schedule_that_can_be_read() {
 }
 
 #[tokio::test]
-async fn what_would_be_relied_on_in_vain_is_refused() {
-    let server = Server::start().await;
-    let path = "/apis/apiregistration.k8s.io/v1/apiservices";
-    let object = json!({"kind": "APIService", "metadata": {"name": "a"}});
-    let (code, status) = server.call("POST", path, object).await;
-    assert_eq!((code, &status["reason"]), (403, &json!("Forbidden")), "{status}");
-    let message = status["message"].as_str().unwrap_or_default();
-    assert!(message.contains("\"a\" is forbidden: this version of Coracle"), "{message}");
-}
-
-#[tokio::test]
 async fn an_autoscaler_is_the_same_in_both_versions() {
     let server = Server::start().await;
     let path = |version: &str| format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers");
