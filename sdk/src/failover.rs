@@ -12,6 +12,7 @@
 //! What was certainly not done is asked again of another server, whatever it is: nothing was sent, or the server said 503, which is
 //! how a server says that nothing was done. What was sent and has no answer is asked again only when it reads. A watch whose stream
 //! breaks is the caller's to continue, from the revision that it has seen; it is asked of the next server then.
+//! When nobody does it, a server that said 503 is heard above those that are not there: it says why.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,8 +21,10 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use http::header::RETRY_AFTER;
 use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
 use hyper_util::client::legacy;
 use kube::client::Body;
+use kube::core::Status;
 use tokio::time::Instant;
 
 /// How long a server that failed is left alone, at first and at most; up to a quarter comes on top. The longest is shorter than
@@ -39,6 +42,8 @@ const HANGS_AFTER: Duration = Duration::from_millis(if cfg!(test) { 100 } else {
 /// The only server that there is is asked again so often, and after so long, when it refuses for the moment.
 const WAITS_MAX: u32 = 8;
 const WAIT_MAX: Duration = Duration::from_secs(5);
+/// Bytes that are read of why a server refuses, within the time of a first word.
+const REFUSAL_BYTES_MAX: usize = 16 << 10;
 
 /// That requests go to another server from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,7 +159,7 @@ impl Servers {
     pub async fn ask(&self, request: Request<Body>) -> Result<Response<Body>, kube::Error> {
         let (parts, body) = request.into_parts();
         let is_read = matches!(parts.method, Method::GET | Method::HEAD);
-        let (mut body, mut asked, mut last, mut waits) = (Some(body), Vec::new(), None, 0);
+        let (mut body, mut asked, mut last, mut waits) = (Some(body), Vec::new(), Last::default(), 0);
         loop {
             let next = self.known().next(&asked);
             let (name, client, is_heard) = match next {
@@ -163,20 +168,20 @@ impl Servers {
                     tokio::time::sleep_until(until).await;
                     continue;
                 }
-                Next::Nobody => return last.expect("somebody was asked"),
+                Next::Nobody => return last.told().await,
             };
             let (name, client) = match is_heard {
                 true => (name, client),
                 false => match self.first_to_speak(&name, client, &mut asked).await {
                     Ok(speaks) => speaks,
                     Err(error) => {
-                        last = Some(Err(error));
+                        last.error = Some(error);
                         continue;
                     }
                 },
             };
             asked.push(name.clone());
-            let Some(mine) = body.take() else { return last.expect("somebody was asked") };
+            let Some(mine) = body.take() else { return last.told().await };
             // Of a body that comes in pieces there is one.
             body = mine.try_clone();
             let given_up = GivenUp { servers: self, name: &name, since: (!is_read).then(Instant::now) };
@@ -217,7 +222,7 @@ impl Servers {
             if !again {
                 return answer;
             }
-            last = Some(answer);
+            last.take(name, answer);
         }
     }
 
@@ -366,6 +371,45 @@ impl Server {
     fn new((name, client): (String, kube::Client)) -> Server {
         Server { name, client, is_heard: false, left: None }
     }
+}
+
+/// What came of asking, while nobody did it.
+#[derive(Default)]
+struct Last {
+    /// Who said 503 last, and why.
+    refusal: Option<(String, Response<Body>)>,
+    error: Option<kube::Error>,
+}
+
+impl Last {
+    fn take(&mut self, name: String, answer: Result<Response<Body>, kube::Error>) {
+        match answer {
+            Ok(refusal) => self.refusal = Some((name, refusal)),
+            Err(error) => self.error = Some(error),
+        }
+    }
+
+    /// What is told when nobody is left to ask. Beside servers that are not there, the one that is has its name told.
+    async fn told(self) -> Result<Response<Body>, kube::Error> {
+        match (self.refusal, self.error) {
+            (Some((name, refusal)), Some(_)) => Err(said(&name, refusal).await),
+            (Some((_, refusal)), None) => Ok(refusal),
+            (None, error) => Err(error.expect("somebody was asked")),
+        }
+    }
+}
+
+/// A refusal in the words of the server `name`, or, where they do not come in time, by its status.
+async fn said(name: &str, refusal: Response<Body>) -> kube::Error {
+    let code = refusal.status();
+    let text = Limited::new(refusal.into_body(), REFUSAL_BYTES_MAX).collect();
+    let text = tokio::time::timeout(FIRST_WORD, text).await.ok().and_then(Result::ok);
+    let text = text.map(|text| text.to_bytes()).filter(|text| !text.is_empty());
+    let text = text.unwrap_or_else(|| code.to_string().into());
+    let plain = |_| Status::failure(&String::from_utf8_lossy(&text), "ServiceUnavailable");
+    let mut status = serde_json::from_slice::<Status>(&text).unwrap_or_else(plain).with_code(code.as_u16());
+    status.message = format!("server {name} says: {}", status.message);
+    kube::Error::Api(status.boxed())
 }
 
 /// A write that is under way. When whoever asked gives it up after a while, its server hangs, and others are asked from now on.
@@ -558,6 +602,29 @@ mod tests {
             let found = answer.map(|answer| answer.status().as_u16()).map_err(drop);
             assert_eq!(found, expected, "{first:?} {second:?} {method}");
             assert_eq!(*world.asked.lock().unwrap(), asked, "{first:?} {second:?} {method}");
+        }
+    }
+
+    /// Of those that are not there nobody learns what is wrong.
+    #[tokio::test]
+    async fn a_server_that_says_why_is_heard_above_those_that_are_not_there() {
+        use Does::{Breaks, Refuses, Says503};
+        for (others, method) in [(Refuses, "GET"), (Refuses, "POST"), (Breaks, "GET")] {
+            for at in 0..3 {
+                let world = Arc::new(World::default());
+                let does = |n: usize| if n == at { Says503 } else { others };
+                let servers = world.servers(&[("a", &[does(0)]), ("b", &[does(1)]), ("c", &[does(2)])]);
+                let error = servers.client("default").send(request(method)).await.unwrap_err();
+                let kube::Error::Api(status) = &error else { panic!("{others:?} {method} {at}: {error:?}") };
+                let name = ["a", "b", "c"][at];
+                assert_eq!((status.code, &*status.message), (503, &*format!("server {name} says: {name}")));
+            }
+        }
+        let status = r#"{"kind": "Status", "status": "Failure", "message": "it waits", "code": 503}"#;
+        for (body, expected) in [(status, "it waits"), ("", "503 Service Unavailable")] {
+            let refusal = Response::builder().status(503).body(Body::from(body.as_bytes().to_vec())).unwrap();
+            let kube::Error::Api(status) = said("a", refusal).await else { panic!("{body}") };
+            assert_eq!((status.code, &*status.message), (503, &*format!("server a says: {expected}")));
         }
     }
 

@@ -40,17 +40,39 @@ impl Error {
     }
 }
 
-/// The message with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        let next = source.to_string();
+/// The message with its causes. Of what the API refused it is what the API said: the client's own text says it twice, and once more
+/// for programmers.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let (next, source) = match error.downcast_ref() {
+            Some(kube::Error::Api(status)) if !status.message.is_empty() => (status.message.clone(), None),
+            _ => (error.to_string(), error.source()),
+        };
         if !text.ends_with(&next) {
-            text.push_str(": ");
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
             text.push_str(&next);
         }
-        cause = source.source();
+        cause = source;
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_once_and_in_the_words_of_the_api() {
+        let said = "pods \"p\" is forbidden: exceeded quota: q";
+        let refused = || kube::Error::Api(kube::core::Status::failure(said, "Forbidden").with_code(403).boxed());
+        assert_eq!(chain(&refused()), said);
+        assert_eq!(chain(&Error::api("create a pod")(refused())), format!("create a pod: {said}"));
+        let broken = || kube::Error::Service(Box::new(std::io::Error::other("the line is dead")));
+        assert_eq!(chain(&broken()), "ServiceError: the line is dead");
+        assert_eq!(chain(&Error::api("create a pod")(broken())), "create a pod: ServiceError: the line is dead");
+    }
 }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::client::{self, Client, DeleteOptions, Meta, NAMESPACES};
 use crate::discovery::{Discovery, Kind, Kinds};
+use crate::error::chain;
 use crate::informer::{Informer, Key, Object as _, Store};
 use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
@@ -146,7 +147,7 @@ impl Controller {
     /// Deletes what there is of the kind; notes what is left.
     async fn delete_kind(&self, kind: &Kind, namespace: &str, remaining: &mut Remaining) {
         let name = format!("{}.{}", kind.plural, kind.group);
-        let mut failed = |error: &kube::Error| remaining.failures.push(format!("{name}: {error}"));
+        let mut failed = |error: &kube::Error| remaining.failures.push(format!("{name}: {}", chain(error)));
         let path = kind.path(namespace, "");
         let before = match self.list(&path).await {
             Ok(list) if list.items.is_empty() => return,

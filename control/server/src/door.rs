@@ -61,16 +61,35 @@ impl Door {
 }
 
 fn waits(keyspace: &Keyspace) -> Response {
-    let others = group::others(keyspace);
-    let message = format!(
-        "this server waits for a majority of the servers: start the others ({others}); `coracle status` on its machine says more"
-    );
-    let mut answer = join::status(StatusCode::SERVICE_UNAVAILABLE, &message);
+    let mut answer = join::status(StatusCode::SERVICE_UNAVAILABLE, &why(&group::others(keyspace)));
     answer.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
     answer
+}
+
+/// What it waits for, which is the `others` where it knows of any.
+fn why(others: &str) -> String {
+    let waits = match others {
+        "" => "is still starting, or joining the others".to_owned(),
+        others => format!("waits for a majority of the servers: start the others ({others})"),
+    };
+    format!("this server {waits}; `coracle status` on its machine says more")
 }
 
 fn is_master(request: &Request) -> bool {
     let identity = request.extensions().get::<Identity>();
     identity.is_some_and(|identity| identity.groups.iter().any(|group| group == MASTERS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_names_the_others_where_it_knows_of_any() {
+        let more = "`coracle status` on its machine says more";
+        assert_eq!(why(""), format!("this server is still starting, or joining the others; {more}"));
+        let others = "member 1 at 192.0.2.1:7";
+        let expected = format!("this server waits for a majority of the servers: start the others ({others}); {more}");
+        assert_eq!(why(others), expected);
+    }
 }

@@ -139,12 +139,23 @@ pub(crate) async fn introduced(keyspace: &Keyspace, name: &str, api_names: &[Str
     }
 }
 
-/// All but this server, in words.
+/// All but this server, in words; nothing while it knows of none.
 pub(crate) fn others(keyspace: &Keyspace) -> String {
     let others = keyspace.members().into_iter().filter(|member| member.member != keyspace.member());
-    let others: Vec<String> =
-        others.map(|member| format!("member {} {} at {}", member.member, member.name, member.address)).collect();
+    let others: Vec<String> = others.map(|other| in_words(other.member, &other.name, &other.address)).collect();
     others.join(", ")
+}
+
+/// `member 2 two at HOST:PORT`; a name and an address that are not known are left out.
+pub(crate) fn in_words(member: MemberId, name: &str, address: &str) -> String {
+    let mut words = format!("member {member}");
+    for (before, word) in [(" ", name), (" at ", address)] {
+        if !word.is_empty() {
+            words.push_str(before);
+            words.push_str(word);
+        }
+    }
+    words
 }
 
 /// The listener for other servers, and this one's certificate towards them.
@@ -278,6 +289,13 @@ mod tests {
             (list["items"].as_array()?.len() == 1).then_some(())
         })
         .await;
+    }
+
+    #[test]
+    fn a_member_is_named_by_what_is_known_of_it() {
+        assert_eq!(in_words(2, "two", "192.0.2.1:7"), "member 2 two at 192.0.2.1:7");
+        assert_eq!(in_words(1, "", "192.0.2.1:7"), "member 1 at 192.0.2.1:7");
+        assert_eq!(in_words(3, "three", ""), "member 3 three");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use crate::client::{self, Client, HORIZONTAL_POD_AUTOSCALERS};
 use crate::discovery::Discovery;
+use crate::error::chain;
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Informer, Key, Object as _, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
@@ -197,10 +198,10 @@ impl Controller {
             [_] => "",
             _ => return Err(format!("unexpected GroupVersion string: {version}")),
         };
-        let found = self.discovery.find(group, &target.kind).await.map_err(|error| said(&error))?;
+        let found = self.discovery.find(group, &target.kind).await.map_err(|error| chain(&error))?;
         let kind = found.ok_or_else(|| format!("no matches for kind {:?} in group {group:?}", target.kind))?;
         let path = format!("{}/scale", kind.path(&key.namespace, &target.name));
-        let scale = self.client.get(&path).await.map_err(|error| said(&error))?;
+        let scale = self.client.get(&path).await.map_err(|error| chain(&error))?;
         Ok((path, scale))
     }
 
@@ -225,7 +226,7 @@ impl Controller {
         }
         let path = client::path("metrics.k8s.io/v1beta1", "pods", &key.namespace, "");
         let measures = self.client.get(&format!("{path}?labelSelector={}", escaped(text))).await;
-        (pods, measures.map_err(|error| said(&error)))
+        (pods, measures.map_err(|error| chain(&error)))
     }
 
     /// The pods that are selected, if no other autoscaler's target selects any of them.
@@ -298,7 +299,7 @@ impl Controller {
                 true
             }
             Err(error) => {
-                decision.not_rescaled(&rescale, &said(&error));
+                decision.not_rescaled(&rescale, &chain(&error));
                 false
             }
         }
@@ -351,14 +352,6 @@ impl Controller {
             Subject { api_version: "autoscaling/v2".into(), kind: "HorizontalPodAutoscaler".into(), key, uid };
         let Said { warning, reason, message } = said;
         self.recorder.record(Record { subject, component: COMPONENT, warning, reason, message });
-    }
-}
-
-/// What the API said, or why it said nothing.
-fn said(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => crate::error::chain(other),
     }
 }
 

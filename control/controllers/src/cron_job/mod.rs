@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::Error;
 use crate::client::{self, CRON_JOBS, Client, DeleteOptions, JOBS, Meta};
+use crate::error::chain;
 use crate::events::{Record, Recorder, Subject, Told};
 use crate::informer::{Change, Informer, Key, Object as _, Store, controller, version};
 use crate::queue::{Next, Queue, Reconciler};
@@ -172,7 +173,7 @@ impl Controller {
                 true
             }
             Err(error) => {
-                told.push(Told::warning("FailedDelete", format!("Deleted job: {error}")));
+                told.push(Told::warning("FailedDelete", format!("Deleted job: {}", chain(&error))));
                 false
             }
         }
@@ -211,7 +212,7 @@ impl Controller {
             }
             Created::Refused(source) | Created::Unknown(source) => {
                 if !client::is_namespace_terminating(&source) {
-                    told.push(Told::warning("FailedCreate", format!("Error creating job: {source}")));
+                    told.push(Told::warning("FailedCreate", format!("Error creating job: {}", chain(&source))));
                 }
                 return Err(Error::Api { what: "create a Job", source });
             }

@@ -21,6 +21,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::client::{self, Client, DAEMON_SETS};
+use crate::error::chain;
 use crate::events::Recorder;
 use crate::informer::{Change, Informer, Key, Object as _, Phase, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
@@ -390,7 +391,7 @@ impl<'a> Maker<'a> {
                 continue;
             }
             if !client::is_namespace_terminating(&error) {
-                self.pods.event(self.owner, true, "FailedCreate", format!("Error creating: {error}"));
+                self.pods.event(self.owner, true, "FailedCreate", format!("Error creating: {}", chain(&error)));
             }
             return Err(error);
         }

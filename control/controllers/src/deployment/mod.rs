@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::client::{self, Client, DEPLOYMENTS, DeleteOptions, REPLICA_SETS};
+use crate::error::chain;
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller};
 use crate::queue::{Next, Queue, Reconciler};
@@ -263,7 +264,7 @@ impl Controller {
             return self.on_name_taken(key, deployment, new).await;
         }
         if !client::is_namespace_terminating(&source) {
-            let message = format!("Failed to create new replica set {:?}: {source}", new.name);
+            let message = format!("Failed to create new replica set {:?}: {}", new.name, chain(&source));
             self.event(deployment, true, "ReplicaSetCreateError", message.clone());
             let mut status = deployment.status.clone().unwrap_or_default();
             let failed =

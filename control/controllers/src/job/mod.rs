@@ -24,6 +24,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::{Value, json};
 
 use crate::client::{self, Client, JOBS, PODS};
+use crate::error::chain;
 use crate::events::Recorder;
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller, version};
 use crate::queue::{Next, Queue, Reconciler};
@@ -308,7 +309,7 @@ impl Controller {
                 continue;
             }
             if !client::is_namespace_terminating(&error) {
-                self.pods.event(owner, true, "FailedCreate", format!("Error creating: {error}"));
+                self.pods.event(owner, true, "FailedCreate", format!("Error creating: {}", chain(&error)));
             }
             return Err(error);
         }
@@ -330,7 +331,7 @@ impl Controller {
             Ok(()) => self.pods.event(owner, false, "SuccessfulDelete", format!("Deleted pod: {}", pod.key.name)),
             // As long as nobody knows it is at work, and nothing takes its place: it is deleted once more.
             Err(error) if client::is_unknown(error) => self.pods.in_flight.deleted(owner.uid, &pod.uid),
-            Err(error) => self.pods.event(owner, true, "FailedDelete", format!("Error deleting: {error}")),
+            Err(error) => self.pods.event(owner, true, "FailedDelete", format!("Error deleting: {}", chain(error))),
         }
         deleted
     }

@@ -21,6 +21,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::client::{self, Client};
+use crate::error::chain;
 use crate::events::Recorder;
 use crate::informer::{Index, Informer, Key, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
@@ -135,7 +136,7 @@ impl<S: Set> Reconciler for Controller<S> {
             status.terminating_replicas = None;
         }
         let message =
-            failure.as_ref().filter(|error| !client::is_namespace_terminating(error)).map(ToString::to_string);
+            failure.as_ref().filter(|error| !client::is_namespace_terminating(error)).map(|error| chain(error));
         plan::set_failure(&mut status, message, plan.missing, now_in_seconds());
         let grown = plan::is_growth(set, &status);
         match (failure.is_none() && grown).then(|| self.settle.wait(uid)).flatten() {
@@ -236,7 +237,7 @@ impl<S: Set> Controller<S> {
                 continue;
             }
             if !client::is_namespace_terminating(&error) {
-                self.pods.event(owner, true, "FailedCreate", format!("Error creating: {error}"));
+                self.pods.event(owner, true, "FailedCreate", format!("Error creating: {}", chain(&error)));
             }
             return Err(error);
         }

@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1::{
 use serde_json::json;
 
 use crate::client::{self, Client, PERSISTENT_VOLUME_CLAIMS, PODS, STATEFUL_SETS};
+use crate::error::chain;
 use crate::events::Recorder;
 use crate::informer::{Informer, Key, Object as _, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
@@ -348,8 +349,8 @@ impl Controller {
                 Created::Taken(_) => {}
                 Created::Unknown(source) | Created::Refused(source) => {
                     let set = &owner.key.name;
-                    let message =
-                        format!("Create Claim {name} for Pod {pod} in StatefulSet {set} failed error: {source}");
+                    let why = chain(&source);
+                    let message = format!("Create Claim {name} for Pod {pod} in StatefulSet {set} failed error: {why}");
                     self.pods.event(owner, true, "FailedCreate", message);
                     return Err(Error::Api { what: "create a claim", source });
                 }
@@ -379,7 +380,7 @@ impl Controller {
         };
         let message = match message {
             None => format!("{verb} Pod {pod} in StatefulSet {set} successful"),
-            Some(error) => format!("{verb} Pod {pod} in StatefulSet {set} failed error: {error}"),
+            Some(error) => format!("{verb} Pod {pod} in StatefulSet {set} failed error: {}", chain(error)),
         };
         self.pods.event(owner, failure.is_some(), reason, message);
     }

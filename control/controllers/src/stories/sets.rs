@@ -352,3 +352,60 @@ async fn daemon_set_of_a_thousand_nodes_is_written_about_a_bounded_number_of_tim
     assert!(written < 200, "{written} times");
     assert_eq!(api.requests(&Method::DELETE, PODS).len(), 0);
 }
+
+/// What the API says is told as it is, and nothing of the client's own text for programmers.
+#[tokio::test]
+async fn what_the_api_refuses_is_told_in_its_words() {
+    let claims = json!([{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}]);
+    let mut with_claims = stateful_set(1, "one");
+    with_claims["spec"]["volumeClaimTemplates"] = claims;
+    let deployment = json!({"metadata": {"generation": 1}, "spec": {
+        "replicas": 1, "selector": {"matchLabels": {"app": "a"}}, "template": pod_template("a")}});
+    let cron = json!({"metadata": {"creationTimestamp": "2020-06-01T00:00:00Z"}, "spec": {
+        "schedule": "0 0 1 1 *", "concurrencyPolicy": "Forbid", "jobTemplate": job(1, &json!({"selector": null}))}});
+    let sets = "/apis/apps/v1/namespaces/n/replicasets";
+    for (path, object, refused, reason, expected) in [
+        (&*format!("{sets}/r"), replica_set("a", 1), "/pods", "FailedCreate", "Error creating: told to refuse"),
+        (JOB, job(1, &json!({})), "/pods", "FailedCreate", "Error creating: told to refuse"),
+        (&*format!("{DAEMONS}/d"), daemon_set("one"), "/pods", "FailedCreate", "Error creating: told to refuse"),
+        (
+            &*format!("{SETS}/web"),
+            stateful_set(1, "one"),
+            "/pods",
+            "FailedCreate",
+            "Create Pod web-0 in StatefulSet web failed error: told to refuse",
+        ),
+        (
+            &*format!("{SETS}/web"),
+            with_claims,
+            "/persistentvolumeclaims",
+            "FailedCreate",
+            "Create Claim data-web-0 for Pod web-0 in StatefulSet web failed error: told to refuse",
+        ),
+        ("/apis/batch/v1/namespaces/n/cronjobs/c", cron, "/jobs", "FailedCreate", "Error creating job: told to refuse"),
+        (
+            "/apis/apps/v1/namespaces/n/deployments/d",
+            deployment,
+            "/replicasets",
+            "ReplicaSetCreateError",
+            "\": told to refuse",
+        ),
+    ] {
+        let world = world();
+        let api = &world.api;
+        api.put("/api/v1/nodes/one", node("True"));
+        api.next(Method::POST, refused, Answer::Refused(403, "Forbidden"));
+        api.put(path, object);
+        let told = |_: &Scripted| world.events(reason).pop();
+        let told = api.until(path, told).await;
+        assert!(told.ends_with(expected), "{path}: {told}");
+        if path.starts_with(sets) {
+            let failure = |api: &Scripted| {
+                let statuses = api.requests(&Method::PATCH, "/replicasets/r/status").into_iter();
+                let conditions = statuses.map(|seen| seen.body["status"]["conditions"][0].clone());
+                conditions.into_iter().find(|condition| condition["type"] == "ReplicaFailure")
+            };
+            assert_eq!(api.until("its status says so", failure).await["message"], "told to refuse");
+        }
+    }
+}

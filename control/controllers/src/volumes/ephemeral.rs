@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::Error;
 use crate::client::{self, Client, PERSISTENT_VOLUME_CLAIMS, PODS};
+use crate::error::chain;
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Informer, Key, Object as _, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
@@ -89,7 +90,7 @@ impl Controller {
                 Err(Error::Stale("the claim of an ephemeral volume is another's"))
             }
             Created::Unknown(source) | Created::Refused(source) => {
-                failed(format!("create PVC {name}: {source}"));
+                failed(format!("create PVC {name}: {}", chain(&source)));
                 Err(Error::Api { what: "create the claim of an ephemeral volume", source })
             }
         }

@@ -27,6 +27,7 @@ pub(crate) use self::ephemeral::Controller as Ephemeral;
 use self::plan::{BIND_COMPLETED, Observed, Reclaim, Step, VolumeStep};
 pub(crate) use self::protection::Controller as Protection;
 use crate::client::{self, Client, DeleteOptions, Meta, NODES, PERSISTENT_VOLUME_CLAIMS, PERSISTENT_VOLUMES};
+use crate::error::chain;
 use crate::events::{Record, Recorder, Subject, Told};
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
@@ -153,7 +154,7 @@ fn node_of(volume: &PersistentVolume) -> Option<&str> {
 /// What is told of a step that failed: nothing where somebody else was faster, or everything goes.
 fn refusal(error: &Error) -> Option<String> {
     match error {
-        Error::Api { what, source } if !error.is_expected() => Some(format!("{what}: {source}")),
+        Error::Api { .. } if !error.is_expected() => Some(chain(error)),
         Error::Api { .. } | Error::Stale(_) | Error::Panicked => None,
     }
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{Created, InFlight, create_named, may_adopt, owner_reference, set_owners};
 use crate::Error;
 use crate::client::{self, Client, DeleteOptions, PODS, Resource};
+use crate::error::chain;
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Index, Informer, Key, Object, Pod, Store, controller};
 use crate::queue::Queue;
@@ -243,7 +244,7 @@ impl Pods {
         match &deleted {
             Ok(()) => self.event(owner, false, "SuccessfulDelete", format!("Deleted pod: {}", pod.key.name)),
             Err(error) if client::is_unknown(error) => {}
-            Err(error) => self.event(owner, true, "FailedDelete", format!("Error deleting: {error}")),
+            Err(error) => self.event(owner, true, "FailedDelete", format!("Error deleting: {}", chain(error))),
         }
         deleted
     }

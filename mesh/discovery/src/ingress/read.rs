@@ -18,8 +18,9 @@ const SECRETS_MAX: usize = 64;
 /// What stands in patterns and hardly ever in paths.
 const PATTERN: [&str; 7] = ["(", "[", "\\", "^", "|", "$", ".*"];
 
-/// Who goes first where two want the same: the older one, then by name.
-pub(super) type Age = (i64, Arc<str>, Arc<str>);
+/// Who goes first where two want the same: by the second in which it was made, then by uid, which nobody chooses, and for those without
+/// one by namespace and name.
+pub(super) type Age = (i64, Arc<str>, Arc<str>, Arc<str>);
 
 /// An Ingress.
 #[derive(Debug, PartialEq)]
@@ -52,7 +53,8 @@ impl Ingress {
         let (namespace, name) = (text(metadata.namespace), text(metadata.name));
         let created = metadata.creation_timestamp.map_or(i64::MAX, |time| time.0.as_second());
         let uid = text(metadata.uid);
-        let origin = Arc::new(Origin { kind: "Ingress", namespace: namespace.clone(), name: name.clone(), uid });
+        let age = (created, uid.clone(), namespace.clone(), name.clone());
+        let origin = Arc::new(Origin { kind: "Ingress", namespace: namespace.clone(), name, uid });
         let mut problems = Vec::new();
         let annotations = metadata.annotations.unwrap_or_default();
         let said = options::read(&annotations, &mut problems);
@@ -93,7 +95,6 @@ impl Ingress {
             (host, paths)
         });
         let rules = rules.collect();
-        let age = (created, namespace, name);
         Ingress { origin, age, class, rules, default, tls, problems }
     }
 

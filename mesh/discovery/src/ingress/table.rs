@@ -10,7 +10,7 @@ use k8s_openapi::api::networking::v1 as networking;
 
 use super::read::{Age, Ingress};
 use super::{CONTROLLER, Problem, Routing, SecretKey, Told};
-use crate::routes::{Host, Paths};
+use crate::routes::{Host, Origin, Paths};
 
 /// Paths, segments of paths and hosts of all Ingresses together, which every node has in memory; the newest of them are left out
 /// beyond it.
@@ -326,6 +326,15 @@ impl Table {
         next
     }
 
+    /// Who goes before an Ingress, and why.
+    fn before(&self, older: &Origin, ingress: &Ingress) -> String {
+        let served = self.served.get(&(older.namespace.clone(), older.name.clone()));
+        match served.is_some_and(|served| served.age.0 == ingress.age.0) {
+            true => format!("{older}, which was made in the same second and has the lower uid"),
+            false => format!("{older}, which is older"),
+        }
+    }
+
     /// What all Ingresses together say of a host, the older ones first.
     fn make(&self, host: &Host) -> Made {
         let mut made = Made::default();
@@ -337,8 +346,8 @@ impl Table {
                 for rule in rules {
                     let Err(older) = made.paths.add(rule.compare, &rule.path, &rule.route) else { continue };
                     if older.origin != ingress.origin {
-                        let (path, older) = (&rule.path, &older.origin);
-                        let message = format!("path {path} of host {host} is served by {older}, which is older");
+                        let (path, older) = (&rule.path, self.before(&older.origin, ingress));
+                        let message = format!("path {path} of host {host} is served by {older}");
                         made.conflicts.push((ingress.clone(), Problem { reason: "PathConflict", message }));
                     }
                 }
@@ -352,8 +361,8 @@ impl Table {
             {
                 match (&made.secret, secret_of) {
                     (Some(first), Some(older)) if first != secret && older.origin != ingress.origin => {
-                        let older = &older.origin;
-                        let message = format!("the certificate of host {host} is that of {older}, which is older");
+                        let older = self.before(&older.origin, ingress);
+                        let message = format!("the certificate of host {host} is that of {older}");
                         made.conflicts.push((ingress.clone(), Problem { reason: "CertificateConflict", message }));
                     }
                     (Some(_), _) => {}
@@ -525,6 +534,30 @@ mod tests {
         table.take(ingress("twice", 4, json!({"rules": [rule("b.x", &[("Prefix", "/p"), ("Prefix", "/p/")], "b")]})));
         table.routing(&third);
         assert_eq!(problems(&mut table), [""; 0]);
+    }
+
+    #[test]
+    fn of_two_of_one_second_no_name_decides_and_none_is_called_older() {
+        let of = |name: &str, uid: &str| {
+            let spec = json!({"tls": [{"hosts": ["a.x"], "secretName": name}], "rules": [rule("a.x", &[("Exact", "/e")], name)]});
+            let Change::Ingress(mut object) = ingress(name, 1, spec) else { unreachable!() };
+            object.metadata.uid = Some(uid.to_owned());
+            Change::Ingress(object)
+        };
+        let why = "is served by Ingress n/z, which was made in the same second and has the lower uid";
+        let whose = "is that of Ingress n/z, which was made in the same second and has the lower uid";
+        for order in [[("a", "2"), ("z", "1")], [("z", "1"), ("a", "2")]] {
+            let mut table = listed(order.map(|(name, uid)| of(name, uid)));
+            let routing = table.routing(&Routing::default());
+            assert_eq!(service(&routing, "a.x", "/e"), "z:80");
+            assert_eq!(
+                problems(&mut table),
+                [
+                    format!("a: PathConflict: path /e of host a.x {why}"),
+                    format!("a: CertificateConflict: the certificate of host a.x {whose}"),
+                ]
+            );
+        }
     }
 
     #[test]
