@@ -36,6 +36,9 @@ use crate::{Asker, Body, BoxError, Error, Proxy, ServiceFailure, serve};
 /// that have rested longest.
 const UDP_CLIENTS_MAX: Bounds = Bounds { node: 8192, port: 4096 };
 
+/// Ports that a Service does not get, and of which that is told; of more it only stands in its status.
+const TOLD_MAX: usize = 8;
+
 /// What all that comes in at one port needs.
 #[derive(Clone)]
 struct Inbound {
@@ -217,9 +220,12 @@ impl Listeners {
     /// Tells of ports that Services do not get, once.
     fn refuse(&mut self, refused: &[(Arc<Service>, Key, Refused)], opened: &mut Vec<Opened>) {
         let told = std::mem::take(&mut self.refused);
+        let mut counts: HashMap<(&str, &str), usize> = HashMap::new();
         for (service, key, why) in refused {
+            let count = counts.entry((&service.namespace, &service.name)).or_default();
+            *count += 1;
             let known = (service.namespace.clone(), service.name.clone(), *key);
-            if !told.contains(&known) {
+            if *count <= TOLD_MAX && !told.contains(&known) {
                 let failure = match why {
                     Refused::TakenBy(holder) => ServiceFailure::Taken(key.0, key.1, holder),
                     Refused::TooMany => ServiceFailure::TooMany(key.0, key.1),

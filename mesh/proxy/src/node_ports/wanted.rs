@@ -15,6 +15,8 @@ use crate::places::Key;
 /// Ports that a node opens as a balancer. Those of the newest Services are left out beyond it: all that a node says of them is an
 /// annotation of its object, which is bounded.
 const BALANCED_MAX: usize = 1000;
+/// Those of one namespace: it leaves as many for others.
+const BALANCED_SHARE_MAX: usize = BALANCED_MAX / 2;
 
 /// What a port is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +65,10 @@ pub(super) struct Wanted {
 
 impl Wanted {
     pub fn of(snapshot: &Snapshot) -> Wanted {
-        Wanted::within(snapshot.services(), BALANCED_MAX)
+        Wanted::within(snapshot.services(), BALANCED_MAX, BALANCED_SHARE_MAX)
     }
 
-    fn within<'a>(services: impl Iterator<Item = &'a Arc<Service>>, balanced_max: usize) -> Wanted {
+    fn within<'a>(services: impl Iterator<Item = &'a Arc<Service>>, balanced_max: usize, share_max: usize) -> Wanted {
         let mut wanted = Wanted::default();
         let mut balanced = Vec::new();
         for service in services {
@@ -85,14 +87,17 @@ impl Wanted {
         }
         balanced.sort_unstable_by_key(|service| (service.created, &service.namespace, &service.name));
         let mut opened = 0;
+        let mut shares: HashMap<&str, usize> = HashMap::new();
         for service in balanced {
+            let share = shares.entry(&service.namespace).or_default();
             for (at, port) in service.ports.iter().enumerate() {
                 let key = (port.port, port.protocol);
                 let refused = match wanted.ports.entry(key) {
                     Entry::Occupied(holder) => Refused::TakenBy(holder.get().service.clone()),
-                    Entry::Vacant(_) if opened >= balanced_max => Refused::TooMany,
+                    Entry::Vacant(_) if opened >= balanced_max || *share >= share_max => Refused::TooMany,
                     Entry::Vacant(place) => {
                         opened += 1;
+                        *share += 1;
                         place.insert(Target { service: service.clone(), at, purpose: Purpose::Balancer });
                         continue;
                     }
@@ -173,7 +178,7 @@ mod tests {
                 vec!["b 4 TooMany"],
             ),
         ] {
-            let wanted = Wanted::within(services.iter(), 3);
+            let wanted = Wanted::within(services.iter(), 3, 3);
             let mut found: Vec<String> = wanted
                 .ports
                 .iter()
@@ -191,6 +196,18 @@ mod tests {
                 .collect();
             assert_eq!(told, refused);
         }
+    }
+
+    #[test]
+    fn a_namespace_leaves_ports_for_others() {
+        let mut other = Arc::into_inner(service("b", 2, &[(4, None), (5, None)], true)).unwrap();
+        other.namespace = "other".into();
+        let services = [service("a", 1, &[(1, None), (2, None), (3, None)], true), Arc::new(other)];
+        let wanted = Wanted::within(services.iter(), 3, 2);
+        let mut opened: Vec<u16> = wanted.ports.keys().map(|key| key.0).collect();
+        opened.sort_unstable();
+        let refused: Vec<u16> = wanted.refused.iter().map(|(_, key, _)| key.0).collect();
+        assert_eq!((opened, refused), (vec![1, 2, 4], vec![3, 5]));
     }
 
     #[test]
