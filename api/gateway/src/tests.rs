@@ -407,13 +407,18 @@ fn what_others_have_said_of_a_route_stays_and_times_move_with_statuses() {
     let other = json!({"controllerName": "example.com/other", "parentRef": {"name": "x"}, "conditions": []});
     let old = json!({"parents": [other]});
     let first = status::route(Some(&resolved.routes[0]), 3, &old, NOW);
-    assert_eq!((first["parents"].as_array().unwrap().len(), &first["parents"][1]), (2, &other));
+    assert_eq!((first["parents"].as_array().unwrap().len(), &first["parents"][0]), (2, &other));
+    // Ours stays where it is, too.
+    let swapped = json!({"parents": [first["parents"][1], other]});
+    assert_eq!(status::route(Some(&resolved.routes[0]), 3, &swapped, NOW), swapped);
+    let full = json!({"parents": vec![other.clone(); 32]});
+    assert_eq!(status::route(Some(&resolved.routes[0]), 3, &full, NOW), full);
     let later = "2027-01-01T00:00:00Z";
     assert_eq!(status::route(Some(&resolved.routes[0]), 3, &first, later), first);
     let mended = objects.resolve(&|_| None);
     let second = status::route(Some(&mended.routes[0]), 4, &first, later);
     let times: Vec<&Value> =
-        second["parents"][0]["conditions"].as_array().unwrap().iter().map(|one| &one["lastTransitionTime"]).collect();
+        second["parents"][1]["conditions"].as_array().unwrap().iter().map(|one| &one["lastTransitionTime"]).collect();
     assert_eq!(times, [NOW, later], "Accepted was so before");
     // It has no parent of ours any more.
     assert_eq!(status::route(None, 5, &second, later), old);
