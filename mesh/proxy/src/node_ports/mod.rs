@@ -182,7 +182,15 @@ impl Listeners {
     /// Opens and closes listeners as the snapshot wants; says when a port that is taken should be tried again.
     pub async fn update(&mut self, snapshot: &Snapshot) -> Option<Instant> {
         let bind = self.bind?;
-        let Wanted { ports: wanted, refused } = Wanted::of(snapshot);
+        let listeners = &self.listeners;
+        let has = |service: &Service, key: Key| {
+            listeners.get(&key).is_some_and(|listener| {
+                let target = listener.target.load();
+                let named = |of: &Service| (of.namespace.clone(), of.name.clone(), of.uid.clone());
+                target.purpose == Purpose::Balancer && named(&target.service) == named(service)
+            })
+        };
+        let Wanted { ports: wanted, refused } = Wanted::of(snapshot, has);
         let mut opened = Vec::new();
         self.refuse(&refused, &mut opened);
         self.listeners.retain(|key, listener| {
@@ -233,7 +241,11 @@ impl Listeners {
                 self.proxy.local.service_failed(service, failure);
             }
             self.refused.insert(known);
-            self.note(service, *key, false, opened);
+            let is_balancer =
+                service.balanced.is_some() && service.ports.iter().any(|port| (port.port, port.protocol) == *key);
+            if is_balancer {
+                self.note(service, *key, false, opened);
+            }
         }
     }
 
