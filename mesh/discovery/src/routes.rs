@@ -96,6 +96,11 @@ impl Claim {
         Claim { rank, since }
     }
 
+    /// In seconds since 1970.
+    pub(crate) fn since(self) -> i64 {
+        self.since
+    }
+
     /// Whether it goes before another one for the same name.
     pub fn is_before(self, other: Claim) -> bool {
         self.rank > other.rank || self.rank == other.rank && self.since < other.since

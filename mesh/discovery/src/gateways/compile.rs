@@ -131,7 +131,7 @@ mod tests {
         objects.classes.insert("coracle".into(), class);
         for (at, listeners) in gateways.iter().enumerate() {
             let spec = json!({"gatewayClassName": "coracle", "listeners": listeners});
-            let gateway = Gateway::read(meta(&format!("g{at}"), 1), &spec).unwrap();
+            let gateway = Gateway::read(meta(&format!("g{at}"), i64::try_from(at).unwrap() + 1), &spec).unwrap();
             objects.gateways.insert(gateway.meta.key(), gateway);
         }
         for (at, (name, spec)) in routes.iter().enumerate() {
@@ -298,6 +298,18 @@ mod tests {
         };
         assert_eq!(["a.x", "b.x", "c.b.x", "y", ""].map(|name| shown(name, "")), ["a", "wild", "wild", "any", "any"]);
         assert_eq!(shown("a.x", "a"), "wild", "one without a certificate is not served");
+    }
+
+    #[test]
+    fn secrets_of_older_gateways_come_first_and_each_once() {
+        let tls = |hostname: &str, secrets: &[&str]| {
+            let secrets: Vec<Value> = secrets.iter().map(|name| json!({"name": name})).collect();
+            json!([{"name": "l", "port": 443, "protocol": "HTTPS", "hostname": hostname,
+                "tls": {"certificateRefs": secrets}}])
+        };
+        let ports = compiled(&[tls("b.x", &["z", "y"]), tls("a.x", &["a", "z"])], &[]);
+        let names: Vec<&str> = ports.all_secrets().map(|secret| &*secret.name).collect();
+        assert_eq!(names, ["y", "z", "a"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 mod compile;
 mod follow;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,9 +45,15 @@ impl Ports {
         self.ports.iter().map(|(number, port)| (*number, port.protocol))
     }
 
-    /// All Secrets whose certificates are shown; one may come more than once.
+    /// All Secrets whose certificates are shown, each once, those of the oldest Gateways first.
     pub fn all_secrets(&self) -> impl Iterator<Item = &SecretKey> {
-        self.ports.values().flat_map(|port| port.listeners.all().flat_map(|listener| listener.secrets.iter()))
+        let listeners = self.ports.values().flat_map(|port| port.listeners.all());
+        let mut all: Vec<_> = listeners
+            .flat_map(|listener| listener.secrets.iter().map(|secret| (listener.claim.since(), secret)))
+            .collect();
+        all.sort_unstable_by_key(|(since, secret)| (*since, &secret.namespace, &secret.name));
+        let mut seen = HashSet::new();
+        all.into_iter().map(|(_, secret)| secret).filter(move |secret| seen.insert(*secret))
     }
 }
 
