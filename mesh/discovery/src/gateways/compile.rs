@@ -167,7 +167,7 @@ mod tests {
             headers.insert(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
         }
         let method: Method = words[0].parse().unwrap();
-        let asked = Asked { path, query, method: &method, headers: &headers };
+        let asked = Asked::new(path, query, &method, &headers);
         match ports
             .get(80)
             .and_then(|port| port.listener(words[1], |_| true)?.find(words[1], &asked))

@@ -162,7 +162,7 @@ impl Inbound {
         let of_port = ports.as_ref().and_then(|ports| ports.get(self.port)).filter(|port| port.protocol == spoken);
         let has_certificate = |secret: &SecretKey| self.gateways.as_ref().is_some_and(|of| of.certificates.has(secret));
         let listener = of_port.and_then(|port| port.listener(&to.name, has_certificate));
-        let asked = Asked { path, query: uri.query(), method: request.method(), headers: request.headers() };
+        let asked = Asked::new(path, uri.query(), request.method(), request.headers());
         let of_gateway = || listener.and_then(|listener| listener.find(&to.name, &asked));
         let of_ingress = || routing.as_ref().and_then(|routing| routing.routes.find(&to.name, path));
         let ingress = routing.as_ref().and_then(|routing| routing.claim(&to.name));
