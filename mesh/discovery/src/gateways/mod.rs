@@ -142,7 +142,21 @@ impl Gateways {
                     continue;
                 }
                 let generation = self.ports.load().generation + 1;
-                self.ports.store(Arc::new(compile::compile(&known.objects.resolve(&|_| None), generation)));
+                // Expressions take a while, and this thread has others to serve.
+                let compiled = tokio::task::spawn_blocking(move || {
+                    let ports = compile::compile(&known.objects.resolve(&|_| None), generation);
+                    (known, ports)
+                });
+                let ports;
+                (known, ports) = match compiled.await {
+                    Ok(both) => both,
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        // The process ends.
+                        Err(_) => return,
+                    },
+                };
+                self.ports.store(Arc::new(ports));
                 self.generation.send_replace(generation);
             }
         };
