@@ -615,7 +615,7 @@ mod tests {
     use super::*;
 
     fn of(spec: Value) -> Read {
-        read(&"n".into(), &spec, &|target| &*target.name == "granted")
+        read(&"n".into(), &spec, &matches(&spec), &|target| &*target.name == "granted")
     }
 
     #[test]
