@@ -2,12 +2,13 @@
 //! that is not Gateway API's own.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::rule::{self, Matches};
 use crate::{CONTROLLER, Key};
 
 /// What is needed of an object's metadata.
@@ -166,12 +167,27 @@ pub struct HttpRoute {
     /// Its metadata.
     pub meta: Meta,
     pub(crate) spec: RouteSpec,
+    /// Of its rules, read when they are served: their expressions are dear.
+    matches: Arc<OnceLock<Vec<Matches>>>,
 }
 
 impl HttpRoute {
     /// Reads one.
     pub fn read(meta: Meta, spec: &Value) -> Result<HttpRoute, serde_json::Error> {
-        Ok(HttpRoute { meta, spec: RouteSpec::deserialize(spec)? })
+        Ok(HttpRoute { meta, spec: RouteSpec::deserialize(spec)?, matches: Arc::default() })
+    }
+
+    /// Keeps what was read of the same object before, if it says the same.
+    pub(crate) fn after(mut self, before: Option<&HttpRoute>) -> HttpRoute {
+        if let Some(before) = before.filter(|before| before.spec.rules == self.spec.rules) {
+            self.matches = before.matches.clone();
+        }
+        self
+    }
+
+    /// What its rules are for, in their order.
+    pub(crate) fn matches(&self) -> &[Matches] {
+        self.matches.get_or_init(|| self.spec.rules.iter().map(rule::matches).collect())
     }
 }
 

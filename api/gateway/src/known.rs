@@ -124,7 +124,10 @@ fn put(kind: usize, meta: Meta, spec: &Value, objects: &mut Objects) -> Result<(
     match KINDS[kind].0 {
         "GatewayClass" => drop(objects.classes.insert(meta.name.clone(), Class::read(meta, spec))),
         "Gateway" => drop(objects.gateways.insert(key, Gateway::read(meta, spec)?)),
-        "HTTPRoute" => drop(objects.routes.insert(key, HttpRoute::read(meta, spec)?)),
+        "HTTPRoute" => {
+            let route = HttpRoute::read(meta, spec)?.after(objects.routes.get(&key));
+            objects.routes.insert(key, route);
+        }
         "GRPCRoute" => drop(objects.grpc_routes.insert(key, HttpRoute::read(meta, spec)?)),
         _ => drop(objects.grants.insert(key, Grant::read(&meta, spec)?)),
     }

@@ -140,21 +140,35 @@ fn conflicts(specs: &[Listener], listeners: &mut [ListenerState]) {
     }
 }
 
-/// Who had a port first, with which protocol.
+/// Who had a port first, with which protocol, and who had its hosts.
 #[derive(Default)]
-pub(crate) struct Ports(BTreeMap<u16, (Protocol, Key)>);
+pub(crate) struct Ports {
+    protocols: BTreeMap<u16, (Protocol, Key)>,
+    hosts: HashMap<(u16, Hostname), Key>,
+}
 
 impl Ports {
-    /// Takes a listener's port, or finds it taken for another protocol.
+    /// Takes a listener's port and host, or finds the port taken for another protocol, or the host by another namespace: whose routes
+    /// may be there is said by one.
     pub fn take(&mut self, gateway: &Key, listener: &mut ListenerState) {
-        let Some(protocol) = listener.protocol.filter(|_| listener.is_valid()) else { return };
-        let (has, holder) = self.0.entry(listener.port).or_insert_with(|| (protocol, gateway.clone()));
+        let Some(protocol) = listener.protocol.filter(|_| listener.is_served()) else { return };
+        let (has, holder) = self.protocols.entry(listener.port).or_insert_with(|| (protocol, gateway.clone()));
         if *has != protocol {
             let words = format!(
                 "port {} is for another protocol at Gateway {}/{}, which is older",
                 listener.port, holder.0, holder.1
             );
             listener.accepted = Verdict::no("PortUnavailable", words);
+            listener.has_routes = false;
+            return;
+        }
+        let holder = self.hosts.entry((listener.port, listener.hostname.clone())).or_insert_with(|| gateway.clone());
+        if holder.0 != gateway.0 {
+            let message = format!(
+                "port {} has the same hostname at Gateway {}/{}, which is older and of another namespace",
+                listener.port, holder.0, holder.1
+            );
+            listener.conflicted = Verdict { holds: true, reason: "HostnameConflict", message };
             listener.has_routes = false;
         }
     }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use crate::attach::{self, Namespaces};
 use crate::kinds::{Class, Gateway, HttpRoute, Meta};
 use crate::listener::{self, Ports, Protocol};
-use crate::rule::{self, Broken, Rule, Target};
+use crate::rule::{self, Broken, Cost, Rule, Target};
 use crate::{Grant, Hostname, Key, Verdict, grant};
 
-/// Rules, matches and hosts of all routes together that are served; those of the newest routes are left out beyond it.
-const COST_MAX: usize = 100_000;
+/// Places of all matches together, for each of their hosts, that are served ([`rule::Cost`]); those of the newest routes are left out
+/// beyond it. A namespace has half of them at most.
+const PLACES_MAX: usize = 100_000;
+/// The same of regular expressions: each takes up to half a megabyte, and a request is compared with those of its host.
+const EXPRESSIONS_MAX: usize = 500;
 
 /// The objects as they are known. Those that cannot be read are not among them.
 #[derive(Debug, Clone, Default)]
@@ -155,9 +158,9 @@ impl Objects {
         let at: HashMap<Key, usize> =
             gateways.iter().enumerate().map(|(at, gateway)| (gateway.meta.key(), at)).collect();
         let known = Parents { gateways: &gateways, at: &at, namespaces: &self.namespaces };
-        let mut cost = 0;
+        let mut budget = Budget::default();
         for route in in_order(&self.routes) {
-            self.resolve_route(route, &known, missing, &mut cost, &mut resolved);
+            self.resolve_route(route, &known, missing, &mut budget, &mut resolved);
         }
         for route in in_order(&self.grpc_routes) {
             let parents = route.spec.parent_refs.iter().filter(|written| known.parent(route, written).is_some());
@@ -181,7 +184,7 @@ impl Objects {
         route: &HttpRoute,
         known: &Parents<'_>,
         missing: Missing<'_>,
-        cost: &mut usize,
+        budget: &mut Budget,
         resolved: &mut Resolved,
     ) {
         let parents =
@@ -191,16 +194,40 @@ impl Objects {
             return;
         }
         let own = &route.meta.namespace;
+        // Who lets it in is asked first, and whether there is room: what nobody serves costs nothing.
+        let costs = route.spec.rules.iter().map(rule::cost);
+        let cost = costs.reduce(|all, one| Cost {
+            places: all.places + one.places,
+            expressions: all.expressions + one.expressions,
+        });
+        let cost = cost.unwrap_or(Cost { places: 1, expressions: 0 });
+        let mut attached: Vec<Result<Attached, Verdict>> = Vec::new();
+        for (_, (at, parent)) in &parents {
+            let gateway = &resolved.gateways[*at];
+            attached.push(match gateway.accepted.holds {
+                false => Err(Verdict::no("Pending", "the Gateway is not accepted")),
+                true => attach::attach(known.gateways[*at], &gateway.listeners, route, parent, known.namespaces),
+            });
+        }
+        let hosts: usize = attached.iter().flatten().flatten().map(|(_, hosts)| hosts.len()).sum();
+        if hosts > 0
+            && let Err(why) = budget.charge(own, cost, hosts)
+        {
+            attached.iter_mut().filter(|attached| attached.is_ok()).for_each(|attached| *attached = Err(why.clone()));
+        }
+        let is_attached = attached.iter().any(Result::is_ok);
         let may_refer = |target: &Target| {
             let asked = grant::Reference { from: ("HTTPRoute", own), to: ("Service", &target.namespace, &target.name) };
             self.grants.values().any(|grant| grant.permits(asked))
         };
-        // A route without rules is for all requests, and has nobody who answers them.
+        // A route without rules is for all requests, and has nobody who answers them. Of one that is not served only backends are looked at.
         let nothing = [serde_json::json!({})];
         let specs = if route.spec.rules.is_empty() { &nothing[..] } else { &route.spec.rules };
+        let everything = rule::matches(&nothing[0]);
+        let matches = if is_attached { route.matches() } else { &[] };
         let (mut rules, mut unsupported, mut broken) = (Vec::new(), Vec::new(), Vec::<Broken>::new());
-        for spec in specs {
-            let read = rule::read(own, spec, &may_refer);
+        for (at, spec) in specs.iter().enumerate() {
+            let read = rule::read(own, spec, matches.get(at).unwrap_or(&everything), &may_refer);
             unsupported.extend(read.unsupported);
             broken.extend(read.broken);
             broken.extend(targets(&read.rule).filter_map(missing));
@@ -210,6 +237,9 @@ impl Objects {
             .first()
             .map_or_else(|| Verdict::yes("ResolvedRefs"), |(reason, message)| Verdict::no(reason, message.clone()));
         let is_lost = !unsupported.is_empty() && unsupported.len() == rules.len();
+        if !is_attached {
+            rules.clear();
+        }
         let partially = (!unsupported.is_empty() && !is_lost).then(|| Verdict {
             holds: true,
             reason: "UnsupportedValue",
@@ -218,32 +248,15 @@ impl Objects {
         let place = resolved.routes.len();
         let mut states = Vec::new();
         let mut taken = HashSet::new();
-        for (written, (at, parent)) in parents {
-            let gateway = &mut resolved.gateways[at];
-            let attached =
-                match attach::attach(known.gateways[at], &gateway.listeners, route, &parent, known.namespaces) {
-                    _ if !gateway.accepted.holds => Err(Verdict::no("Pending", "the Gateway is not accepted")),
-                    _ if is_lost => Err(Verdict::no("UnsupportedValue", unsupported.join("; "))),
-                    attached => attached,
-                };
-            // What it takes: each match for each host.
-            let accepted = attached.and_then(|attached| {
-                let matches: usize = rules.iter().map(|rule| rule.matches.len()).sum();
-                let hosts: usize = attached.iter().map(|(_, hosts)| hosts.len()).sum();
-                if *cost + matches * hosts > COST_MAX {
-                    let words = format!("all routes together may have {COST_MAX} matches for hosts");
-                    return Err(Verdict::no("UnsupportedValue", words));
-                }
-                *cost += matches * hosts;
-                Ok(attached)
-            });
-            let accepted = match accepted {
+        for ((written, (at, _)), attached) in parents.into_iter().zip(attached) {
+            let accepted = match attached {
                 Err(why) => why,
+                Ok(_) if is_lost => Verdict::no("UnsupportedValue", unsupported.join("; ")),
                 Ok(attached) => {
                     for (listener, hosts) in attached {
                         // Two parents may be one listener.
                         if taken.insert((at, listener)) {
-                            gateway.listeners[listener].attached.push((place, hosts));
+                            resolved.gateways[at].listeners[listener].attached.push((place, hosts));
                         }
                     }
                     Verdict::yes("Accepted")
@@ -253,6 +266,41 @@ impl Objects {
             states.push(ParentState { written: written.clone(), accepted, resolved: resolved_refs.clone(), partially });
         }
         resolved.routes.push(RouteState { meta: route.meta.clone(), rules, parents: states });
+    }
+}
+
+/// Listeners, by their places, and the hosts for which a route is attached to them.
+type Attached = Vec<(usize, Vec<Hostname>)>;
+
+/// What routes have taken: all together, and by their namespaces.
+#[derive(Default)]
+struct Budget {
+    all: Cost,
+    namespaces: HashMap<Arc<str>, Cost>,
+}
+
+impl Budget {
+    /// Charges a route that is for so many hosts, if there is room for it.
+    fn charge(&mut self, namespace: &Arc<str>, cost: Cost, hosts: usize) -> Result<(), Verdict> {
+        let own = self.namespaces.entry(namespace.clone()).or_default();
+        let places = cost.places.saturating_mul(hosts);
+        for (what, taken, of_own, wanted, max) in [
+            ("places for matches", self.all.places, own.places, places, PLACES_MAX),
+            ("regular expressions", self.all.expressions, own.expressions, cost.expressions, EXPRESSIONS_MAX),
+        ] {
+            // One that wants none is kept out by nobody.
+            if wanted > 0 && (taken.saturating_add(wanted) > max || of_own.saturating_add(wanted) > max / 2) {
+                let words = format!(
+                    "all routes together may have {max} {what}, those of a namespace half of them; it has {wanted}"
+                );
+                return Err(Verdict::no("UnsupportedValue", words));
+            }
+        }
+        for taken in [&mut self.all, own] {
+            taken.places += places;
+            taken.expressions += cost.expressions;
+        }
+        Ok(())
     }
 }
 

@@ -12,6 +12,8 @@ use crate::text::{Pattern, TextMatch};
 
 /// Bytes of a path, as of an Ingress.
 const PATH_BYTES_MAX: usize = 4096;
+/// Bytes of a match that are one place of a table.
+const PLACE_BYTES: usize = 256;
 
 /// A rule.
 #[derive(Debug, Clone, PartialEq)]
@@ -193,7 +195,6 @@ pub struct Redirect {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct RuleSpec {
-    matches: Vec<MatchSpec>,
     filters: Vec<Value>,
     backend_refs: Vec<BackendSpec>,
     timeouts: Timeouts,
@@ -296,23 +297,83 @@ pub(crate) struct Read {
     pub broken: Vec<Broken>,
 }
 
-/// Reads a rule. `may_refer` says whether a Service of another namespace may be referred to. One that is not supported matches as it
-/// says, as far as that can be read, and is answered 500.
-pub(crate) fn read(namespace: &Arc<str>, spec: &Value, may_refer: &dyn Fn(&Target) -> bool) -> Read {
+/// What a rule is for, as far as that can be read.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Matches {
+    pub all: Vec<Match>,
+    /// What is not supported.
+    pub unsupported: Option<String>,
+}
+
+/// Reads what a rule is for.
+pub(crate) fn matches(spec: &Value) -> Matches {
+    let specs = match Vec::<MatchSpec>::deserialize(or_none(&spec["matches"])) {
+        Ok(specs) => specs,
+        Err(error) => {
+            return Matches { all: Vec::new(), unsupported: Some(format!("a rule cannot be read: {error}")) };
+        }
+    };
+    let everything = [MatchSpec::default()];
+    let mut all = Vec::new();
+    for spec in if specs.is_empty() { &everything[..] } else { &specs } {
+        match read_match(spec) {
+            Ok(read) => all.push(read),
+            Err(why) => return Matches { all, unsupported: Some(why) },
+        }
+    }
+    Matches { all, unsupported: None }
+}
+
+fn or_none(value: &Value) -> Value {
+    if value.is_null() { json!([]) } else { value.clone() }
+}
+
+/// What a rule takes of memory and time, before anything of it is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Cost {
+    /// Of a table, each of a few hundred bytes: one for each match, and one for each segment of its path, or for 256 bytes.
+    pub places: usize,
+    /// Regular expressions.
+    pub expressions: usize,
+}
+
+/// What a rule costs for one host.
+pub(crate) fn cost(spec: &Value) -> Cost {
+    let mut cost = Cost::default();
+    let matches = spec["matches"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for of in matches {
+        let path = of["path"]["value"].as_str().unwrap_or("/");
+        let texts = ["headers", "queryParams"].iter().flat_map(|name| of[*name].as_array().into_iter().flatten());
+        let is_expression = |of: &Value| of["type"] == "RegularExpression";
+        cost.expressions += usize::from(is_expression(&of["path"]));
+        let mut bytes = path.len();
+        for text in texts {
+            cost.expressions += usize::from(is_expression(text));
+            bytes += ["name", "value"].iter().filter_map(|name| text[*name].as_str()).map(str::len).sum::<usize>();
+        }
+        let is_prefix = of["path"]["type"].as_str().is_none_or(|kind| kind == "PathPrefix");
+        let inner = path.strip_prefix('/').unwrap_or(path);
+        let inner = inner.strip_suffix('/').unwrap_or(inner);
+        let segments = if is_prefix && !inner.is_empty() { inner.matches('/').count() + 1 } else { 0 };
+        cost.places += 1 + segments.max(bytes / PLACE_BYTES);
+    }
+    // One without a match is for everything.
+    cost.places = cost.places.max(1);
+    cost
+}
+
+/// Reads a rule that is for these. `may_refer` says whether a Service of another namespace may be referred to. One that is not supported
+/// matches as it says, as far as that can be read, and is answered 500.
+pub(crate) fn read(namespace: &Arc<str>, spec: &Value, of: &Matches, may_refer: &dyn Fn(&Target) -> bool) -> Read {
+    let matches = of.all.clone();
+    if let Some(why) = &of.unsupported {
+        return unsupported(matches, why.clone());
+    }
     let whole = RuleSpec::deserialize(spec).map_err(|error| format!("a rule cannot be read: {error}"));
     let whole = match whole {
         Ok(whole) => whole,
         Err(why) => return unsupported(Vec::new(), why),
     };
-    let mut matches: Vec<Match> = Vec::new();
-    let everything = [MatchSpec::default()];
-    let specs = if whole.matches.is_empty() { &everything[..] } else { &whole.matches };
-    for spec in specs {
-        match read_match(spec) {
-            Ok(read) => matches.push(read),
-            Err(why) => return unsupported(matches, why),
-        }
-    }
     let mut broken = Vec::new();
     match read_whole(namespace, &matches, whole, may_refer, &mut broken) {
         Ok((filters, action, timeout)) => {
@@ -554,7 +615,7 @@ mod tests {
     use super::*;
 
     fn of(spec: Value) -> Read {
-        read(&"n".into(), &spec, &|target| &*target.name == "granted")
+        read(&"n".into(), &spec, &matches(&spec), &|target| &*target.name == "granted")
     }
 
     #[test]

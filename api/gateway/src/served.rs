@@ -22,8 +22,12 @@ impl ServedAt {
     /// As it is written.
     pub fn to_text(&self) -> String {
         let mut text = self.address.to_string();
-        for (port, is_open) in &self.ports {
-            text.push_str(&format!(",{port}{}", if *is_open { "" } else { "=taken" }));
+        // Those that are open first: the end is what is left out of a text that is too long.
+        for (port, _) in self.ports.iter().filter(|(_, is_open)| **is_open) {
+            text.push_str(&format!(",{port}"));
+        }
+        for (port, _) in self.ports.iter().filter(|(_, is_open)| !**is_open) {
+            text.push_str(&format!(",{port}=taken"));
         }
         for (namespace, name) in &self.broken {
             text.push_str(&format!(",!{namespace}/{name}"));
@@ -86,11 +90,11 @@ mod tests {
 
     #[test]
     fn what_a_node_says_is_read_as_it_was_written() {
-        let text = "127.0.0.1,80=taken,8080,!n/secret";
+        let text = "127.0.0.1,8080,80=taken,!n/secret";
         let served = ServedAt::parse(text).unwrap();
         assert_eq!(served.ports, BTreeMap::from([(80, false), (8080, true)]));
         assert_eq!(served.to_text(), text);
-        assert_eq!(ServedAt::parse("2001:db8::1,x,99999,!odd,443").unwrap().to_text(), "2001:db8::1,443");
+        assert_eq!(ServedAt::parse("2001:db8::1,x,99999,!odd,443,12 left out").unwrap().to_text(), "2001:db8::1,443");
         assert_eq!(ServedAt::parse("host,80"), None);
         let mut all = Served::default();
         for text in ["10.0.0.1,80,443=taken", "10.0.0.2,80", "10.0.0.3"] {

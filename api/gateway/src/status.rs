@@ -187,7 +187,17 @@ pub fn route(route: Option<&RouteState>, generation: i64, old: &Value, now: &str
             "parentRef": state.written, "controllerName": CONTROLLER, "conditions": conditions.and_others(&ours),
         })
     };
-    let ours = route.into_iter().flat_map(|route| &route.parents).map(parent);
-    let others = known().filter(|known| known["controllerName"] != CONTROLLER).cloned();
-    json!({"parents": ours.chain(others).take(PARENTS_MAX).collect::<Vec<_>>()})
+    // In the order that was found: others look for theirs there, and none of theirs gives way.
+    let mut ours: Vec<&ParentState> = route.into_iter().flat_map(|route| &route.parents).collect();
+    let mut parents = Vec::new();
+    for known in known() {
+        if known["controllerName"] != CONTROLLER {
+            parents.push(known.clone());
+        } else if let Some(at) = ours.iter().position(|state| state.written == known["parentRef"]) {
+            parents.push(parent(ours.remove(at)));
+        }
+    }
+    let room = PARENTS_MAX.saturating_sub(parents.len());
+    parents.extend(ours.into_iter().take(room).map(parent));
+    json!({"parents": parents})
 }

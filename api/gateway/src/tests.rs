@@ -336,6 +336,65 @@ fn a_route_s_conditions_say_what_is_wrong_with_its_rules() {
 }
 
 #[test]
+fn a_route_is_read_where_it_is_served_and_there_is_room() {
+    let expression = |text: &str| json!([{"matches": [{"path": {"type": "RegularExpression", "value": text}}]}]);
+    let deep = json!([{"matches": vec![json!({"path": {"value": "/a".repeat(512)}}); 128],
+        "backendRefs": [{"name": "web", "port": 80}]}]);
+    let hosts = |count: usize| (0..count).map(|at| format!("h{at}.x")).collect::<Vec<_>>();
+    let many = json!(
+        (0..251)
+            .map(|at| json!({"matches": [{"path": {"type": "RegularExpression", "value": format!("/{at}")}}],
+        "backendRefs": [{"name": "web", "port": 80}]}))
+            .collect::<Vec<_>>()
+    );
+    for (from, rules, hostnames, expected) in [
+        // An expression that is none is not looked at where nobody lets the route in.
+        ("Same", expression("("), hosts(1), "Accepted=False NotAllowedByListeners"),
+        ("All", expression("("), hosts(1), "Accepted=False UnsupportedValue"),
+        ("All", deep.clone(), hosts(0), "Accepted=False UnsupportedValue"),
+        ("All", many, hosts(0), "Accepted=False UnsupportedValue"),
+    ] {
+        let mut objects = objects();
+        let all = json!({"allowedRoutes": {"namespaces": {"from": from}}});
+        objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", all)]}));
+        objects.route(("a", "r"), 1, json!({"parentRefs": parent(json!({})), "hostnames": hostnames, "rules": rules}));
+        assert_eq!(of_route(&objects, "r")[0], expected);
+        // Others have theirs.
+        let rules = json!([{"backendRefs": [{"name": "web", "port": 80}]}]);
+        objects.route(("b", "s"), 2, json!({"parentRefs": parent(json!({})), "rules": rules}));
+        let is_let_in = from == "All";
+        assert_eq!(of_route(&objects, "s")[0] == "Accepted=True Accepted", is_let_in);
+    }
+}
+
+#[test]
+fn what_was_read_of_a_route_is_kept_while_its_rules_are_the_same() {
+    let spec = |value: &str| json!({"rules": [{"matches": [{"path": {"value": value}}]}]});
+    let read = |spec: &Value| HttpRoute::read(meta("a", "r", 1), spec).unwrap();
+    let first = read(&spec("/a"));
+    first.matches();
+    let (same, other) = (read(&spec("/a")).after(Some(&first)), read(&spec("/b")).after(Some(&first)));
+    assert!(std::ptr::eq(same.matches(), first.matches()));
+    assert_ne!(other.matches(), first.matches());
+}
+
+#[test]
+fn a_hostname_is_of_the_older_gateway_s_namespace() {
+    let mut objects = objects();
+    let spec = |hostname: &str| json!({"gatewayClassName": "coracle", "listeners": [listener("l", 80, "HTTP", json!({"hostname": hostname}))]});
+    objects.gateway("old", 1, spec("a.x"));
+    objects.gateway("same", 2, spec("a.x"));
+    for (name, hostname) in [("other", "a.x"), ("elsewhere", "b.x")] {
+        let gateway = Gateway::read(meta("b", name, 3), &spec(hostname)).unwrap();
+        objects.gateways.insert(gateway.meta.key(), gateway);
+    }
+    let conflicted = |name| of_gateway(&objects, name, &Served::default()).0[1].clone();
+    let none = "Conflicted=False NoConflicts";
+    let expected = [none, none, "Conflicted=True HostnameConflict", none];
+    assert_eq!(["old", "same", "other", "elsewhere"].map(conflicted), expected);
+}
+
+#[test]
 fn what_others_have_said_of_a_route_stays_and_times_move_with_statuses() {
     let mut objects = objects();
     objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", json!({}))]}));
@@ -348,13 +407,18 @@ fn what_others_have_said_of_a_route_stays_and_times_move_with_statuses() {
     let other = json!({"controllerName": "example.com/other", "parentRef": {"name": "x"}, "conditions": []});
     let old = json!({"parents": [other]});
     let first = status::route(Some(&resolved.routes[0]), 3, &old, NOW);
-    assert_eq!((first["parents"].as_array().unwrap().len(), &first["parents"][1]), (2, &other));
+    assert_eq!((first["parents"].as_array().unwrap().len(), &first["parents"][0]), (2, &other));
+    // Ours stays where it is, too.
+    let swapped = json!({"parents": [first["parents"][1], other]});
+    assert_eq!(status::route(Some(&resolved.routes[0]), 3, &swapped, NOW), swapped);
+    let full = json!({"parents": vec![other.clone(); 32]});
+    assert_eq!(status::route(Some(&resolved.routes[0]), 3, &full, NOW), full);
     let later = "2027-01-01T00:00:00Z";
     assert_eq!(status::route(Some(&resolved.routes[0]), 3, &first, later), first);
     let mended = objects.resolve(&|_| None);
     let second = status::route(Some(&mended.routes[0]), 4, &first, later);
     let times: Vec<&Value> =
-        second["parents"][0]["conditions"].as_array().unwrap().iter().map(|one| &one["lastTransitionTime"]).collect();
+        second["parents"][1]["conditions"].as_array().unwrap().iter().map(|one| &one["lastTransitionTime"]).collect();
     assert_eq!(times, [NOW, later], "Accepted was so before");
     // It has no parent of ours any more.
     assert_eq!(status::route(None, 5, &second, later), old);

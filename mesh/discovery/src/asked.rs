@@ -1,10 +1,13 @@
 //! What a request asks, as routes look at it.
 
+use std::cell::OnceCell;
+use std::collections::HashMap;
+
 use coracle_gateway::Conditions;
 use http::{HeaderMap, Method};
 
 /// What is asked, beside the host.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Asked<'a> {
     /// The path, as it was sent.
     pub path: &'a str,
@@ -14,9 +17,16 @@ pub struct Asked<'a> {
     pub method: &'a Method,
     /// The headers.
     pub headers: &'a HeaderMap,
+    /// Parameters of the query, decoded for the first route that looks at them: the first of each name.
+    parameters: OnceCell<HashMap<String, String>>,
 }
 
-impl Asked<'_> {
+impl<'a> Asked<'a> {
+    /// Of the parts of a request.
+    pub fn new(path: &'a str, query: Option<&'a str>, method: &'a Method, headers: &'a HeaderMap) -> Asked<'a> {
+        Asked { path, query, method, headers, parameters: OnceCell::new() }
+    }
+
     /// Whether it is what a route wants.
     pub(crate) fn meets(&self, conditions: &Conditions) -> bool {
         conditions.method.as_ref().is_none_or(|method| method == self.method)
@@ -24,18 +34,21 @@ impl Asked<'_> {
                 let mut values = self.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
                 values.any(|value| text.is_match(value))
             })
-            && conditions.query.iter().all(|(name, text)| {
-                let value = self.parameters().find(|(found, _)| found == name).map(|(_, value)| value);
-                value.is_some_and(|value| text.is_match(&value))
-            })
+            && conditions
+                .query
+                .iter()
+                .all(|(name, text)| self.parameters().get(name).is_some_and(|value| text.is_match(value)))
     }
 
-    /// Parameters of the query, in its order (the URL standard's `application/x-www-form-urlencoded`).
-    fn parameters(&self) -> impl Iterator<Item = (String, String)> {
-        let pairs = self.query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-        pairs.map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (decoded(name), decoded(value))
+    /// As the URL standard's `application/x-www-form-urlencoded` has them.
+    fn parameters(&self) -> &HashMap<String, String> {
+        self.parameters.get_or_init(|| {
+            let mut all = HashMap::new();
+            for pair in self.query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+                let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+                all.entry(decoded(name)).or_insert_with(|| decoded(value));
+            }
+            all
         })
     }
 }
@@ -80,7 +93,7 @@ mod tests {
                 all
             },
         );
-        let asked = Asked { path: "/", query: Some("q=a%20b&q=c&flag&p=1+2"), method: &Method::GET, headers: &headers };
+        let asked = Asked::new("/", Some("q=a%20b&q=c&flag&p=1+2"), &Method::GET, &headers);
         let name = |name: &'static str| http::HeaderName::from_static(name);
         let query =
             |name: &str, text: TextMatch| Conditions { query: vec![(name.to_owned(), text)], ..Conditions::default() };

@@ -40,10 +40,10 @@ pub use again::Again;
 pub use asked::Asked;
 pub use coracle_gateway as gateway_api;
 pub use coracle_policy::Protocol;
-pub use gateways::{Gateways, PortRoutes, Ports};
+pub use gateways::{Gateways, Listener, PortRoutes, Ports};
 pub use ingress::{Ingress, Ingresses, Problem, Routing, SecretKey, Told};
 pub use policies::Policies;
-pub use routes::{Backend, Options, Origin, PortName, Route, RouteTable};
+pub use routes::{Backend, Claim, Options, Origin, PortName, Route, RouteTable};
 pub use snapshot::{ACTIVATES, Balanced, Endpoint, Port, Resolved, Service, ServiceKind, Snapshot, Traffic};
 use table::{Change, Table};
 

@@ -77,6 +77,36 @@ impl fmt::Display for Host {
     }
 }
 
+/// What somebody has hosts by. Of two for one name the one whose hosts are more precise has it, then the older one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The greater, the more precise.
+    rank: usize,
+    /// Since when, in seconds since 1970.
+    since: i64,
+}
+
+impl Claim {
+    pub(crate) fn of(host: &Host, since: i64) -> Claim {
+        let rank = match host {
+            Host::Any => 0,
+            Host::Below(parent) | Host::Under(parent) => 1 + parent.len(),
+            Host::Name(_) => usize::MAX,
+        };
+        Claim { rank, since }
+    }
+
+    /// In seconds since 1970.
+    pub(crate) fn since(self) -> i64 {
+        self.since
+    }
+
+    /// Whether it goes before another one for the same name.
+    pub fn is_before(self, other: Claim) -> bool {
+        self.rank > other.rank || self.rank == other.rank && self.since < other.since
+    }
+}
+
 /// A name without its first label.
 fn parent_of(name: &str) -> Option<&str> {
     name.split_once('.').filter(|(label, _)| !label.is_empty()).map(|(_, parent)| parent)

@@ -90,6 +90,8 @@ pub enum Traffic {
 pub struct Balanced {
     /// Who may connect (`loadBalancerSourceRanges`); `None` when everybody may.
     pub ranges: Option<Block>,
+    /// Ports that nodes had for it, as its status says: nobody else is to get them.
+    pub held: Vec<(u16, Protocol)>,
 }
 
 impl Balanced {

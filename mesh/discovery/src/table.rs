@@ -178,7 +178,7 @@ fn read_slice(slice: &discovery::EndpointSlice) -> Option<Slice> {
 
 fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<Item = &'a Slice>) -> Service {
     let spec = object.spec.clone().unwrap_or_default();
-    let balanced = balanced::read(&spec);
+    let balanced = balanced::read(object);
     let slices: Vec<&Slice> = slices.collect();
     let ports = spec.ports.unwrap_or_default().into_iter().filter_map(|port| {
         let name = port.name.unwrap_or_default();

@@ -28,6 +28,7 @@ use crate::balancer;
 use crate::context::Context;
 use crate::ingress::{self, gateways};
 use crate::pod::Pods;
+use crate::text;
 
 /// How often the Lease is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
@@ -45,6 +46,11 @@ const STATUS_EVERY_MIN: Duration = Duration::from_secs(1);
 const ANSWER_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// First wait after a failure at the start, and the longest; it doubles.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+/// Bytes of the annotations that say where this node serves. All annotations of an object together may have 256 KiB, and some are
+/// other people's. A node's own ports as a balancer all fit.
+const INGRESS_BYTES_MAX: usize = 4 << 10;
+const BALANCER_BYTES_MAX: usize = 144 << 10;
+const GATEWAY_BYTES_MAX: usize = 48 << 10;
 
 /// Keeps the API server's picture of this node up to date.
 pub struct Registration {
@@ -189,9 +195,15 @@ impl Registration {
         let bind = config.ingress.bind;
         let address = if bind.is_unspecified() { config.node_ip } else { bind };
         [
-            (ingress::ANNOTATION, gateway.annotation()),
-            (balancer::ANNOTATION, balances),
-            (gateways::ANNOTATION, gateway.gateways.annotation(address, &self.context)),
+            (ingress::ANNOTATION, gateway.annotation().map(|text| text::entries_within(text, INGRESS_BYTES_MAX))),
+            (balancer::ANNOTATION, balances.map(|text| text::entries_within(text, BALANCER_BYTES_MAX))),
+            (
+                gateways::ANNOTATION,
+                gateway
+                    .gateways
+                    .annotation(address, &self.context)
+                    .map(|text| text::entries_within(text, GATEWAY_BYTES_MAX)),
+            ),
         ]
     }
 
@@ -268,14 +280,17 @@ impl Registration {
             let ended = tokio::time::timeout(ANSWER_MAX, self.pods.end_replaced()).await;
             ended.map_err(|_| Error::Late)?.map_err(Error::Transport)?;
         }
+        let mut annotated = Ok(());
         if !self.says_where(&old) {
             let annotations: Value = self.serves().into_iter().map(|(name, value)| (name, json!(value))).collect();
             let patch = json!({"metadata": {"annotations": annotations}});
-            self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await?;
+            // Without it the node is ready all the same.
+            annotated = self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await.map(drop);
         }
         let patch = json!({"status": self.facts.status(&self.context, &old["status"])});
         let path = format!("{path}/status");
-        self.send(Method::PATCH, &path, "application/strategic-merge-patch+json", &patch).await.map(drop)
+        self.send(Method::PATCH, &path, "application/strategic-merge-patch+json", &patch).await?;
+        annotated
     }
 
     async fn renew(&self) -> Result<(), Error> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use coracle_gateway::{GROUP, KINDS, Meta, Said, defined_by};
-use futures::{FutureExt as _, StreamExt as _};
+use futures::StreamExt as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
@@ -11,16 +11,15 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Of a kind, by its place in [`KINDS`].
 pub(super) type Change = (usize, Said);
 
 /// Follows all of them; ends when nobody hears it.
 pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
-    let mut watches = JoinSet::new();
-    let mut watched: HashMap<usize, CancellationToken> = HashMap::new();
+    let mut watched: HashMap<usize, (CancellationToken, AbortOnDropHandle<()>)> = HashMap::new();
     let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
     let mut events = watcher::watcher(definitions, watcher::Config::default()).default_backoff().boxed();
     // Those of a list that is being read.
@@ -50,8 +49,10 @@ pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
             }
         };
         for kind in gone {
-            if let Some(stop) = watched.remove(&kind) {
+            if let Some((stop, watch)) = watched.remove(&kind) {
                 stop.cancel();
+                // Nothing of what it says comes later.
+                let _ = watch.await;
             }
             if changes.send((kind, Said::Undefined)).await.is_err() {
                 return;
@@ -62,11 +63,14 @@ pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
                 continue;
             }
             let stop = CancellationToken::new();
-            watched.insert(kind, stop.clone());
-            watches.spawn(watch(client.clone(), kind, changes.clone(), stop));
+            let watch = tokio::spawn(watch(client.clone(), kind, changes.clone(), stop.clone()));
+            watched.insert(kind, (stop, AbortOnDropHandle::new(watch)));
         }
-        while watches.join_next().now_or_never().flatten().is_some() {}
     }
+}
+
+fn is_refused(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 404))
 }
 
 /// One kind, until it is stopped.
@@ -81,6 +85,8 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
     };
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
     let mut events = watcher::watcher(api, watcher::Config::default()).default_backoff().boxed();
+    // Whether it was said what there is, or that there is nothing.
+    let mut is_known = false;
     let follow = async {
         while let Some(event) = events.next().await {
             let said = match event {
@@ -91,12 +97,20 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
                     data["version"] = Value::from(object.metadata.resource_version.clone());
                     Said::Object(Meta::of(&object.metadata), data)
                 }
-                Ok(Event::InitDone) => Said::Listed,
+                Ok(Event::InitDone) => {
+                    is_known = true;
+                    Said::Listed
+                }
                 Ok(Event::Delete(object)) => Said::Gone(Meta::of(&object.metadata).key()),
                 Err(error) => {
-                    // It may be served a moment after its definition is there.
-                    tracing::debug!(error = %crate::error::chain(&error), kind = name, "watch");
-                    continue;
+                    // It may be served a moment after its definition is there; or never, in this version: others do not wait for it.
+                    if is_known || !is_refused(&error) {
+                        tracing::debug!(error = %crate::error::chain(&error), kind = name, "watch");
+                        continue;
+                    }
+                    tracing::warn!(error = %crate::error::chain(&error), kind = name, version, "a kind of Gateway API is defined, and not served in this version");
+                    is_known = true;
+                    Said::Undefined
                 }
             };
             if changes.send((kind, said)).await.is_err() {

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use coracle_gateway::{Action, Hostname, ListenerState, PathMatch, Protocol, Resolved, RouteState, Rule};
 
-use super::{PortRoutes, Ports};
+use super::{Listener, PortRoutes, Ports};
 use crate::SecretKey;
-use crate::routes::{Backend, ByHost, Compare, Host, Options, Origin, Paths, Route, RouteTable};
+use crate::routes::{Backend, ByHost, Claim, Compare, Host, Options, Origin, Paths, Route, RouteTable};
 
 /// A listener in the making, of all Gateways that have it.
-#[derive(Default)]
 struct Made<'a> {
+    /// When the oldest was made.
+    created: i64,
     secrets: Vec<SecretKey>,
     /// Routes by their hosts.
     attached: Vec<(usize, &'a [Hostname])>,
@@ -21,12 +22,18 @@ struct Made<'a> {
 pub(super) fn compile(resolved: &Resolved, generation: u64) -> Ports {
     let mut ports: BTreeMap<u16, (Protocol, HashMap<Hostname, Made<'_>>)> = BTreeMap::new();
     let served = resolved.gateways.iter().filter(|gateway| gateway.accepted.holds);
-    for listener in served.flat_map(|gateway| &gateway.listeners).filter(|listener| listener.is_served()) {
+    let listeners =
+        served.flat_map(|gateway| gateway.listeners.iter().map(|listener| (gateway.meta.created, listener)));
+    for (created, listener) in listeners.filter(|(_, listener)| listener.is_served()) {
         let ListenerState { port, protocol: Some(protocol), hostname, secrets, attached, .. } = listener else {
             continue;
         };
         let (_, hosts) = ports.entry(*port).or_insert_with(|| (*protocol, HashMap::new()));
-        let made = hosts.entry(hostname.clone()).or_default();
+        let made = hosts.entry(hostname.clone()).or_insert_with(|| Made {
+            created,
+            secrets: Vec::new(),
+            attached: Vec::new(),
+        });
         let secret =
             |(namespace, name): &coracle_gateway::Key| SecretKey { namespace: namespace.clone(), name: name.clone() };
         made.secrets.extend(secrets.iter().map(secret));
@@ -35,22 +42,30 @@ pub(super) fn compile(resolved: &Resolved, generation: u64) -> Ports {
     // Each rule once, however many listeners it is attached to.
     let routes: Vec<Vec<(PathMatch, Arc<Route>)>> = resolved.routes.iter().map(of_route).collect();
     let port = |(number, (protocol, hosts)): (u16, (Protocol, HashMap<Hostname, Made<'_>>))| {
-        let mut of_port = PortRoutes { protocol, listeners: ByHost::default(), secrets: ByHost::default() };
+        let mut of_port = PortRoutes { protocol, listeners: ByHost::default() };
         for (hostname, mut made) in hosts {
             // The older ones first, as they are in the list.
             made.attached.sort_by_key(|(at, _)| *at);
-            let mut by_host: HashMap<&Hostname, Paths> = HashMap::new();
+            // By a host of its own a listener has it since the Gateway was made, by a more precise one since the oldest route was.
+            let mut by_host: HashMap<&Hostname, (i64, Paths)> = HashMap::new();
             for (at, hosts) in made.attached {
+                let created = resolved.routes[at].meta.created.max(made.created);
                 for host in hosts {
-                    let paths = by_host.entry(host).or_default();
+                    let since = if *host == hostname { made.created } else { created };
+                    let (_, paths) = by_host.entry(host).or_insert_with(|| (since, Paths::default()));
                     routes[at].iter().for_each(|(path, route)| add(paths, path, route));
                 }
             }
-            let mut table = RouteTable::default();
-            by_host.into_iter().for_each(|(host, paths)| table.set(&Host::from(host), paths));
+            let (mut routes, mut claims) = (RouteTable::default(), ByHost::default());
+            for (host, (since, paths)) in by_host {
+                let host = Host::from(host);
+                claims.set(&host, Some(Claim::of(&host, since)));
+                routes.set(&host, paths);
+            }
             let host = Host::from(&hostname);
-            of_port.listeners.set(&host, Some(Arc::new(table)));
-            of_port.secrets.set(&host, (!made.secrets.is_empty()).then(|| made.secrets.into()));
+            let claim = Claim::of(&host, made.created);
+            let listener = Listener { secrets: made.secrets.into(), routes, claim, claims };
+            of_port.listeners.set(&host, Some(Arc::new(listener)));
         }
         (number, of_port)
     };
@@ -116,7 +131,7 @@ mod tests {
         objects.classes.insert("coracle".into(), class);
         for (at, listeners) in gateways.iter().enumerate() {
             let spec = json!({"gatewayClassName": "coracle", "listeners": listeners});
-            let gateway = Gateway::read(meta(&format!("g{at}"), 1), &spec).unwrap();
+            let gateway = Gateway::read(meta(&format!("g{at}"), i64::try_from(at).unwrap() + 1), &spec).unwrap();
             objects.gateways.insert(gateway.meta.key(), gateway);
         }
         for (at, (name, spec)) in routes.iter().enumerate() {
@@ -152,8 +167,12 @@ mod tests {
             headers.insert(http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
         }
         let method: Method = words[0].parse().unwrap();
-        let asked = Asked { path, query, method: &method, headers: &headers };
-        match ports.get(80).and_then(|port| port.find(words[1], &asked)).map(|route| &route.backend) {
+        let asked = Asked::new(path, query, &method, &headers);
+        match ports
+            .get(80)
+            .and_then(|port| port.listener(words[1], |_| true)?.find(words[1], &asked))
+            .map(|route| &route.backend)
+        {
             Some(Backend::Split(forward)) => forward[0].target.as_ref().unwrap().name.to_string(),
             Some(other) => format!("{other:?}"),
             None => "none".to_owned(),
@@ -273,7 +292,47 @@ mod tests {
         };
         let ports = compiled(&[json!([tls("a.x", "a"), tls("*.x", "wild"), tls("", "any")])], &[]);
         let port = ports.get(443).unwrap();
-        let secret = |name: &str| port.secrets(name).first().map(|secret| secret.name.to_string()).unwrap_or_default();
-        assert_eq!(["a.x", "b.x", "c.b.x", "y", ""].map(secret), ["a", "wild", "wild", "any", "any"]);
+        let shown = |name: &str, missing: &str| {
+            let listener = port.listener(name, |secret| &*secret.name != missing).unwrap();
+            listener.secrets[0].name.to_string()
+        };
+        assert_eq!(["a.x", "b.x", "c.b.x", "y", ""].map(|name| shown(name, "")), ["a", "wild", "wild", "any", "any"]);
+        assert_eq!(shown("a.x", "a"), "wild", "one without a certificate is not served");
+    }
+
+    #[test]
+    fn secrets_of_older_gateways_come_first_and_each_once() {
+        let tls = |hostname: &str, secrets: &[&str]| {
+            let secrets: Vec<Value> = secrets.iter().map(|name| json!({"name": name})).collect();
+            json!([{"name": "l", "port": 443, "protocol": "HTTPS", "hostname": hostname,
+                "tls": {"certificateRefs": secrets}}])
+        };
+        let ports = compiled(&[tls("b.x", &["z", "y"]), tls("a.x", &["a", "z"])], &[]);
+        let names: Vec<&str> = ports.all_secrets().map(|secret| &*secret.name).collect();
+        assert_eq!(names, ["y", "z", "a"]);
+    }
+
+    #[test]
+    fn a_name_is_whose_host_is_more_precise_and_then_older() {
+        let claim = |host: &str, since| Claim::of(&Host::parse(host), since);
+        for (of, other, is_before) in [
+            (claim("a.x", 9), claim("*.x", 1), true),
+            (claim("*.x", 1), claim("a.x", 9), false),
+            (claim("*.b.x", 9), claim("*.x", 1), true),
+            (claim("", 9), claim("*.x", 1), false),
+            (claim("a.x", 1), claim("a.x", 2), true),
+            (claim("a.x", 2), claim("a.x", 2), false),
+        ] {
+            assert_eq!(of.is_before(other), is_before, "{of:?} {other:?}");
+        }
+        let rules = json!([rule(path("PathPrefix", "/"), "a")]);
+        let ports = compiled(
+            &[json!([http("a.x"), http("")])],
+            &[("first", json!({"rules": rules})), ("b", json!({"hostnames": ["b.x"], "rules": rules}))],
+        );
+        let claimed = |name: &str| ports.get(80).unwrap().listener(name, |_| true).unwrap().claim(name);
+        // The Gateway is of second 1, as the second route is; a listener's own host is the Gateway's.
+        let expected = [claim("a.x", 1), claim("b.x", 1), claim("", 1)];
+        assert_eq!(["a.x", "b.x", "c.x"].map(claimed), expected);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use coracle_gateway::{GROUP, KINDS, Known, Meta, Said, defined_by};
-use futures::{FutureExt as _, StreamExt as _};
+use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
@@ -11,8 +11,8 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, ResourceExt as _};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::Again;
 
@@ -38,13 +38,13 @@ pub(super) fn take(known: &mut Known, change: Change) {
 
 /// Follows all of them; ends when nobody hears it.
 pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
-    let mut watches = JoinSet::new();
-    let mut watched: HashMap<usize, CancellationToken> = HashMap::new();
+    let mut namespaces_watch = None;
+    let mut watched: HashMap<usize, (CancellationToken, AbortOnDropHandle<()>)> = HashMap::new();
     let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
     let mut events = watcher::watcher(definitions, watcher::Config::default()).backoff(Again::new()).boxed();
     // Those of a list that is being read.
     let mut listed: Option<HashSet<usize>> = None;
-    let (mut has_namespaces, mut is_told) = (false, false);
+    let mut is_told = false;
     let of =
         |definition: &PartialObjectMeta<CustomResourceDefinition>| defined_by(definition.metadata.name.as_deref()?);
     while let Some(event) = events.next().await {
@@ -74,8 +74,10 @@ pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
             }
         };
         for kind in gone {
-            if let Some(stop) = watched.remove(&kind) {
+            if let Some((stop, watch)) = watched.remove(&kind) {
                 stop.cancel();
+                // Nothing of what it says comes later.
+                let _ = watch.await;
             }
             if changes.send(Change::Object(kind, Said::Undefined)).await.is_err() {
                 return;
@@ -86,14 +88,14 @@ pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
                 continue;
             }
             let stop = CancellationToken::new();
-            watched.insert(kind, stop.clone());
-            watches.spawn(watch(client.clone(), kind, changes.clone(), stop));
+            let watch = tokio::spawn(watch(client.clone(), kind, changes.clone(), stop.clone()));
+            watched.insert(kind, (stop, AbortOnDropHandle::new(watch)));
         }
         // Labels of namespaces are looked at by listeners only.
-        if !watched.is_empty() && !std::mem::replace(&mut has_namespaces, true) {
-            watches.spawn(namespaces(client.clone(), changes.clone()));
+        if !watched.is_empty() && namespaces_watch.is_none() {
+            let watch = tokio::spawn(namespaces(client.clone(), changes.clone()));
+            namespaces_watch = Some(AbortOnDropHandle::new(watch));
         }
-        while watches.join_next().now_or_never().flatten().is_some() {}
     }
 }
 
@@ -113,6 +115,8 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
     };
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
     let mut events = watcher::watcher(api, watcher::Config::default()).backoff(Again::new()).boxed();
+    // Whether it was said what there is, or that there is nothing.
+    let mut is_known = false;
     let follow = async {
         while let Some(event) = events.next().await {
             let said = match event {
@@ -120,12 +124,20 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
                 Ok(Event::InitApply(object) | Event::Apply(object)) => {
                     Said::Object(Meta::of(&object.metadata), object.data)
                 }
-                Ok(Event::InitDone) => Said::Listed,
+                Ok(Event::InitDone) => {
+                    is_known = true;
+                    Said::Listed
+                }
                 Ok(Event::Delete(object)) => Said::Gone(Meta::of(&object.metadata).key()),
                 Err(error) => {
-                    // It may be served a moment after its definition is there.
-                    tracing::debug!(%error, kind = name, "watch");
-                    continue;
+                    // It may be served a moment after its definition is there; or never, in this version: others do not wait for it.
+                    if is_known || !is_refused(&error) {
+                        tracing::debug!(%error, kind = name, "watch");
+                        continue;
+                    }
+                    tracing::warn!(%error, kind = name, version, "a kind of Gateway API is defined, and not served in this version");
+                    is_known = true;
+                    Said::Undefined
                 }
             };
             if changes.send(Change::Object(kind, said)).await.is_err() {

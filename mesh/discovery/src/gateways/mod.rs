@@ -7,7 +7,7 @@
 mod compile;
 mod follow;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::follow::Change;
 use crate::asked::Asked;
-use crate::routes::{ByHost, Route, RouteTable};
+use crate::routes::{ByHost, Claim, Route, RouteTable};
 use crate::{BATCH, SecretKey};
 
 /// After a change, others are waited for so long.
@@ -45,9 +45,15 @@ impl Ports {
         self.ports.iter().map(|(number, port)| (*number, port.protocol))
     }
 
-    /// All Secrets whose certificates are shown; one may come more than once.
+    /// All Secrets whose certificates are shown, each once, those of the oldest Gateways first.
     pub fn all_secrets(&self) -> impl Iterator<Item = &SecretKey> {
-        self.ports.values().flat_map(|port| port.secrets.all().flat_map(|secrets| secrets.iter()))
+        let listeners = self.ports.values().flat_map(|port| port.listeners.all());
+        let mut all: Vec<_> = listeners
+            .flat_map(|listener| listener.secrets.iter().map(|secret| (listener.claim.since(), secret)))
+            .collect();
+        all.sort_unstable_by_key(|(since, secret)| (*since, &secret.namespace, &secret.name));
+        let mut seen = HashSet::new();
+        all.into_iter().map(|(_, secret)| secret).filter(move |secret| seen.insert(*secret))
     }
 }
 
@@ -56,20 +62,40 @@ impl Ports {
 pub struct PortRoutes {
     /// What is spoken there.
     pub protocol: Protocol,
-    /// By the hosts of listeners.
-    listeners: ByHost<Arc<RouteTable>>,
-    secrets: ByHost<Arc<[SecretKey]>>,
+    /// By their hosts.
+    listeners: ByHost<Arc<Listener>>,
 }
 
 impl PortRoutes {
-    /// The route of a request: of the listener whose host is most precise. `host` is in lower case, without a port.
+    /// The listener for a host, in lower case, without a port: that with the most precise host. One with TLS is served while one of its
+    /// Secrets has a certificate.
+    pub fn listener(&self, host: &str, has_certificate: impl Fn(&SecretKey) -> bool) -> Option<&Arc<Listener>> {
+        let is_served =
+            |of: &&Arc<Listener>| self.protocol != Protocol::Https || of.secrets.iter().any(&has_certificate);
+        self.listeners.get(host).find(is_served)
+    }
+}
+
+/// A listener, of all Gateways that have it.
+#[derive(Debug)]
+pub struct Listener {
+    /// Whose certificates may be shown.
+    pub secrets: Arc<[SecretKey]>,
+    routes: RouteTable,
+    claim: Claim,
+    /// By the hosts of routes.
+    claims: ByHost<Claim>,
+}
+
+impl Listener {
+    /// The route of a request. `host` is in lower case, without a port.
     pub fn find(&self, host: &str, asked: &Asked<'_>) -> Option<&Arc<Route>> {
-        self.listeners.get(host).next()?.find_for(host, asked)
+        self.routes.find_for(host, asked)
     }
 
-    /// The Secrets whose certificates may be shown for a server's name, in lower case.
-    pub fn secrets(&self, server_name: &str) -> &[SecretKey] {
-        self.secrets.get(server_name).next().map_or(&[], |secrets| secrets)
+    /// By what it has a name, in lower case.
+    pub fn claim(&self, name: &str) -> Claim {
+        self.claims.get(name).next().copied().unwrap_or(self.claim)
     }
 }
 
@@ -116,7 +142,21 @@ impl Gateways {
                     continue;
                 }
                 let generation = self.ports.load().generation + 1;
-                self.ports.store(Arc::new(compile::compile(&known.objects.resolve(&|_| None), generation)));
+                // Expressions take a while, and this thread has others to serve.
+                let compiled = tokio::task::spawn_blocking(move || {
+                    let ports = compile::compile(&known.objects.resolve(&|_| None), generation);
+                    (known, ports)
+                });
+                let ports;
+                (known, ports) = match compiled.await {
+                    Ok(both) => both,
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        // The process ends.
+                        Err(_) => return,
+                    },
+                };
+                self.ports.store(Arc::new(ports));
                 self.generation.send_replace(generation);
             }
         };

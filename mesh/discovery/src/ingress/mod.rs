@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::table::{Change, Table};
 use crate::Again;
 use crate::BATCH;
-use crate::routes::{ByHost, Origin, RouteTable};
+use crate::routes::{ByHost, Claim, Origin, RouteTable};
 
 pub use self::read::Ingress;
 
@@ -65,12 +65,18 @@ pub struct Routing {
     /// Where requests go.
     pub routes: RouteTable,
     secrets: ByHost<SecretKey>,
+    claims: ByHost<Claim>,
 }
 
 impl Routing {
     /// The Secret with the certificate of a server's name, in lower case: of that name, or a wildcard's, or the one for all others.
     pub fn secret(&self, server_name: &str) -> Option<&SecretKey> {
         self.secrets.get(server_name).next()
+    }
+
+    /// By what Ingresses have a name, in lower case.
+    pub fn claim(&self, name: &str) -> Option<Claim> {
+        self.claims.get(name).next().copied()
     }
 }
 

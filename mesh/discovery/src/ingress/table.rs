@@ -10,7 +10,7 @@ use k8s_openapi::api::networking::v1 as networking;
 
 use super::read::{Age, Ingress};
 use super::{CONTROLLER, Problem, Routing, SecretKey, Told};
-use crate::routes::{Host, Origin, Paths};
+use crate::routes::{Claim, Host, Origin, Paths};
 
 /// Paths, segments of paths and hosts of all Ingresses together, which every node has in memory; the newest of them are left out
 /// beyond it.
@@ -308,6 +308,7 @@ impl Table {
             let Made { paths, secret, conflicts } = self.make(&host);
             next.routes.set(&host, paths);
             next.secrets.set(&host, secret);
+            next.claims.set(&host, self.claim(&host));
             let known = self.conflicts.remove(&host).unwrap_or_default();
             let mut now = HashSet::new();
             for (ingress, problem) in conflicts {
@@ -323,6 +324,7 @@ impl Table {
         }
         let default = self.defaults.values().next();
         next.routes.set_default(default.and_then(|ingress| ingress.default.clone()));
+        next.claims.set(&Host::Any, self.claim(&Host::Any));
         next
     }
 
@@ -333,6 +335,15 @@ impl Table {
             true => format!("{older}, which was made in the same second and has the lower uid"),
             false => format!("{older}, which is older"),
         }
+    }
+
+    /// By what a host is that of Ingresses: by the rules of the oldest; a default is for all hosts.
+    fn claim(&self, host: &Host) -> Option<Claim> {
+        let has_rules = |ingress: &&Arc<Ingress>| ingress.rules.iter().any(|(of, _)| of == host);
+        let by_rules = self.by_host.get(host).and_then(|all| all.values().find(has_rules));
+        let by_default = self.defaults.values().next().filter(|_| *host == Host::Any);
+        let oldest = by_rules.into_iter().chain(by_default).map(|ingress| ingress.age.0).min();
+        oldest.map(|since| Claim::of(host, since))
     }
 
     /// What all Ingresses together say of a host, the older ones first.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::Duration;
 
-use coracle_discovery::{Gateways, Ingresses, Protocol};
+use coracle_discovery::{Ingresses, Protocol};
 use futures::future::join_all;
 use http::Request;
 use tokio::net::{TcpListener, TcpStream};
@@ -49,7 +49,8 @@ pub struct Listener {
     pub tls: Option<Arc<Certificates>>,
     /// Where requests go.
     pub routes: Ingresses,
-    /// Where those go that a Gateway has a listener at this port for: they are looked at first.
+    /// Where those go that a Gateway has a listener at this port for. Of a host that an Ingress has, too, the more precise one is looked
+    /// at first, then the older one.
     pub gateways: Option<GatewayRoutes>,
 }
 
@@ -62,7 +63,7 @@ struct Inbound {
     proxy: Proxy,
     /// Of Ingresses.
     routes: Option<Ingresses>,
-    gateways: Option<Gateways>,
+    gateways: Option<GatewayRoutes>,
     tls: Option<TlsAcceptor>,
     port: u16,
     /// Where TLS is spoken, for who came without: 0 until it is open. `None` when nobody wants it to be spoken.
@@ -101,7 +102,7 @@ impl Proxy {
                 let inbound = Arc::new(Inbound {
                     proxy,
                     routes: Some(listener.routes),
-                    gateways: gateways.map(|of| of.routes),
+                    gateways,
                     tls,
                     port,
                     secure_port,

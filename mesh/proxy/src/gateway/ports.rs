@@ -202,7 +202,7 @@ impl Listeners {
         let inbound = Arc::new(Inbound {
             proxy: self.proxy.clone(),
             routes: None,
-            gateways: Some(self.of.routes.clone()),
+            gateways: Some(self.of.clone()),
             tls,
             port,
             secure_port: None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use coracle_discovery::gateway_api::{Filters, Protocol as Spoken};
-use coracle_discovery::{Asked, Backend, PortName, Protocol, Route as Rule};
+use coracle_discovery::{Asked, Backend, Ingresses, PortName, Protocol, Route as Rule, SecretKey};
 use coracle_policy::Source;
 use http::header::{
     FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
@@ -147,36 +147,35 @@ impl Inbound {
         })
     }
 
-    /// The rule that takes a request: of a Gateway's listener at this port, else of an Ingress; or what is answered without one.
+    /// The rule that takes a request: of a Gateway's listener at this port, or of an Ingress; or what is answered without one.
     fn find(&self, to: &To, request: &Request<Body>) -> Result<Arc<Rule>, Box<Response<Body>>> {
         let uri = request.uri();
         let path = uri.path();
-        let ports = self.gateways.as_ref().map(|gateways| gateways.ports());
+        let ports = self.gateways.as_ref().map(|of| of.routes.ports());
+        let routing = self.routes.as_ref().map(Ingresses::routing);
+        let is_unknown = ports.as_ref().is_some_and(|ports| ports.generation == 0)
+            || routing.as_ref().is_some_and(|routing| routing.generation == 0);
+        if is_unknown {
+            return Err(Box::new(later("which hosts are served here is not known yet")));
+        }
         let spoken = if self.tls.is_some() { Spoken::Https } else { Spoken::Http };
-        let of_gateway = ports.as_ref().and_then(|ports| ports.get(self.port)).filter(|port| port.protocol == spoken);
-        if let Some(port) = of_gateway {
-            let asked = Asked { path, query: uri.query(), method: request.method(), headers: request.headers() };
-            if let Some(rule) = port.find(&to.name, &asked) {
-                return Ok(rule.clone());
+        let of_port = ports.as_ref().and_then(|ports| ports.get(self.port)).filter(|port| port.protocol == spoken);
+        let has_certificate = |secret: &SecretKey| self.gateways.as_ref().is_some_and(|of| of.certificates.has(secret));
+        let listener = of_port.and_then(|port| port.listener(&to.name, has_certificate));
+        let asked = Asked::new(path, uri.query(), request.method(), request.headers());
+        let of_gateway = || listener.and_then(|listener| listener.find(&to.name, &asked));
+        let of_ingress = || routing.as_ref().and_then(|routing| routing.routes.find(&to.name, path));
+        let ingress = routing.as_ref().and_then(|routing| routing.claim(&to.name));
+        let found = match listener.zip(ingress) {
+            Some((listener, ingress)) if ingress.is_before(listener.claim(&to.name)) => {
+                of_ingress().or_else(of_gateway)
             }
-        }
-        let later = |why| Box::new(later(why));
-        let Some(routes) = &self.routes else {
-            if ports.is_none_or(|ports| ports.generation == 0) {
-                return Err(later("which hosts are served here is not known yet"));
-            }
-            let (host, path) = (cut(&to.name), cut(path));
-            let words = format!("no HTTPRoute has a rule for host {host:?} and path {path:?}");
-            return Err(Box::new(say(StatusCode::NOT_FOUND, &words)));
+            _ => of_gateway().or_else(of_ingress),
         };
-        let routing = routes.routing();
-        if routing.generation == 0 {
-            return Err(later("which hosts are served here is not known yet"));
-        }
-        routing.routes.find(&to.name, path).cloned().ok_or_else(|| {
+        found.cloned().ok_or_else(|| {
+            let kind = if routing.is_some() { "Ingress" } else { "HTTPRoute" };
             let (host, path) = (cut(&to.name), cut(path));
-            let words = format!("no Ingress has a rule for host {host:?} and path {path:?}");
-            Box::new(say(StatusCode::NOT_FOUND, &words))
+            Box::new(say(StatusCode::NOT_FOUND, &format!("no {kind} has a rule for host {host:?} and path {path:?}")))
         })
     }
 

@@ -124,11 +124,15 @@ impl std::fmt::Debug for ByName {
 }
 
 impl ByName {
-    fn of_gateway(&self, name: &str) -> Option<Certificate> {
+    /// Its listener's, and whether it goes before an Ingress.
+    fn of_gateway(&self, name: &str) -> Option<(Certificate, bool)> {
         let (of, port) = self.gateways.as_ref()?;
         let ports = of.routes.ports();
         let routes = ports.get(*port).filter(|routes| routes.protocol == Protocol::Https)?;
-        routes.secrets(name).iter().find_map(|secret| of.certificates.get(secret))
+        let listener = routes.listener(name, |secret| of.certificates.has(secret))?;
+        let ingress = self.ingresses.as_ref().and_then(|(_, routes)| routes.routing().claim(name));
+        let is_first = ingress.is_none_or(|ingress| !ingress.is_before(listener.claim(name)));
+        listener.secrets.iter().find_map(|secret| of.certificates.get(secret)).map(|found| (found, is_first))
     }
 
     fn of_ingress(&self, name: &str) -> Option<Certificate> {
@@ -146,7 +150,10 @@ impl ByName {
 impl ResolvesServerCert for ByName {
     fn resolve(&self, client: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = client.server_name().unwrap_or_default().to_ascii_lowercase();
-        let found = self.of_gateway(&name).or_else(|| self.of_ingress(&name)).or_else(|| self.default());
+        let found = match self.of_gateway(&name) {
+            Some((found, true)) => Some(found),
+            other => self.of_ingress(&name).or(other.map(|(found, _)| found)).or_else(|| self.default()),
+        };
         found.map(|found| found.0)
     }
 }

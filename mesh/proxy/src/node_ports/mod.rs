@@ -36,6 +36,9 @@ use crate::{Asker, Body, BoxError, Error, Proxy, ServiceFailure, serve};
 /// that have rested longest.
 const UDP_CLIENTS_MAX: Bounds = Bounds { node: 8192, port: 4096 };
 
+/// Ports that a Service does not get, and of which that is told; of more it only stands in its status.
+const TOLD_MAX: usize = 8;
+
 /// What all that comes in at one port needs.
 #[derive(Clone)]
 struct Inbound {
@@ -179,7 +182,15 @@ impl Listeners {
     /// Opens and closes listeners as the snapshot wants; says when a port that is taken should be tried again.
     pub async fn update(&mut self, snapshot: &Snapshot) -> Option<Instant> {
         let bind = self.bind?;
-        let Wanted { ports: wanted, refused } = Wanted::of(snapshot);
+        let listeners = &self.listeners;
+        let has = |service: &Service, key: Key| {
+            listeners.get(&key).is_some_and(|listener| {
+                let target = listener.target.load();
+                let named = |of: &Service| (of.namespace.clone(), of.name.clone(), of.uid.clone());
+                target.purpose == Purpose::Balancer && named(&target.service) == named(service)
+            })
+        };
+        let Wanted { ports: wanted, refused } = Wanted::of(snapshot, has);
         let mut opened = Vec::new();
         self.refuse(&refused, &mut opened);
         self.listeners.retain(|key, listener| {
@@ -217,9 +228,12 @@ impl Listeners {
     /// Tells of ports that Services do not get, once.
     fn refuse(&mut self, refused: &[(Arc<Service>, Key, Refused)], opened: &mut Vec<Opened>) {
         let told = std::mem::take(&mut self.refused);
+        let mut counts: HashMap<(&str, &str), usize> = HashMap::new();
         for (service, key, why) in refused {
+            let count = counts.entry((&service.namespace, &service.name)).or_default();
+            *count += 1;
             let known = (service.namespace.clone(), service.name.clone(), *key);
-            if !told.contains(&known) {
+            if *count <= TOLD_MAX && !told.contains(&known) {
                 let failure = match why {
                     Refused::TakenBy(holder) => ServiceFailure::Taken(key.0, key.1, holder),
                     Refused::TooMany => ServiceFailure::TooMany(key.0, key.1),
@@ -227,7 +241,11 @@ impl Listeners {
                 self.proxy.local.service_failed(service, failure);
             }
             self.refused.insert(known);
-            self.note(service, *key, false, opened);
+            let is_balancer =
+                service.balanced.is_some() && service.ports.iter().any(|port| (port.port, port.protocol) == *key);
+            if is_balancer {
+                self.note(service, *key, false, opened);
+            }
         }
     }
 

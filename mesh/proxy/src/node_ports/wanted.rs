@@ -1,7 +1,8 @@
 //! Which ports of the node are whose: nothing but a look at Services.
 //!
 //! What the API server gives out (node ports, and those for health checks) has each number once. The ports of balancers are what
-//! people have written, so that several Services may want the same: then the oldest has it, on every node.
+//! people have written, so that several Services may want the same: then the one that has it keeps it, and else the oldest has it, on
+//! every node.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,6 +16,8 @@ use crate::places::Key;
 /// Ports that a node opens as a balancer. Those of the newest Services are left out beyond it: all that a node says of them is an
 /// annotation of its object, which is bounded.
 const BALANCED_MAX: usize = 1000;
+/// Those of one namespace: it leaves as many for others.
+const BALANCED_SHARE_MAX: usize = BALANCED_MAX / 2;
 
 /// What a port is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,46 +65,77 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    pub fn of(snapshot: &Snapshot) -> Wanted {
-        Wanted::within(snapshot.services(), BALANCED_MAX)
+    /// `has` says whether this node listens at a port as a Service's balancer.
+    pub fn of(snapshot: &Snapshot, has: impl Fn(&Service, Key) -> bool) -> Wanted {
+        Wanted::within(snapshot.services(), has, BALANCED_MAX, BALANCED_SHARE_MAX)
     }
 
-    fn within<'a>(services: impl Iterator<Item = &'a Arc<Service>>, balanced_max: usize) -> Wanted {
-        let mut wanted = Wanted::default();
-        let mut balanced = Vec::new();
+    fn within<'a>(
+        services: impl Iterator<Item = &'a Arc<Service>>,
+        has: impl Fn(&Service, Key) -> bool,
+        balanced_max: usize,
+        share_max: usize,
+    ) -> Wanted {
+        let mut wants: Vec<(Rank, Key, Target)> = Vec::new();
         for service in services {
             let target = |at, purpose| Target { service: service.clone(), at, purpose };
             for (at, port) in service.ports.iter().enumerate() {
                 if let Some(number) = port.node_port {
-                    wanted.ports.insert((number, port.protocol), target(at, Purpose::NodePort));
+                    wants.push((Rank::NodePort, (number, port.protocol), target(at, Purpose::NodePort)));
+                }
+                if let Some(balanced) = &service.balanced {
+                    let key = (port.port, port.protocol);
+                    let rank = if has(service, key) {
+                        Rank::Here
+                    } else if balanced.held.contains(&key) {
+                        Rank::Held
+                    } else {
+                        Rank::New
+                    };
+                    wants.push((rank, key, target(at, Purpose::Balancer)));
                 }
             }
             if let Some(number) = service.health_port {
-                wanted.ports.insert((number, Protocol::Tcp), target(0, Purpose::HealthCheck));
-            }
-            if service.balanced.is_some() {
-                balanced.push(service);
+                wants.push((Rank::NodePort, (number, Protocol::Tcp), target(0, Purpose::HealthCheck)));
             }
         }
-        balanced.sort_unstable_by_key(|service| (service.created, &service.namespace, &service.name));
+        let order = |(rank, _, Target { service, at, .. }): &(Rank, Key, Target)| {
+            (*rank, service.created, service.namespace.clone(), service.name.clone(), *at)
+        };
+        wants.sort_by_cached_key(order);
+        let mut wanted = Wanted::default();
         let mut opened = 0;
-        for service in balanced {
-            for (at, port) in service.ports.iter().enumerate() {
-                let key = (port.port, port.protocol);
-                let refused = match wanted.ports.entry(key) {
-                    Entry::Occupied(holder) => Refused::TakenBy(holder.get().service.clone()),
-                    Entry::Vacant(_) if opened >= balanced_max => Refused::TooMany,
-                    Entry::Vacant(place) => {
-                        opened += 1;
-                        place.insert(Target { service: service.clone(), at, purpose: Purpose::Balancer });
-                        continue;
-                    }
-                };
-                wanted.refused.push((service.clone(), key, refused));
-            }
+        let mut shares: HashMap<Arc<str>, usize> = HashMap::new();
+        for (_, key, target) in wants {
+            let is_balancer = target.purpose == Purpose::Balancer;
+            let share = shares.entry(target.service.namespace.clone()).or_default();
+            let refused = match wanted.ports.entry(key) {
+                Entry::Occupied(holder) => Refused::TakenBy(holder.get().service.clone()),
+                Entry::Vacant(_) if is_balancer && (opened >= balanced_max || *share >= share_max) => Refused::TooMany,
+                Entry::Vacant(place) => {
+                    opened += usize::from(is_balancer);
+                    *share += usize::from(is_balancer);
+                    place.insert(target);
+                    continue;
+                }
+            };
+            wanted.refused.push((target.service, key, refused));
         }
         wanted
     }
+}
+
+/// Who goes first where several want a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// A balancer's that this node has for the Service.
+    Here,
+    /// One that nodes had for it.
+    Held,
+    /// A node port, or one for health checks.
+    NodePort,
+    /// A balancer's.
+    New,
 }
 
 #[cfg(test)]
@@ -128,7 +162,7 @@ mod tests {
             kind: ServiceKind::LoadBalancer,
             inside: Traffic::Cluster,
             outside: Traffic::Cluster,
-            balanced: is_balanced.then_some(Balanced { ranges: None }),
+            balanced: is_balanced.then_some(Balanced { ranges: None, held: Vec::new() }),
             health_port: (name == "healthy").then_some(32_000),
             cluster_ip: None,
             external_name: None,
@@ -173,7 +207,7 @@ mod tests {
                 vec!["b 4 TooMany"],
             ),
         ] {
-            let wanted = Wanted::within(services.iter(), 3);
+            let wanted = Wanted::within(services.iter(), |_, _| false, 3, 3);
             let mut found: Vec<String> = wanted
                 .ports
                 .iter()
@@ -194,10 +228,40 @@ mod tests {
     }
 
     #[test]
+    fn who_has_a_port_keeps_it() {
+        let young = || service("young", 9, &[(443, None), (30_080, None)], true);
+        let others = [service("old", 1, &[(443, None)], true), service("np", 1, &[(80, Some(30_080))], false)];
+        let holders = |services: &[Arc<Service>], is_here: bool| {
+            let has = |service: &Service, _| is_here && &*service.name == "young";
+            let wanted = Wanted::within(services.iter(), has, 9, 9);
+            [443, 30_080].map(|port| wanted.ports[&(port, Protocol::Tcp)].service.name.to_string())
+        };
+        let all = |young: Arc<Service>| [&others[..], &[young][..]].concat();
+        assert_eq!(holders(&all(young()), false), ["old", "np"]);
+        assert_eq!(holders(&all(young()), true), ["young", "young"]);
+        let mut told = Arc::into_inner(young()).unwrap();
+        let held = vec![(443, Protocol::Tcp), (30_080, Protocol::Tcp)];
+        told.balanced = Some(Balanced { ranges: None, held });
+        assert_eq!(holders(&all(Arc::new(told)), false), ["young", "young"]);
+    }
+
+    #[test]
+    fn a_namespace_leaves_ports_for_others() {
+        let mut other = Arc::into_inner(service("b", 2, &[(4, None), (5, None)], true)).unwrap();
+        other.namespace = "other".into();
+        let services = [service("a", 1, &[(1, None), (2, None), (3, None)], true), Arc::new(other)];
+        let wanted = Wanted::within(services.iter(), |_, _| false, 3, 2);
+        let mut opened: Vec<u16> = wanted.ports.keys().map(|key| key.0).collect();
+        opened.sort_unstable();
+        let refused: Vec<u16> = wanted.refused.iter().map(|(_, key, _)| key.0).collect();
+        assert_eq!((opened, refused), (vec![1, 2, 4], vec![3, 5]));
+    }
+
+    #[test]
     fn ranges_are_for_the_port_of_the_balancer_alone() {
         let mut of = Arc::into_inner(service("a", 1, &[(80, Some(30_080))], true)).unwrap();
         let ranges = coracle_policy::Block::of_ranges(["10.0.0.0/8"]);
-        of.balanced = Some(Balanced { ranges: Some(ranges) });
+        of.balanced = Some(Balanced { ranges: Some(ranges), held: Vec::new() });
         let of = Arc::new(of);
         for (purpose, client, expected) in [
             (Purpose::Balancer, "10.1.2.3", true),

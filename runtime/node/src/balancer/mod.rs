@@ -22,7 +22,9 @@ pub fn annotation(bind: IpAddr, node_ip: IpAddr, opened: &[Opened]) -> Option<St
     }
     let address = if bind.is_unspecified() { node_ip } else { bind };
     let mut text = address.to_string();
-    for Opened { namespace, name, port, protocol, is_open } in opened {
+    // Those that are open first: the end is what is left out of a text that is too long.
+    let (open, taken): (Vec<&Opened>, Vec<&Opened>) = opened.iter().partition(|port| port.is_open);
+    for Opened { namespace, name, port, protocol, is_open } in open.into_iter().chain(taken) {
         let taken = if *is_open { "" } else { "=taken" };
         text.push_str(&format!(",{namespace}/{name}:{port}/{}{taken}", name_of(*protocol)));
     }
@@ -62,7 +64,9 @@ pub fn service_failed(recorder: Recorder) -> ServiceFailed {
                 let at = format!("port {port}/{}", name_of(protocol));
                 tell(
                     "PortUnavailable",
-                    format!("{at} is not opened: older Services of type LoadBalancer have all that a node opens"),
+                    format!(
+                        "{at} is not opened: Services of type LoadBalancer, or those of this namespace, have all that a node opens for them"
+                    ),
                 );
             }
             ServiceFailure::Endpoint(at) => tell(
@@ -102,6 +106,8 @@ mod tests {
         let (node_ip, loopback) = ("192.0.2.7".parse().unwrap(), "127.0.0.1".parse().unwrap());
         assert_eq!(annotation(loopback, node_ip, &[]), None);
         let all = [opened(80, Protocol::Tcp, true), opened(53, Protocol::Udp, false)];
+        let reverse = [all[1].clone(), all[0].clone()];
+        assert_eq!(annotation(loopback, node_ip, &reverse), annotation(loopback, node_ip, &all));
         assert_eq!(annotation(loopback, node_ip, &all).as_deref(), Some("127.0.0.1,n/web:80/TCP,n/web:53/UDP=taken"));
         assert_eq!(
             annotation("0.0.0.0".parse().unwrap(), node_ip, &all[..1]).as_deref(),

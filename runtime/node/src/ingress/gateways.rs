@@ -84,7 +84,8 @@ struct Follower {
     objects: Objects,
     of: GatewayRoutes,
     broken: watch::Sender<BTreeSet<Key>>,
-    named: HashSet<SecretKey>,
+    /// In the order in which they are read: there is room for so many.
+    named: Vec<SecretKey>,
     changed: Arc<Notify>,
     reads: FuturesUnordered<BoxFuture<'static, Read>>,
 }
@@ -103,7 +104,7 @@ impl Follower {
             objects: Objects::new(client, Bounds::GATEWAYS, shutdown, on_change),
             of,
             broken,
-            named: HashSet::new(),
+            named: Vec::new(),
             changed,
             reads: FuturesUnordered::new(),
         }
@@ -128,16 +129,16 @@ impl Follower {
 
     /// Follows the Secrets that listeners name now, and no others.
     fn follow(&mut self) {
-        let named: HashSet<SecretKey> = self.of.routes.ports().all_secrets().cloned().collect();
+        let named: Vec<SecretKey> = self.of.routes.ports().all_secrets().cloned().collect();
         if named == self.named {
             return;
         }
         let before = std::mem::replace(&mut self.named, named);
-        for gone in before.difference(&self.named) {
+        let named: HashSet<&SecretKey> = self.named.iter().collect();
+        for gone in before.iter().filter(|secret| !named.contains(secret)) {
             self.of.certificates.set(gone, None);
             self.is_broken(gone, false);
         }
-        let named = &self.named;
         self.objects.keep(USER, |key: &ObjectKey| {
             named.contains(&SecretKey { namespace: key.namespace.clone(), name: key.name.clone() })
         });
