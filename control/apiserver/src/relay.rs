@@ -82,13 +82,13 @@ fn unavailable() -> Response {
     respond::text(503, "service unavailable\n")
 }
 
-/// Passes a request on and its answer back, which begins within `longest`, or when the client's watch begins.
+/// Passes a request on to this path, with its own query, and its answer back, which begins within `longest`.
 pub(crate) async fn pass(
     cluster: &Cluster,
     stopping: &CancellationToken,
     passing: Passing,
     backend: &Arc<Backend>,
-    longest: Duration,
+    (path, longest): (&str, Duration),
 ) -> Result<Response, Status> {
     let Passing { call, body, upgrade, peer, connection, place } = passing;
     if !backend.is_available {
@@ -96,7 +96,7 @@ pub(crate) async fn pass(
     }
     let places = (cluster.backends.streams.take(&backend.name, call.flow())?, place);
     let query = call.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let target = match target(cluster, backend, call.uri.path(), &query) {
+    let target = match target(cluster, backend, path, &query) {
         Ok(target) => target,
         Err(why) => {
             tracing::debug!(api_service = &*backend.name, why, "there is no way to it");

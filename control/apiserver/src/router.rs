@@ -250,9 +250,9 @@ async fn relayed(
     with: Rest,
     seen: &Observed,
 ) -> Result<Response, Status> {
-    let Rest { caller, body, connection, upgrade, peer, .. } = with;
+    let Rest { caller, body, connection, upgrade, peer, ref route, .. } = with;
     let (verb, flow) = (authz::verb(&call), caller.flow());
-    let is_resource = with.route.is_none();
+    let is_resource = route.is_none();
     let method = call.method.as_str().to_ascii_lowercase();
     // Names of other servers' resources are no labels of metrics: there is no end to them.
     seen.is(if is_resource { verb } else { "get" }, "apiservices/proxy");
@@ -264,6 +264,12 @@ async fn relayed(
         }
     };
     authorize(server, &call, &asked)?;
+    // What was not understood was not allowed as what it may mean there: nothing goes on but what was, written anew.
+    let path = match route {
+        None => call.target.written().ok_or_else(Status::path_not_found)?,
+        Some(Route::Resources(group, version)) => format!("/apis/{group}/{version}"),
+        Some(_) => return Err(Status::path_not_found()),
+    };
     let longest = match verb {
         "watch" => server.config.request_timeout,
         _ => Deadline::new(call.query.get("timeout"), server.config.request_timeout)?.left(),
@@ -271,13 +277,14 @@ async fn relayed(
     let place = server.limits.stream(flow)?;
     let to = To { flow, account: server.answers.account(flow), connection: connection.clone() };
     let passing = Passing { call, body, upgrade, peer, connection, place };
-    let response = relay::pass(&server.cluster, &server.stopping, passing, backend, longest).await?;
+    let response = relay::pass(&server.cluster, &server.stopping, passing, backend, (&path, longest)).await?;
     Ok(stalls::counted(to, response))
 }
 
 /// A document of another server about what it serves.
-async fn document_of(server: &Shared, backend: &Backend, document: &str) -> Response {
-    let (path, accept) = (format!("/openapi/v3/{document}"), [(header::ACCEPT, negotiate::JSON.to_owned())]);
+async fn document_of(server: &Shared, backend: &Backend) -> Response {
+    let path = format!("/openapi/v3/apis/{}/{}", backend.group, backend.version);
+    let accept = [(header::ACCEPT, negotiate::JSON.to_owned())];
     let bounds = (OPENAPI_BYTES_MAX, server.config.request_timeout);
     let read = relay::fetch(&server.cluster, backend, ("system:aggregator", &[]), &path, &accept, bounds);
     match read.await {
@@ -388,8 +395,9 @@ async fn path(
             server.lanes.run(DOCUMENTS, make).await
         }
         Route::OpenApiV3(document) => {
-            if let Some(backend) = elsewhere(server, &format!("/{document}")).await {
-                return Ok(document_of(server, &backend, &document).await);
+            let names = Route::parse(&format!("/{document}"));
+            if let (Route::Resources(..), Some(backend)) = (names, elsewhere(server, &format!("/{document}")).await) {
+                return Ok(document_of(server, &backend).await);
             }
             let discovery = discovery(server).await;
             if server.openapi.has_v3(&discovery, &document) {

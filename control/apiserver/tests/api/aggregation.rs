@@ -252,6 +252,41 @@ async fn requests_go_to_who_serves_them_with_who_asks() {
     assert_eq!(all("x-own"), ["stays"]);
 }
 
+/// Everybody who is known may read about APIs: at paths that are no resources, and only there.
+#[tokio::test]
+async fn what_was_not_understood_goes_to_nobody() {
+    let (server, extension) = started().await;
+    let who = Identity::authenticated("alice", vec![]);
+    let ask = async |who: &Identity, path: &str| {
+        let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+        server.send(Some(who.clone()), request).await
+    };
+    let at = "/apis/ext.example.com/v1";
+    assert_eq!(ask(&who, at).await.code, 200);
+    for path in [
+        "/namespaces//things",
+        "//things",
+        "/things/x/proxy/../../y",
+        "/a/b/c/d/../../..",
+        "/namespaces/default/things/x/part/more",
+        "/namespaces/default/things/x%2Fpart",
+        "/namespaces/default/things/%2e%2e",
+        "/%6eamespaces/default/things",
+    ] {
+        let answer = ask(&who, &format!("{at}{path}")).await;
+        assert!(matches!(answer.code, 403 | 404), "{path}: {}", answer.code);
+        assert_eq!(ask(&admin(), &format!("{at}{path}")).await.code, 404, "{path}");
+    }
+    for path in ["/../../..", "/things", "//"] {
+        let answer = ask(&who, &format!("/openapi/v3{at}{path}")).await;
+        assert_eq!(answer.code, 404, "{path}");
+    }
+    let asked = extension.asked.lock();
+    let odd: Vec<&String> =
+        asked.iter().map(|(path, ..)| path).filter(|path| path.contains("things") || path.contains("..")).collect();
+    assert!(odd.is_empty(), "{odd:?}");
+}
+
 #[tokio::test]
 async fn watches_and_upgrades_go_through() {
     let (server, _extension) = started().await;
