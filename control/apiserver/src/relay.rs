@@ -130,6 +130,10 @@ pub(crate) async fn pass(
         Ok(Err(why)) => return Ok(failed(why)),
         Err(_) => return Err(Status::timeout("request did not complete within the allotted timeout", 0)),
     };
+    // A client that follows it would take its credentials where another server sends it (CVE-2022-3172).
+    if answer.status().is_redirection() && answer.headers().contains_key(header::LOCATION) {
+        return Ok(respond::text(502, "the backend attempted to redirect this request, which is not permitted"));
+    }
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (mut parts, body) = answer.into_parts();
         remove_hop_by_hop(&mut parts.headers);
