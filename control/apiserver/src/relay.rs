@@ -121,7 +121,7 @@ pub(crate) async fn pass(
     *request.headers_mut() = headers;
     let failed = |why: String| respond::text(503, format!("error trying to reach service: {}\n", outward::words(&why)));
     let send = async {
-        let open = tokio::time::timeout(CONNECT_TIMEOUT, backend.passage.open(&cluster.nodes, &target));
+        let open = tokio::time::timeout(CONNECT_TIMEOUT, backend.passage.open(&cluster.nodes, &target, call.flow()));
         let mut sender = open.await.map_err(|_| "i/o timeout".to_owned())??;
         sender.send_request(request).await.map_err(|error| error.to_string())
     };
@@ -203,7 +203,7 @@ pub(crate) async fn fetch(
         for (name, value) in extra {
             headers.extend(HeaderValue::from_str(value).ok().map(|value| (name.clone(), value)));
         }
-        let mut sender = backend.passage.open(&cluster.nodes, &target).await?;
+        let mut sender = backend.passage.open(&cluster.nodes, &target, flow).await?;
         let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
         let (parts, mut incoming) = answer.into_parts();
         let mut body = BytesMut::new();

@@ -9,6 +9,7 @@ use tokio_rustls::TlsConnector;
 
 use super::dial::{self, Trust};
 use super::{Nodes, Target, Way, why};
+use crate::limits::Flow;
 
 /// By what servers know that it is this cluster's API server who says on whose behalf it asks: a client certificate, and the
 /// authority that has signed it and signs nothing else. All of it is PEM.
@@ -60,8 +61,8 @@ impl Passage {
         !self.authorities.is_empty()
     }
 
-    /// A connection of its own for one request. It ends with the answer, or with what that becomes.
-    pub async fn open(&self, nodes: &Nodes, target: &Target) -> Result<SendRequest<Body>, String> {
+    /// A connection of its own for one request of `flow`. It ends with the answer, or with what that becomes.
+    pub async fn open(&self, nodes: &Nodes, target: &Target, flow: Flow<'_>) -> Result<SendRequest<Body>, String> {
         let own = match target.way {
             Way::Node { .. } => None,
             Way::Direct { .. } | Way::Tunnel { .. } => {
@@ -72,7 +73,7 @@ impl Passage {
                 Some(self.tls.get_or_try_init(|| dial::tls(trust, self.front.as_deref())).await?)
             }
         };
-        let (stream, held) = dial::stream(own, nodes, target).await?;
+        let (stream, held) = dial::stream(own, nodes, target, flow).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| why(&error))?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
