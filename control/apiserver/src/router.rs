@@ -20,7 +20,7 @@ use futures::FutureExt;
 use http::{HeaderValue, Method, StatusCode, header};
 use tower::{Layer as _, Service as _};
 
-use crate::aggregation::{Backend, OPENAPI_BYTES_MAX};
+use crate::aggregation::Backend;
 use crate::answer::{compress, pieces, respond};
 use crate::audit::{Trail, Unanswered};
 use crate::authn::Caller;
@@ -220,7 +220,14 @@ async fn answered(
     seen: &Observed,
 ) -> Response {
     let accept = call.headers.get(header::ACCEPT).cloned();
-    let backend = elsewhere(server, call.uri.path()).await;
+    let backend = match &with.route {
+        // Documents are those of who serves what they are about.
+        Some(Route::OpenApiV3(document)) => match Route::parse(&format!("/{document}")) {
+            Route::Resources(..) => elsewhere(server, &format!("/{document}")).await,
+            _ => None,
+        },
+        _ => elsewhere(server, call.uri.path()).await,
+    };
     let answer = match (backend, with.route) {
         (Some(backend), route) => relayed(server, &backend, call, Rest { route, ..with }, seen).await,
         (None, None) => resource(server, ticket, call, Rest { route: None, ..with }, seen).await,
@@ -268,6 +275,10 @@ async fn relayed(
     let path = match route {
         None => call.target.written().ok_or_else(Status::path_not_found)?,
         Some(Route::Resources(group, version)) => format!("/apis/{group}/{version}"),
+        Some(Route::OpenApiV3(_)) if !matches!(call.method, Method::GET | Method::HEAD) => {
+            return Err(Status::method_not_allowed());
+        }
+        Some(Route::OpenApiV3(_)) => format!("/openapi/v3/apis/{}/{}", backend.group, backend.version),
         Some(_) => return Err(Status::path_not_found()),
     };
     let longest = match verb {
@@ -279,19 +290,6 @@ async fn relayed(
     let passing = Passing { call, body, upgrade, peer, connection, place };
     let response = relay::pass(&server.cluster, &server.stopping, passing, backend, (&path, longest)).await?;
     Ok(stalls::counted(to, response))
-}
-
-/// A document of another server about what it serves.
-async fn document_of(server: &Shared, backend: &Backend) -> Response {
-    let path = format!("/openapi/v3/apis/{}/{}", backend.group, backend.version);
-    let accept = [(header::ACCEPT, negotiate::JSON.to_owned())];
-    let bounds = (OPENAPI_BYTES_MAX, server.config.request_timeout);
-    let read = relay::fetch(&server.cluster, backend, ("system:aggregator", &[]), &path, &accept, bounds);
-    match read.await {
-        Ok(read) if read.code == StatusCode::OK => respond::bytes(200, negotiate::JSON, read.body),
-        Ok(read) => respond::nothing(read.code),
-        Err((_, why)) => respond::text(503, format!("error trying to reach service: {why}\n")),
-    }
 }
 
 /// The answer, bounded while it is sent. What is read in this process is read at once; and what was done is said, however
@@ -395,10 +393,6 @@ async fn path(
             server.lanes.run(DOCUMENTS, make).await
         }
         Route::OpenApiV3(document) => {
-            let names = Route::parse(&format!("/{document}"));
-            if let (Route::Resources(..), Some(backend)) = (names, elsewhere(server, &format!("/{document}")).await) {
-                return Ok(document_of(server, &backend).await);
-            }
             let discovery = discovery(server).await;
             if server.openapi.has_v3(&discovery, &document) {
                 return openapi::v3(&server.openapi, &discovery, &call, &document);

@@ -358,6 +358,9 @@ async fn what_others_serve_is_told_with_what_is_served_here() {
     let url = index["paths"]["apis/ext.example.com/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
     assert_eq!(url, "/openapi/v3/apis/ext.example.com/v1?hash=ABC");
     assert_eq!(server.get(&url).await.1["info"]["title"], "ext");
+    // It is asked for in the name of who asks, as everything else.
+    let asked = extension.asked("/openapi/v3/apis/ext.example.com/v1");
+    assert!(asked.iter().any(|(_, headers, _)| headers["x-remote-user"] == "admin"), "{asked:?}");
     let has = |document: &Value| !document["paths"]["/apis/ext.example.com/v1/things"].is_null();
     let document = server.tells("/openapi/v2", "application/json", has).await;
     assert_eq!(document["definitions"]["Thing"], json!({"type": "object"}));
