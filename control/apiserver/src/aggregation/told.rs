@@ -137,15 +137,27 @@ fn references(value: &Value, found: &mut Vec<String>) {
 }
 
 impl Told {
-    /// Adds its part to `/openapi/v2`. A definition that is there under the same name and is another gets a name of its own.
+    /// Adds its part to `/openapi/v2`. A definition that is there under the same name and is another gets a name of its own, that
+    /// nobody has; then also one that says the same of names that may mean others.
     pub fn merge(&self, paths: &mut Map<String, Value>, definitions: &mut Map<String, Value>) {
         let Some((_, spec)) = &self.v2 else { return };
+        let empty = Map::new();
+        let own = spec["definitions"].as_object().unwrap_or(&empty);
+        let other =
+            |(name, definition): &(&String, &Value)| definitions.get(*name).is_some_and(|known| known != *definition);
+        let is_any_other = own.iter().any(|definition| other(&definition));
+        let refers = |definition: &Value| {
+            let mut found = Vec::new();
+            references(definition, &mut found);
+            !found.is_empty()
+        };
         let mut renamed = Map::new();
-        for (name, definition) in spec["definitions"].as_object().into_iter().flatten() {
-            if definitions.get(name).is_some_and(|known| known != definition) {
-                let free = |number: &u32| !definitions.contains_key(&format!("{name}_v{number}"));
-                let number = (2..).find(free).unwrap_or_default();
-                renamed.insert(name.clone(), format!("{name}_v{number}").into());
+        for (name, definition) in own {
+            let is_doubtful = || is_any_other && definitions.contains_key(name) && refers(definition);
+            if other(&(name, definition)) || is_doubtful() {
+                let of = |number: u32| format!("{name}_v{number}");
+                let is_free = |name: &String| !definitions.contains_key(name) && !own.contains_key(name);
+                renamed.extend((2..).map(of).find(is_free).map(|free| (name.clone(), free.into())));
             }
         }
         let rename = |value: &Value| {
@@ -153,9 +165,9 @@ impl Told {
             refer(&mut value, &renamed);
             value
         };
-        for (name, definition) in spec["definitions"].as_object().into_iter().flatten() {
+        for (name, definition) in own {
             let name = renamed.get(name).and_then(Value::as_str).unwrap_or(name);
-            definitions.insert(name.to_owned(), rename(definition));
+            definitions.entry(name).or_insert_with(|| rename(definition));
         }
         for (path, item) in spec["paths"].as_object().into_iter().flatten() {
             paths.entry(path.clone()).or_insert_with(|| rename(item));
@@ -254,6 +266,27 @@ mod tests {
             json!({
                 "meta": {"type": "object"}, "meta_v2": {"type": "number"}, "same": {"type": "string"},
                 "thing": {"properties": {"meta": {"$ref": "#/definitions/meta_v2"}, "same": {"$ref": "#/definitions/same"}}},
+            })
+        );
+    }
+
+    #[test]
+    fn no_definition_takes_the_name_of_another() {
+        let to = |name: &str| json!({"$ref": format!("#/definitions/{name}")});
+        let document = json!({
+            "paths": {"/apis/e.com/v1/x": [to("meta"), to("meta_v2"), to("list")]},
+            "definitions": {"meta": {"type": "number"}, "meta_v2": {"type": "string"}, "list": {"items": to("meta")}},
+        });
+        let told = Told { v2: spec_of(&document, "e.com", "v1"), ..Told::default() };
+        let known = json!({"meta": {"type": "object"}, "list": {"items": to("meta")}});
+        let (mut paths, mut definitions) = (Map::new(), known.as_object().cloned().unwrap());
+        told.merge(&mut paths, &mut definitions);
+        assert_eq!(paths["/apis/e.com/v1/x"], json!([to("meta_v3"), to("meta_v2"), to("list_v2")]));
+        assert_eq!(
+            Value::from(definitions),
+            json!({
+                "meta": {"type": "object"}, "list": {"items": to("meta")},
+                "meta_v2": {"type": "string"}, "meta_v3": {"type": "number"}, "list_v2": {"items": to("meta_v3")},
             })
         );
     }
