@@ -28,7 +28,7 @@ use super::shuffle;
 /// How long a request is taken to last until it has (Kubernetes' estimate).
 const LASTS: Duration = Duration::from_millis(3);
 /// Requests that wait at a time in all queues of all levels, whatever these say of their lengths.
-const WAITING_MAX: usize = 20_000;
+const WAITING_MAX: usize = 10_000;
 
 /// A level, as long as its configuration stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
