@@ -415,18 +415,27 @@ impl Asked {
     }
 }
 
-/// A JSON document of a server's, of so many bytes at most; none when it has none.
-async fn get(cluster: &Cluster, backend: &Backend, path: &str, accept: &str, most: usize) -> Option<Value> {
+/// What is read of a JSON document of a server's, of so many bytes at most; none when it has none. It is read aside: it may
+/// be large, and is somebody else's.
+async fn get<T: Send + 'static>(
+    cluster: &Cluster,
+    backend: &Arc<Backend>,
+    path: &str,
+    (accept, most): (&str, usize),
+    read: impl FnOnce(&Value, &Backend) -> Option<T> + Send + 'static,
+) -> Option<T> {
     let accept = [(header::ACCEPT, accept.to_owned())];
-    let read = relay::fetch(cluster, backend, ASKS_AS, path, &accept, (most, ANSWERS_WITHIN)).await.ok()?;
-    if read.code != StatusCode::OK {
+    let answer = relay::fetch(cluster, backend, ASKS_AS, path, &accept, (most, ANSWERS_WITHIN)).await.ok()?;
+    if answer.code != StatusCode::OK {
         return None;
     }
-    json::parse(&read.body).ok()
+    let of = backend.clone();
+    let read = move || read(&json::parse(&answer.body).ok()?, &of);
+    coracle_keyspace::spawn_blocking(read).await.ok()?
 }
 
 /// What a server says of a group version; what it does not answer is as it was.
-async fn ask(cluster: &Cluster, backend: &Backend, known: &Told) -> Told {
+async fn ask(cluster: &Cluster, backend: &Arc<Backend>, known: &Told) -> Told {
     let mut told = known.clone();
     told.is_current = false;
     if !backend.is_available {
@@ -435,26 +444,25 @@ async fn ask(cluster: &Cluster, backend: &Backend, known: &Told) -> Told {
     let (group, version) = (&backend.group, &backend.version);
     let at = format!("/apis/{group}/{version}");
     let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-    let found = match get(cluster, backend, "/apis", aggregated, DISCOVERY_BYTES_MAX).await {
-        Some(document) => resources_of(&document, group, version),
-        None => None,
-    };
-    let found = match found {
+    let resources = |document: &Value, of: &Backend| resources_of(document, &of.group, &of.version);
+    let found = match get(cluster, backend, "/apis", (aggregated, DISCOVERY_BYTES_MAX), resources).await {
         Some(found) => Some(found),
-        None => get(cluster, backend, &at, JSON, DISCOVERY_BYTES_MAX)
-            .await
-            .and_then(|list| resources_of(&list, group, version)),
+        None => get(cluster, backend, &at, (JSON, DISCOVERY_BYTES_MAX), resources).await,
     };
     if let Some(resources) = found {
         told.resources = resources;
         told.is_current = true;
     }
-    if let Some(index) = get(cluster, backend, "/openapi/v3", JSON, DISCOVERY_BYTES_MAX).await {
-        let url = index["paths"][at.trim_start_matches('/')]["serverRelativeURL"].as_str();
-        told.v3_hash = url.map(|url| url.split_once("hash=").map_or("", |(_, hash)| hash).to_owned());
+    let hash = |index: &Value, of: &Backend| {
+        let url = index["paths"][format!("apis/{}/{}", of.group, of.version)]["serverRelativeURL"].as_str();
+        Some(url.map(|url| url.split_once("hash=").map_or("", |(_, hash)| hash).to_owned()))
+    };
+    if let Some(hash) = get(cluster, backend, "/openapi/v3", (JSON, DISCOVERY_BYTES_MAX), hash).await {
+        told.v3_hash = hash;
     }
-    if let Some(document) = get(cluster, backend, "/openapi/v2", JSON, OPENAPI_BYTES_MAX).await {
-        told.v2 = spec_of(&document, group, version);
+    let spec = |document: &Value, of: &Backend| Some(spec_of(document, &of.group, &of.version));
+    if let Some(spec) = get(cluster, backend, "/openapi/v2", (JSON, OPENAPI_BYTES_MAX), spec).await {
+        told.v2 = spec;
     }
     told
 }

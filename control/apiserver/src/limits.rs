@@ -28,8 +28,8 @@ pub(crate) use gate::{Gate, Turn};
 const DUTY_STREAMS_MAX: usize = 100_000;
 /// Bytes of bodies that are here and whose requests are not answered yet, of each class.
 const BODY_BYTES_MAX: usize = 128 << 20;
-/// Smaller ones are bounded by the number of requests that have a seat or wait for one.
-const BODY_BYTES_COUNTED: usize = 16 << 10;
+/// Smaller ones are bounded by the number of requests that have a seat or wait for one: 12,000, of 48 MiB.
+const BODY_BYTES_COUNTED: usize = 4 << 10;
 
 /// Streams to one node at a time: a node's own server has 1,024 places, for all servers of the cluster.
 const NODE_STREAMS_MAX: usize = 256;
@@ -341,7 +341,10 @@ mod tests {
         let all = || -> Vec<Place> { std::iter::from_fn(|| limits.body(user("greedy"), big).ok()?).collect() };
         let held = all();
         assert_eq!(held.len(), BODY_BYTES_MAX / 2 / big);
-        assert!(matches!(limits.body(user("greedy"), 1), Ok(None)), "small ones go on");
+        assert!(matches!(limits.body(user("greedy"), (4 << 10) - 1), Ok(None)), "small ones go on");
+        let left =
+            |limits: &Limits| std::iter::from_fn(|| limits.body(user("few"), 4 << 10).ok()?).collect::<Vec<Place>>();
+        assert!(!left(&limits).is_empty(), "those that many may wait with are counted");
         assert!(limits.body(user("other"), big).is_ok());
         drop(held);
         assert!(limits.body(user("greedy"), big).is_ok());

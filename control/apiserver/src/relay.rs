@@ -82,13 +82,13 @@ fn unavailable() -> Response {
     respond::text(503, "service unavailable\n")
 }
 
-/// Passes a request on and its answer back, which begins within `longest`, or when the client's watch begins.
+/// Passes a request on to this path, with its own query, and its answer back, which begins within `longest`.
 pub(crate) async fn pass(
     cluster: &Cluster,
     stopping: &CancellationToken,
     passing: Passing,
     backend: &Arc<Backend>,
-    longest: Duration,
+    (path, longest): (&str, Duration),
 ) -> Result<Response, Status> {
     let Passing { call, body, upgrade, peer, connection, place } = passing;
     if !backend.is_available {
@@ -96,7 +96,7 @@ pub(crate) async fn pass(
     }
     let places = (cluster.backends.streams.take(&backend.name, call.flow())?, place);
     let query = call.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let target = match target(cluster, backend, call.uri.path(), &query) {
+    let target = match target(cluster, backend, path, &query) {
         Ok(target) => target,
         Err(why) => {
             tracing::debug!(api_service = &*backend.name, why, "there is no way to it");
@@ -121,7 +121,7 @@ pub(crate) async fn pass(
     *request.headers_mut() = headers;
     let failed = |why: String| respond::text(503, format!("error trying to reach service: {}\n", outward::words(&why)));
     let send = async {
-        let open = tokio::time::timeout(CONNECT_TIMEOUT, backend.passage.open(&cluster.nodes, &target));
+        let open = tokio::time::timeout(CONNECT_TIMEOUT, backend.passage.open(&cluster.nodes, &target, call.flow()));
         let mut sender = open.await.map_err(|_| "i/o timeout".to_owned())??;
         sender.send_request(request).await.map_err(|error| error.to_string())
     };
@@ -130,6 +130,10 @@ pub(crate) async fn pass(
         Ok(Err(why)) => return Ok(failed(why)),
         Err(_) => return Err(Status::timeout("request did not complete within the allotted timeout", 0)),
     };
+    // A client that follows it would take its credentials where another server sends it (CVE-2022-3172).
+    if answer.status().is_redirection() && answer.headers().contains_key(header::LOCATION) {
+        return Ok(respond::text(502, "the backend attempted to redirect this request, which is not permitted"));
+    }
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (mut parts, body) = answer.into_parts();
         remove_hop_by_hop(&mut parts.headers);
@@ -199,7 +203,7 @@ pub(crate) async fn fetch(
         for (name, value) in extra {
             headers.extend(HeaderValue::from_str(value).ok().map(|value| (name.clone(), value)));
         }
-        let mut sender = backend.passage.open(&cluster.nodes, &target).await?;
+        let mut sender = backend.passage.open(&cluster.nodes, &target, flow).await?;
         let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
         let (parts, mut incoming) = answer.into_parts();
         let mut body = BytesMut::new();

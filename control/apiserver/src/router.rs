@@ -20,7 +20,7 @@ use futures::FutureExt;
 use http::{HeaderValue, Method, StatusCode, header};
 use tower::{Layer as _, Service as _};
 
-use crate::aggregation::{Backend, OPENAPI_BYTES_MAX};
+use crate::aggregation::Backend;
 use crate::answer::{compress, pieces, respond};
 use crate::audit::{Trail, Unanswered};
 use crate::authn::Caller;
@@ -220,7 +220,14 @@ async fn answered(
     seen: &Observed,
 ) -> Response {
     let accept = call.headers.get(header::ACCEPT).cloned();
-    let backend = elsewhere(server, call.uri.path()).await;
+    let backend = match &with.route {
+        // Documents are those of who serves what they are about.
+        Some(Route::OpenApiV3(document)) => match Route::parse(&format!("/{document}")) {
+            Route::Resources(..) => elsewhere(server, &format!("/{document}")).await,
+            _ => None,
+        },
+        _ => elsewhere(server, call.uri.path()).await,
+    };
     let answer = match (backend, with.route) {
         (Some(backend), route) => relayed(server, &backend, call, Rest { route, ..with }, seen).await,
         (None, None) => resource(server, ticket, call, Rest { route: None, ..with }, seen).await,
@@ -250,9 +257,9 @@ async fn relayed(
     with: Rest,
     seen: &Observed,
 ) -> Result<Response, Status> {
-    let Rest { caller, body, connection, upgrade, peer, .. } = with;
+    let Rest { caller, body, connection, upgrade, peer, ref route, .. } = with;
     let (verb, flow) = (authz::verb(&call), caller.flow());
-    let is_resource = with.route.is_none();
+    let is_resource = route.is_none();
     let method = call.method.as_str().to_ascii_lowercase();
     // Names of other servers' resources are no labels of metrics: there is no end to them.
     seen.is(if is_resource { verb } else { "get" }, "apiservices/proxy");
@@ -264,6 +271,16 @@ async fn relayed(
         }
     };
     authorize(server, &call, &asked)?;
+    // What was not understood was not allowed as what it may mean there: nothing goes on but what was, written anew.
+    let path = match route {
+        None => call.target.written().ok_or_else(Status::path_not_found)?,
+        Some(Route::Resources(group, version)) => format!("/apis/{group}/{version}"),
+        Some(Route::OpenApiV3(_)) if !matches!(call.method, Method::GET | Method::HEAD) => {
+            return Err(Status::method_not_allowed());
+        }
+        Some(Route::OpenApiV3(_)) => format!("/openapi/v3/apis/{}/{}", backend.group, backend.version),
+        Some(_) => return Err(Status::path_not_found()),
+    };
     let longest = match verb {
         "watch" => server.config.request_timeout,
         _ => Deadline::new(call.query.get("timeout"), server.config.request_timeout)?.left(),
@@ -271,20 +288,8 @@ async fn relayed(
     let place = server.limits.stream(flow)?;
     let to = To { flow, account: server.answers.account(flow), connection: connection.clone() };
     let passing = Passing { call, body, upgrade, peer, connection, place };
-    let response = relay::pass(&server.cluster, &server.stopping, passing, backend, longest).await?;
+    let response = relay::pass(&server.cluster, &server.stopping, passing, backend, (&path, longest)).await?;
     Ok(stalls::counted(to, response))
-}
-
-/// A document of another server about what it serves.
-async fn document_of(server: &Shared, backend: &Backend, document: &str) -> Response {
-    let (path, accept) = (format!("/openapi/v3/{document}"), [(header::ACCEPT, negotiate::JSON.to_owned())]);
-    let bounds = (OPENAPI_BYTES_MAX, server.config.request_timeout);
-    let read = relay::fetch(&server.cluster, backend, ("system:aggregator", &[]), &path, &accept, bounds);
-    match read.await {
-        Ok(read) if read.code == StatusCode::OK => respond::bytes(200, negotiate::JSON, read.body),
-        Ok(read) => respond::nothing(read.code),
-        Err((_, why)) => respond::text(503, format!("error trying to reach service: {why}\n")),
-    }
 }
 
 /// The answer, bounded while it is sent. What is read in this process is read at once; and what was done is said, however
@@ -388,9 +393,6 @@ async fn path(
             server.lanes.run(DOCUMENTS, make).await
         }
         Route::OpenApiV3(document) => {
-            if let Some(backend) = elsewhere(server, &format!("/{document}")).await {
-                return Ok(document_of(server, &backend, &document).await);
-            }
             let discovery = discovery(server).await;
             if server.openapi.has_v3(&discovery, &document) {
                 return openapi::v3(&server.openapi, &discovery, &call, &document);

@@ -1,5 +1,6 @@
 //! What another server says of a group version: its resources, and the documents that describe them.
 
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use serde_json::{Map, Value, json};
@@ -8,6 +9,10 @@ use serde_json::{Map, Value, json};
 pub(crate) const OPENAPI_BYTES_MAX: usize = 16 << 20;
 /// Bytes of what is kept of `/openapi/v2` of one group version.
 const SPEC_BYTES_MAX: usize = 4 << 20;
+
+/// Resources of one group version, with their subresources, and bytes of what is told of them.
+const RESOURCES_MAX: usize = 2_000;
+const RESOURCES_BYTES_MAX: usize = 2 << 20;
 
 /// What one has told.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,8 +27,20 @@ pub(crate) struct Told {
     pub v2: Option<(u64, Value)>,
 }
 
-/// The resources of a group version in what a server answers at `/apis`, aggregated, or at the group version itself.
+/// The resources of a group version in what a server answers at `/apis`, aggregated, or at the group version itself; `None`
+/// where there are too many, or two of one name.
 pub(crate) fn resources_of(document: &Value, group: &str, version: &str) -> Option<Vec<Value>> {
+    let found = told_of(document, group, version)?;
+    let parts = |resource: &Value| resource["subresources"].as_array().map_or(0, Vec::len);
+    let mut names = HashSet::new();
+    let is_told_once =
+        found.iter().all(|resource| resource["resource"].as_str().is_some_and(|name| names.insert(name)));
+    let number: usize = found.iter().map(|resource| 1 + parts(resource)).sum();
+    let is_small = || found.iter().map(|resource| resource.to_string().len()).sum::<usize>() <= RESOURCES_BYTES_MAX;
+    (is_told_once && number <= RESOURCES_MAX && is_small()).then_some(found)
+}
+
+fn told_of(document: &Value, group: &str, version: &str) -> Option<Vec<Value>> {
     match document["kind"].as_str()? {
         "APIGroupDiscoveryList" => {
             let items = document["items"].as_array()?;
@@ -32,8 +49,7 @@ pub(crate) fn resources_of(document: &Value, group: &str, version: &str) -> Opti
             Some(found["resources"].as_array().cloned().unwrap_or_default())
         }
         "APIResourceList" => {
-            let listed = document["resources"].as_array()?;
-            let is_part = |resource: &&Value| resource["name"].as_str().is_some_and(|name| name.contains('/'));
+            let listed = document["resources"].as_array().filter(|listed| listed.len() <= RESOURCES_MAX)?;
             let of = |resource: &Value| {
                 let text = |field: &str, other: &str| match resource[field].as_str() {
                     None | Some("") => other.to_owned(),
@@ -41,12 +57,19 @@ pub(crate) fn resources_of(document: &Value, group: &str, version: &str) -> Opti
                 };
                 json!({"group": text("group", group), "version": text("version", version), "kind": text("kind", "")})
             };
-            let whole = listed.iter().filter(|resource| !is_part(resource)).map(|resource| {
+            let (mut whole, mut parts) = (Vec::new(), HashMap::<&str, Vec<Value>>::new());
+            for resource in listed {
+                match resource["name"].as_str()?.split_once('/') {
+                    None => whole.push(resource),
+                    Some((name, below)) => {
+                        let part =
+                            json!({"subresource": below, "verbs": resource["verbs"], "responseKind": of(resource)});
+                        parts.entry(name).or_default().push(part);
+                    }
+                }
+            }
+            let whole = whole.into_iter().map(|resource| {
                 let name = resource["name"].as_str().unwrap_or_default();
-                let parts = listed.iter().filter_map(|part| {
-                    let below = part["name"].as_str()?.strip_prefix(name)?.strip_prefix('/')?;
-                    Some(json!({"subresource": below, "verbs": part["verbs"], "responseKind": of(part)}))
-                });
                 let mut entry = json!({
                     "resource": name, "singularResource": resource["singularName"], "verbs": resource["verbs"],
                     "scope": if resource["namespaced"] == true { "Namespaced" } else { "Cluster" },
@@ -57,8 +80,7 @@ pub(crate) fn resources_of(document: &Value, group: &str, version: &str) -> Opti
                         entry[field] = resource[field].clone();
                     }
                 }
-                let parts: Vec<Value> = parts.collect();
-                if !parts.is_empty() {
+                if let Some(parts) = parts.remove(name) {
                     entry["subresources"] = parts.into();
                 }
                 entry
@@ -115,15 +137,27 @@ fn references(value: &Value, found: &mut Vec<String>) {
 }
 
 impl Told {
-    /// Adds its part to `/openapi/v2`. A definition that is there under the same name and is another gets a name of its own.
+    /// Adds its part to `/openapi/v2`. A definition that is there under the same name and is another gets a name of its own, that
+    /// nobody has; then also one that says the same of names that may mean others.
     pub fn merge(&self, paths: &mut Map<String, Value>, definitions: &mut Map<String, Value>) {
         let Some((_, spec)) = &self.v2 else { return };
+        let empty = Map::new();
+        let own = spec["definitions"].as_object().unwrap_or(&empty);
+        let other =
+            |(name, definition): &(&String, &Value)| definitions.get(*name).is_some_and(|known| known != *definition);
+        let is_any_other = own.iter().any(|definition| other(&definition));
+        let refers = |definition: &Value| {
+            let mut found = Vec::new();
+            references(definition, &mut found);
+            !found.is_empty()
+        };
         let mut renamed = Map::new();
-        for (name, definition) in spec["definitions"].as_object().into_iter().flatten() {
-            if definitions.get(name).is_some_and(|known| known != definition) {
-                let free = |number: &u32| !definitions.contains_key(&format!("{name}_v{number}"));
-                let number = (2..).find(free).unwrap_or_default();
-                renamed.insert(name.clone(), format!("{name}_v{number}").into());
+        for (name, definition) in own {
+            let is_doubtful = || is_any_other && definitions.contains_key(name) && refers(definition);
+            if other(&(name, definition)) || is_doubtful() {
+                let of = |number: u32| format!("{name}_v{number}");
+                let is_free = |name: &String| !definitions.contains_key(name) && !own.contains_key(name);
+                renamed.extend((2..).map(of).find(is_free).map(|free| (name.clone(), free.into())));
             }
         }
         let rename = |value: &Value| {
@@ -131,9 +165,9 @@ impl Told {
             refer(&mut value, &renamed);
             value
         };
-        for (name, definition) in spec["definitions"].as_object().into_iter().flatten() {
+        for (name, definition) in own {
             let name = renamed.get(name).and_then(Value::as_str).unwrap_or(name);
-            definitions.insert(name.to_owned(), rename(definition));
+            definitions.entry(name).or_insert_with(|| rename(definition));
         }
         for (path, item) in spec["paths"].as_object().into_iter().flatten() {
             paths.entry(path.clone()).or_insert_with(|| rename(item));
@@ -191,6 +225,28 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_is_too_long_or_tells_twice_is_no_list() {
+        let list = |names: Vec<String>| {
+            let entry = |name: &String| json!({"name": name, "kind": "Thing", "verbs": ["get"]});
+            let resources: Vec<Value> = names.iter().map(entry).collect();
+            json!({"kind": "APIResourceList", "groupVersion": "e.com/v1", "resources": resources})
+        };
+        let found = |names: Vec<String>| resources_of(&list(names), "e.com", "v1").map(|found| found.len());
+        let all = |count: usize| (0..count).map(|number| format!("r{number}")).collect::<Vec<_>>();
+        assert_eq!(found(all(RESOURCES_MAX)), Some(RESOURCES_MAX));
+        assert_eq!(found(all(RESOURCES_MAX + 1)), None);
+        assert_eq!(found(vec!["a".to_owned(), "a".to_owned()]), None);
+        assert_eq!(found(vec!["a".to_owned(), "x".repeat(RESOURCES_BYTES_MAX)]), None);
+        let of = |parts: usize| {
+            let parts: Vec<Value> = (0..parts).map(|number| json!({"subresource": number.to_string()})).collect();
+            let versions = json!([{"version": "v1", "resources": [{"resource": "a", "subresources": parts}]}]);
+            json!({"kind": "APIGroupDiscoveryList", "items": [{"metadata": {"name": "e.com"}, "versions": versions}]})
+        };
+        assert!(resources_of(&of(RESOURCES_MAX - 1), "e.com", "v1").is_some());
+        assert!(resources_of(&of(RESOURCES_MAX), "e.com", "v1").is_none());
+    }
+
+    #[test]
     fn a_part_of_a_document_is_merged_and_names_that_are_taken_are_others() {
         let of = |name: &str| json!({"get": {"schema": {"$ref": format!("#/definitions/{name}")}}});
         let document = json!({
@@ -210,6 +266,27 @@ mod tests {
             json!({
                 "meta": {"type": "object"}, "meta_v2": {"type": "number"}, "same": {"type": "string"},
                 "thing": {"properties": {"meta": {"$ref": "#/definitions/meta_v2"}, "same": {"$ref": "#/definitions/same"}}},
+            })
+        );
+    }
+
+    #[test]
+    fn no_definition_takes_the_name_of_another() {
+        let to = |name: &str| json!({"$ref": format!("#/definitions/{name}")});
+        let document = json!({
+            "paths": {"/apis/e.com/v1/x": [to("meta"), to("meta_v2"), to("list")]},
+            "definitions": {"meta": {"type": "number"}, "meta_v2": {"type": "string"}, "list": {"items": to("meta")}},
+        });
+        let told = Told { v2: spec_of(&document, "e.com", "v1"), ..Told::default() };
+        let known = json!({"meta": {"type": "object"}, "list": {"items": to("meta")}});
+        let (mut paths, mut definitions) = (Map::new(), known.as_object().cloned().unwrap());
+        told.merge(&mut paths, &mut definitions);
+        assert_eq!(paths["/apis/e.com/v1/x"], json!([to("meta_v3"), to("meta_v2"), to("list_v2")]));
+        assert_eq!(
+            Value::from(definitions),
+            json!({
+                "meta": {"type": "object"}, "list": {"items": to("meta")},
+                "meta_v2": {"type": "string"}, "meta_v3": {"type": "number"}, "list_v2": {"items": to("meta_v3")},
             })
         );
     }

@@ -28,7 +28,7 @@ use super::shuffle;
 /// How long a request is taken to last until it has (Kubernetes' estimate).
 const LASTS: Duration = Duration::from_millis(3);
 /// Requests that wait at a time in all queues of all levels, whatever these say of their lengths.
-const WAITING_MAX: usize = 20_000;
+const WAITING_MAX: usize = 10_000;
 
 /// A level, as long as its configuration stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +127,23 @@ impl<W> Level<W> {
 
     fn idle(&self) -> u64 {
         self.lendable.min(self.nominal.saturating_sub(self.seats))
+    }
+
+    /// Most seats that one request takes: ten, and no more than a part of what the level has (Kubernetes').
+    fn width_max(&self) -> u32 {
+        const MOST: u64 = 10;
+        (self.nominal * 15).div_ceil(100).clamp(1, MOST) as u32
+    }
+
+    /// Has those who wait take no more than one request does.
+    fn narrow(&mut self) {
+        let most = self.width_max();
+        for queue in self.queues.values_mut() {
+            for waiting in &mut queue.waiting {
+                queue.work -= u64::from(waiting.width.saturating_sub(most));
+                waiting.width = waiting.width.min(most);
+            }
+        }
     }
 
     /// The seats that its next request takes.
@@ -274,6 +291,8 @@ impl<W> Dispatcher<W> {
         }
         let ids = specs.iter().map(|(name, spec)| self.set(name, spec)).collect();
         self.share();
+        // Who waits is no wider than its level allows now: else nobody there would go on before it has given up.
+        self.levels.iter_mut().for_each(Level::narrow);
         (ids, self.grant())
     }
 
@@ -339,11 +358,9 @@ impl<W> Dispatcher<W> {
         self.levels.get(id.slot).filter(|level| level.life == id.life)
     }
 
-    /// Most seats that one request of this level takes: ten, and no more than a part of what the level has (Kubernetes').
+    /// Most seats that one request of this level takes.
     pub fn width_max(&self, id: LevelId) -> u32 {
-        const MOST: u64 = 10;
-        let nominal = self.level(id).map_or(0, |level| level.nominal);
-        (nominal * 15).div_ceil(100).clamp(1, MOST) as u32
+        self.level(id).map_or(1, Level::width_max)
     }
 
     /// Whether so many seats more can be taken there.

@@ -80,11 +80,13 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// Bytes to and from the target, and what is to be held for as long as they are in use.
+/// Bytes to and from the target, and what is to be held for as long as they are in use. A node that they go through gives one
+/// of its places to `flow`.
 pub(super) async fn stream(
     own: Option<&TlsConnector>,
     nodes: &Nodes,
     target: &Target,
+    flow: Flow<'_>,
 ) -> Result<(Box<dyn Stream>, Box<dyn Any + Send>), String> {
     let own = || own.ok_or_else(|| "there is no TLS for it".to_owned());
     Ok(match &target.way {
@@ -92,31 +94,31 @@ pub(super) async fn stream(
             (Box::new(secured(own()?, &target.name, tcp(host, *port).await?).await?), Box::new(()))
         }
         Way::Node { host, port, node } => {
-            let (node, place) = to_node(nodes, (host, *port, node), &target.name).await?;
+            let (node, place) = to_node(nodes, (host, *port, node), flow).await?;
             (Box::new(node), Box::new(place))
         }
         Way::Tunnel { host, port, node, path } => {
-            let (stream, place) = to_node(nodes, (host, *port, node), &target.name).await?;
+            let (stream, place) = to_node(nodes, (host, *port, node), flow).await?;
             let (pod, open) = tunnel(stream, path, node, place).await?;
             (Box::new(secured(own()?, &target.name, pod).await?), Box::new(open))
         }
     })
 }
 
-/// A connection over which requests to the target can be sent.
+/// A connection over which requests of the server's own can be sent to the target, a webhook.
 pub(super) async fn connect(own: Option<&TlsConnector>, nodes: &Nodes, target: &Target) -> Result<Connection, String> {
-    let (stream, held) = stream(own, nodes, target).await?;
+    let flow = Flow { class: Class::Own, name: &target.name };
+    let (stream, held) = stream(own, nodes, target, flow).await?;
     Connection::start(stream, held).await
 }
 
-/// A connection to a node, for the webhook `of`. It takes one of the node's places, as a stream of a user's does.
+/// A connection to a node. It takes one of the node's places.
 async fn to_node(
     nodes: &Nodes,
     (host, port, node): (&str, u16, &str),
-    of: &str,
+    flow: Flow<'_>,
 ) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, Place), String> {
     let tls = nodes.tls.as_ref().ok_or("this server has no certificate for nodes")?;
-    let flow = Flow { class: Class::Own, name: of };
     let place = nodes.streams.take(node, flow).map_err(|status| status.message.clone())?;
     Ok((secured(tls, node, tcp(host, port).await?).await?, place))
 }
@@ -318,7 +320,7 @@ mod tests {
         let tls = tls.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
         let nodes = Nodes::new(Some(Arc::new(tls)));
         let users: Vec<String> = (0..1_000).map(|number| number.to_string()).collect();
-        let take = |name: &String| nodes.streams.take("n", Flow { class: Class::Own, name }).ok();
+        let take = |name: &String| nodes.streams.take("n", Flow { class: Class::User, name }).ok();
         let _all: Vec<Place> = users.iter().filter_map(take).collect();
         let (host, node, path) = ("127.0.0.1".to_owned(), "n".to_owned(), "/portForward/ns/p?ports=1".to_owned());
         let ways =
@@ -331,8 +333,12 @@ mod tests {
                 name: "h.ns.svc".into(),
                 url: "https://h.ns.svc".into(),
             };
-            let why = connect(None, &nodes, &target).await.err().expect("no place");
+            // A user's request is a user's stream, and takes nothing from the server's own connections.
+            let user = Flow { class: Class::User, name: "another" };
+            let why = stream(None, &nodes, &target, user).await.err().expect("no place");
             assert!(why.starts_with("too many streams from node n"), "{why}");
+            let why = connect(None, &nodes, &target).await.err().expect("nobody is there");
+            assert!(!why.starts_with("too many streams"), "{why}");
         }
     }
 }

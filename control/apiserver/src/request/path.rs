@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::query::{Query, decode};
+use super::query::{Query, decode, encode};
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +47,34 @@ pub(crate) struct ResourcePath {
     pub rest: String,
     /// By the old path `/watch/…`.
     pub watch: bool,
+}
+
+impl ResourcePath {
+    /// The path below `/apis` for a server that reads it for itself: whoever takes it apart finds this and nothing else.
+    ///
+    /// `None` where that cannot be promised: of segments that are empty, climb (`.`, `..`) or hold a slash, also where they were
+    /// percent-encoded, and of those that only become words of the path (`namespaces`, `watch`) when they are decoded.
+    pub fn written(&self) -> Option<String> {
+        let place = self.namespace.iter().flat_map(|namespace| ["namespaces", namespace]);
+        let named = self.name.iter().chain(&self.subresource).map(String::as_str);
+        let rest = self.rest.strip_suffix('/').unwrap_or(&self.rest);
+        let rest: Vec<String> = rest.split('/').skip(1).map(|segment| decode(segment, false)).collect();
+        let segments = place.chain([self.resource.as_str()]).chain(named).chain(rest.iter().map(String::as_str));
+        let mut path = format!("/apis/{}/{}{}", self.group, self.version, if self.watch { "/watch" } else { "" });
+        for segment in segments {
+            if matches!(segment, "" | "." | "..") || segment.contains('/') {
+                return None;
+            }
+            path.push('/');
+            path.push_str(&encode(segment));
+        }
+        if self.rest.ends_with('/') {
+            path.push('/');
+        }
+        let without_rest = |found: &ResourcePath| ResourcePath { rest: String::new(), ..found.clone() };
+        let is_same = |route| matches!(route, Route::Resource(found) if without_rest(&found) == without_rest(self));
+        is_same(Route::parse(&path)).then_some(path)
+    }
 }
 
 /// What a request does with a resource. Methods that mean nothing here have no verb.
@@ -185,6 +213,47 @@ mod tests {
             ("/foo", "Unknown"),
         ] {
             assert_eq!(show(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_for_others_is_what_was_understood() {
+        let written = |path: &str| match Route::parse(&format!("/apis/e.com/v1/{path}")) {
+            Route::Resource(found) => found.written(),
+            _ => None,
+        };
+        for (path, expected) in [
+            ("things", "things"),
+            ("things/", "things"),
+            ("namespaces/a/things/b/scale", "namespaces/a/things/b/scale"),
+            ("namespaces/a", "namespaces/a"),
+            ("watch/namespaces/a/things", "watch/namespaces/a/things"),
+            ("things/system:a%20b%3f%25", "things/system:a%20b%3F%25"),
+            ("th%69ngs", "things"),
+            ("things/b/proxy/", "things/b/proxy/"),
+            ("things/b/proxy/x%20y/z/", "things/b/proxy/x%20y/z/"),
+        ] {
+            assert_eq!(written(path), Some(format!("/apis/e.com/v1/{expected}")), "{path}");
+        }
+        for path in [
+            "/things",
+            "namespaces//things",
+            "things//",
+            "things/b//",
+            "things/b%2Fscale",
+            "things/..",
+            "things/%2e%2E/x",
+            "things/.",
+            "things/b/scale/x",
+            "things/b/proxy/../../x",
+            "things/b/proxy/%2e%2e/x",
+            "things/b/proxy/x%2f..",
+            "things/b/proxy//x",
+            "%6eamespaces/a/secrets",
+            "%77atch/things",
+            "a/b/c/d",
+        ] {
+            assert_eq!(written(path), None, "{path}");
         }
     }
 }

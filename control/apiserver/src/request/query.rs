@@ -48,6 +48,18 @@ impl Query {
     }
 }
 
+/// A segment of a path, percent-encoded where RFC 3986 asks for it; `;` too, which some take for the beginning of parameters.
+pub(crate) fn encode(segment: &str) -> String {
+    let mut encoded = String::with_capacity(segment.len());
+    for byte in segment.bytes() {
+        match byte {
+            byte if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&byte) => encoded.push(byte.into()),
+            other => encoded.push_str(&format!("%{other:02X}")),
+        }
+    }
+    encoded
+}
+
 /// Undoes percent-encoding; what is no encoding stays, and bytes that are no UTF-8 become replacement characters.
 pub(crate) fn decode(text: &str, plus_is_space: bool) -> String {
     if !text.bytes().any(|b| b == b'%' || b == b'+') {

@@ -150,6 +150,10 @@ async fn answer(
             "paths": {"/apis/ext.example.com/v1/things": {"get": {"responses": {"200": {"description": "OK", "schema": {"$ref": "#/definitions/Thing"}}}}}},
             "definitions": {"Thing": {"type": "object"}},
         })),
+        path if path.ends_with("/things/moved") => {
+            let moved = Response::builder().status(302).header("location", "https://elsewhere.example.com/");
+            moved.body(Body::from("moved")).unwrap()
+        }
         path if path.ends_with("/things/tunnel") => {
             let upgrade = upgrade.expect("an upgrade");
             tokio::spawn(async move {
@@ -252,6 +256,51 @@ async fn requests_go_to_who_serves_them_with_who_asks() {
     assert_eq!(all("x-own"), ["stays"]);
 }
 
+/// Everybody who is known may read about APIs: at paths that are no resources, and only there.
+#[tokio::test]
+async fn what_was_not_understood_goes_to_nobody() {
+    let (server, extension) = started().await;
+    let who = Identity::authenticated("alice", vec![]);
+    let ask = async |who: &Identity, path: &str| {
+        let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+        server.send(Some(who.clone()), request).await
+    };
+    let at = "/apis/ext.example.com/v1";
+    assert_eq!(ask(&who, at).await.code, 200);
+    for path in [
+        "/namespaces//things",
+        "//things",
+        "/things/x/proxy/../../y",
+        "/a/b/c/d/../../..",
+        "/namespaces/default/things/x/part/more",
+        "/namespaces/default/things/x%2Fpart",
+        "/namespaces/default/things/%2e%2e",
+        "/%6eamespaces/default/things",
+    ] {
+        let answer = ask(&who, &format!("{at}{path}")).await;
+        assert!(matches!(answer.code, 403 | 404), "{path}: {}", answer.code);
+        assert_eq!(ask(&admin(), &format!("{at}{path}")).await.code, 404, "{path}");
+    }
+    for path in ["/../../..", "/things"] {
+        let answer = ask(&who, &format!("/openapi/v3{at}{path}")).await;
+        assert_eq!(answer.code, 404, "{path}");
+    }
+    let asked = extension.asked.lock();
+    let odd: Vec<&String> =
+        asked.iter().map(|(path, ..)| path).filter(|path| path.contains("things") || path.contains("..")).collect();
+    assert!(odd.is_empty(), "{odd:?}");
+}
+
+#[tokio::test]
+async fn another_server_sends_nobody_elsewhere() {
+    let (server, _extension) = started().await;
+    let request = Request::builder().uri(format!("{THINGS}/moved")).body(Body::empty()).unwrap();
+    let answer = server.send(Some(admin()), request).await;
+    assert_eq!((answer.code, answer.headers.get("location")), (502, None));
+    let message = b"the backend attempted to redirect this request, which is not permitted";
+    assert_eq!(answer.bytes.as_slice(), message.as_slice());
+}
+
 #[tokio::test]
 async fn watches_and_upgrades_go_through() {
     let (server, _extension) = started().await;
@@ -309,6 +358,9 @@ async fn what_others_serve_is_told_with_what_is_served_here() {
     let url = index["paths"]["apis/ext.example.com/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
     assert_eq!(url, "/openapi/v3/apis/ext.example.com/v1?hash=ABC");
     assert_eq!(server.get(&url).await.1["info"]["title"], "ext");
+    // It is asked for in the name of who asks, as everything else.
+    let asked = extension.asked("/openapi/v3/apis/ext.example.com/v1");
+    assert!(asked.iter().any(|(_, headers, _)| headers["x-remote-user"] == "admin"), "{asked:?}");
     let has = |document: &Value| !document["paths"]["/apis/ext.example.com/v1/things"].is_null();
     let document = server.tells("/openapi/v2", "application/json", has).await;
     assert_eq!(document["definitions"]["Thing"], json!({"type": "object"}));

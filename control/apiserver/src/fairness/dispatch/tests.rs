@@ -133,6 +133,27 @@ fn seats_are_divided_by_shares() {
 }
 
 #[test]
+fn who_waits_at_a_level_that_becomes_small_still_goes_on() {
+    let of = |shares: u32| level(queue(1, 1, 10), shares, 0, Some(0));
+    let mut world = World::new(100, &[of(100), of(1)]);
+    for _ in 0..10 {
+        world.arrive(0, 1, 10);
+    }
+    let waits = [world.arrive(0, 1, 10), world.arrive(0, 1, 1)];
+    world.configure(&[of(1), of(100)]);
+    assert_eq!(world.shown(0).nominal, 1);
+    for _ in 0..10 {
+        assert!(!waits.iter().any(|number| world.sits(*number)));
+        world.finish(0, SECOND);
+    }
+    assert!(world.sits(waits[0]));
+    world.finish(0, SECOND);
+    assert!(world.sits(waits[1]));
+    world.finish(0, SECOND);
+    world.check();
+}
+
+#[test]
 fn a_level_without_queues_turns_away_and_an_exempt_one_never() {
     let mut world = World::new(4, &[level(Kind::Reject, 1, 0, None), level(Kind::Exempt, 0, 0, None)]);
     for _ in 0..6 {
