@@ -640,6 +640,8 @@ async fn node_with_a_taint_without_a_time_keeps_no_pod_longer_than_it_tolerates(
 async fn garbage_kinds_that_discovery_fails_to_tell_of_stay_watched_and_are_asked_for_again() {
     let api = Scripted::new();
     let refused = Answer::Refused(500, "InternalError");
+    // Discovery, and who looks for the definitions of Gateways.
+    api.next(Method::GET, "/apis/apiextensions.k8s.io/v1", refused);
     api.next(Method::GET, "/apis/apiextensions.k8s.io/v1", refused);
     let world = start(&api, 600_000);
     let group = "/apis/scheduling.k8s.io/v1";
