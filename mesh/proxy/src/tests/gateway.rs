@@ -684,3 +684,80 @@ async fn a_gateway_shows_the_certificates_of_its_listeners_and_its_ports_come_an
         tokio::time::timeout(SOON, closed).await.expect("nobody listens");
     }
 }
+
+#[tokio::test]
+async fn a_gateway_takes_a_host_from_an_ingress_only_with_a_certificate_and_if_it_is_older() {
+    let mut gateway = Gateway::new(echo().1).await;
+    let port = free_port().await;
+    gateway.secure.set_port(port);
+    let tls = json!([{"hosts": ["a.x"], "secretName": "i"}]);
+    gateway.ingress("i", json!({}), json!({"tls": tls, "rules": [rule("a.x", "web")]})).await;
+    for (name, host) in [("i", "a.x"), ("any", "wild.x")] {
+        gateway.certificates.set(&secret(name), Some(certificate(host)));
+    }
+    let world = &gateway.world;
+    let of = GatewayRoutes { routes: world.gateways.clone(), certificates: gateway.certificates.clone() };
+    let listener = Listener {
+        address: ([127, 0, 0, 1], port).into(),
+        bound: None,
+        tls: Some(gateway.certificates.clone()),
+        routes: world.routes.clone(),
+        gateways: Some(of),
+    };
+    let (opened, mut opens) = mpsc::unbounded_channel();
+    let listening: Listening = Arc::new(move |_, address| opened.send(address.unwrap()).unwrap());
+    tokio::spawn(world.proxy.clone().serve(vec![listener], listening, world.stop.clone()));
+    tokio::time::timeout(SOON, opens.recv()).await.expect("it is listened at").unwrap();
+    let asked = async || {
+        let head = "GET / HTTP/1.1\r\nhost: a.x\r\n";
+        exchange(&mut gateway.connect_tls("a.x", &[]).await, head, "").await
+    };
+    let answer = asked().await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after"), "Gateways are not known: {answer}");
+    for plural in ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"] {
+        let name = format!("{plural}.gateway.networking.k8s.io");
+        world.gateway_object("customresourcedefinitions", &name, json!({}));
+    }
+    world.gateway_object("gatewayclasses", "coracle", json!({"spec": {"controllerName": "coracle.dev/gateway"}}));
+    let put = |hostname: &str, secret: &str| {
+        let listeners = json!([{"name": "l", "port": port, "protocol": "HTTPS", "hostname": hostname,
+            "tls": {"certificateRefs": [{"name": secret}]}}]);
+        let metadata = json!({"creationTimestamp": "2020-01-01T00:00:00Z"});
+        let spec = json!({"gatewayClassName": "coracle", "listeners": listeners});
+        world.gateway_object("gateways", "g", json!({"metadata": metadata, "spec": spec}));
+    };
+    // It is for all hosts; the Ingress is for this one.
+    put("", "any");
+    let rules = json!([{"backendRefs": [{"name": "missing", "port": 80}]}]);
+    let spec = json!({"parentRefs": [{"name": "g"}], "rules": rules});
+    world.gateway_object("httproutes", "r", json!({"spec": spec}));
+    tokio::spawn(world.gateways.clone().run(world.stop.clone()));
+    let mut generations = world.gateways.subscribe();
+    let known = async {
+        while world.gateways.ports().get(port).is_none() {
+            generations.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(SOON, known).await.expect("the Gateway is known");
+    assert_eq!([gateway.shown("a.x").await, gateway.shown("b.x").await], ["a.x", "wild.x"]);
+    assert!(asked().await.starts_with("HTTP/1.1 200"));
+    // It is for this one, too, and has no certificate.
+    put("a.x", "own");
+    let is_known = |ports: &coracle_discovery::Ports| {
+        let listener = ports.get(port).and_then(|port| port.listener("a.x", |_| true));
+        listener.is_some_and(|listener| &*listener.secrets[0].name == "own")
+    };
+    let known = async {
+        while !is_known(&world.gateways.ports()) {
+            generations.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(SOON, known).await.expect("it is known");
+    assert_eq!(gateway.shown("a.x").await, "a.x");
+    assert!(asked().await.starts_with("HTTP/1.1 200"));
+    // Now it has, and is older.
+    gateway.certificates.set(&secret("own"), Some(certificate("renewed.x")));
+    assert_eq!(gateway.shown("a.x").await, "renewed.x");
+    let answer = asked().await;
+    assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
+}
