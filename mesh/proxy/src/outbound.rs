@@ -6,7 +6,7 @@
 //! destination ─► route (a Service's port) ─► deadline ─► ask ⟲ pick ─► reach ─► Endpoint::call
 //! ```
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,6 +41,8 @@ const GONE_MAX: usize = 16;
 const LOOKED_AT_MAX: usize = 8;
 /// How long a request decides at once to which other endpoints it may not go: a thread of others' requests waits meanwhile.
 const JUDGED_MAX: Duration = Duration::from_millis(10);
+/// So many it looks at whatever the clock says: on a busy machine the time may be over before the first.
+const JUDGED_MIN: usize = 256;
 /// To how many endpoints it finds that it may not go, one after the other: those that were not looked at in that time.
 const NOT_ALLOWED_MAX: usize = 16;
 
@@ -326,8 +328,12 @@ impl Proxy {
     /// An endpoint that is there and to which `source` may connect, and none that was tried.
     pub(crate) fn pick(&self, source: &Source, route: &Route, tried: &mut Tried) -> Option<(Picked, Endpoint)> {
         // Hardly anybody judges many: nobody else looks at a clock.
-        let begun = OnceCell::new();
-        self.pick_while(source, route, tried, || begun.get_or_init(Instant::now).elapsed() < JUDGED_MAX)
+        let (judged, begun) = (Cell::new(0), OnceCell::new());
+        let is_time = || {
+            let is_early = judged.replace(judged.get() + 1) < JUDGED_MIN;
+            is_early || begun.get_or_init(Instant::now).elapsed() < JUDGED_MAX
+        };
+        self.pick_while(source, route, tried, is_time)
     }
 
     /// The same; many endpoints are judged only while there is time.
