@@ -344,11 +344,9 @@ impl<W> Dispatcher<W> {
         let all: u64 = self.levels.iter().map(shares).sum();
         for level in &mut self.levels {
             level.nominal = (self.total * shares(level)).div_ceil(all.max(1));
-            // To the nearest seat, as Kubernetes rounds.
             let nominal = level.nominal;
-            let part = |percent: u32| (nominal * u64::from(percent) + 50) / 100;
-            level.lendable = part(level.spec.lendable_percent);
-            level.borrowable = level.spec.borrowing_limit_percent.map_or(self.total, part);
+            level.lendable = part_of(nominal, level.spec.lendable_percent);
+            level.borrowable = level.spec.borrowing_limit_percent.map_or(self.total, |most| part_of(nominal, most));
         }
         self.borrowed = self.levels.iter().map(Level::borrowed).sum();
         self.idle = self.levels.iter().map(Level::idle).sum();
@@ -530,6 +528,11 @@ impl<W> Dispatcher<W> {
         shown.sort_by(|a, b| a.name.cmp(&b.name));
         shown
     }
+}
+
+/// So many percent of the seats, to the nearest seat, as Kubernetes rounds.
+fn part_of(seats: u64, percent: u32) -> u64 {
+    (seats * u64::from(percent) + 50) / 100
 }
 
 #[cfg(test)]

@@ -40,13 +40,16 @@ const GATEWAYS: usize = 1;
 const ROUTES: usize = 2;
 const GRPC_ROUTES: usize = 3;
 
+/// Labels of an object, by their keys.
+type Labels = BTreeMap<String, String>;
+
 /// What changed beside Gateway API's own objects.
 #[derive(Default)]
 struct Beside {
     /// What ready nodes say, by their names.
     nodes: Mutex<BTreeMap<Key, ServedAt>>,
     /// Namespaces that are others now: their labels; `None` when one is gone.
-    namespaces: Mutex<BTreeMap<Arc<str>, Option<BTreeMap<String, String>>>>,
+    namespaces: Mutex<BTreeMap<Arc<str>, Option<Labels>>>,
     changed: Notify,
 }
 
