@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use coracle_tests::{Cluster, DEADLINE, WEB, free_port};
 use rustls::pki_types::CertificateDer;
+use serde_json::Value;
 
 /// The definitions of Gateway API in a reduced form: the same names, versions, scopes and subresources, with open schemas.
 fn definitions() -> String {
@@ -83,8 +84,15 @@ fn status(code: &'static str) -> impl Fn(&str) -> bool {
 
 /// `TYPE=STATUS/REASON` of conditions at this path.
 fn conditions(cluster: &Cluster, object: &str, at: &str) -> String {
-    let fields = format!("jsonpath={{range .status.{at}[*]}}{{.type}}={{.status}}/{{.reason}},{{end}}");
-    cluster.kubectl(&format!("get {object} -o {fields}"))
+    let object: Value = serde_json::from_str(&cluster.kubectl(&format!("get {object} -o json"))).expect("an object");
+    let place = format!("/status/{}", at.replace(['.', '['], "/").replace(']', ""));
+    let conditions = object.pointer(&place).and_then(Value::as_array);
+    let text = |condition: &Value, field: &str| condition[field].as_str().unwrap_or_default().to_owned();
+    let told = conditions.into_iter().flatten().map(|condition| {
+        let [kind, status, reason] = ["type", "status", "reason"].map(|field| text(condition, field));
+        format!("{kind}={status}/{reason},")
+    });
+    told.collect()
 }
 
 fn gateway(name: &str, listeners: &str) -> String {
