@@ -173,7 +173,8 @@ fn a_listener_s_conditions_say_what_is_wrong_with_it() {
         let mut expected: Vec<String> =
             fine.iter().filter(|fine| replaced(fine)).chain(&differs).map(|text| (*text).to_owned()).collect();
         let mut found = found;
-        (expected.sort(), found.sort());
+        expected.sort();
+        found.sort();
         assert_eq!(found, expected, "{listeners:?} {nodes}");
     }
 }
