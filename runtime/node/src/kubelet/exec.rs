@@ -2,7 +2,7 @@
 //!
 //! A component starts no other program, but it can be started with other arguments: in the container's directories, its network and its
 //! environment, and on its account of memory and CPU. Programs that are several in one go by their first argument. It reads what the
-//! client says, through a [`terminal`](super::terminal) if the client asks for one. The connection is that of [`super::attach`].
+//! client says, through a [`super::terminal`] if the client asks for one. The connection is that of [`super::attach`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
