@@ -31,6 +31,7 @@ mod catalog;
 mod cluster;
 mod config;
 mod conversion;
+mod current;
 mod definitions;
 mod discovery;
 mod duties;

@@ -1,28 +1,26 @@
 //! The webhooks that are configured (kubernetes-api §22.3), in the shape in which they are asked: read again only when a
 //! configuration has changed, and then only that one.
 //!
-//! A request looks at one number to know that what is kept is what is stored ([`Keyspace::count_changes`]), and goes on where
-//! nothing is configured. The number changes before the write of a configuration is answered, so whoever saw that answer and
-//! asks the same server is admitted by it; for the other servers of a group there is [`Hooks::guard`].
+//! Whoever saw the answer to a write of a configuration, and asks the same server, is admitted by it ([`Current`]); for the other
+//! servers of a group there is [`Hooks::guard`].
 
 pub(crate) mod matching;
 mod metrics;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use coracle_api::cel::admission::Condition;
 use coracle_api::codec::json;
 use coracle_api::schema;
-use coracle_keyspace::{Guard, Key, Keyspace, Op, Record, Value as Content, spawn_blocking};
+use coracle_keyspace::{Guard, Key, Keyspace, Op, Record, Value as Content};
 use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::current::Current;
 use crate::outward::Client;
 use matching::MatchResources;
 pub(crate) use metrics::{Called, Metrics};
@@ -38,8 +36,6 @@ const KNOWN: &str = "coracle.admission";
 const TIMEOUT_SECONDS: u64 = 10;
 /// Records that one webhook converts at a time: each takes a few times its size while it is converted, here and there.
 const CONVERTED_KIB_MAX: usize = 16 << 10;
-/// No change has this number.
-const NEVER: u64 = u64::MAX;
 
 /// Where a webhook is, as it is configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -222,8 +218,6 @@ pub(crate) struct Configured {
     pub unreadable: Option<String>,
     /// By collection and name.
     read: HashMap<(&'static str, Arc<str>), Read>,
-    /// The number of the change after which this was read.
-    at: u64,
     /// What [`KNOWN`] was then.
     known: Option<coracle_keyspace::Revision>,
 }
@@ -232,33 +226,41 @@ impl Configured {
     fn is_empty(&self) -> bool {
         self.mutating.is_empty() && self.validating.is_empty() && self.unreadable.is_none()
     }
+
+    /// What is stored now; only what has changed is read.
+    fn next(&self, keyspace: &Keyspace) -> Configured {
+        let known = keyspace.get(KNOWN, KNOWN).map(|record| record.revision);
+        let mut next = Configured { known, ..Configured::default() };
+        for (collection, kind) in
+            [(MUTATING, "MutatingWebhookConfiguration"), (VALIDATING, "ValidatingWebhookConfiguration")]
+        {
+            for (name, record) in &keyspace.snapshot(collection).records {
+                let key = (collection, name.clone());
+                let before = self.read.get(&key).filter(|before| Arc::ptr_eq(&before.record, record));
+                let read = before.cloned().unwrap_or_else(|| Read::of(record, kind));
+                let list = if collection == MUTATING { &mut next.mutating } else { &mut next.validating };
+                match &read.hooks {
+                    Ok(hooks) => list.extend(hooks.iter().cloned()),
+                    Err(why) => drop(next.unreadable.get_or_insert_with(|| why.clone())),
+                }
+                next.read.insert(key, read);
+            }
+        }
+        next
+    }
 }
 
 /// The webhooks as they are now.
-pub(crate) struct Hooks(Arc<Kept>);
-
-struct Kept {
-    changes: Arc<AtomicU64>,
-    /// The change after which nothing was configured.
-    empty_at: AtomicU64,
-    now: ArcSwap<Configured>,
-    /// Held while what has changed is read. Whoever waits for that needs no thread.
-    making: Arc<tokio::sync::Mutex<()>>,
-}
+pub(crate) struct Hooks(Current<Configured>);
 
 impl Hooks {
     pub fn new(keyspace: &Keyspace) -> Hooks {
-        Hooks(Arc::new(Kept {
-            changes: keyspace.count_changes(&[MUTATING, VALIDATING, KNOWN]),
-            empty_at: AtomicU64::new(NEVER),
-            now: ArcSwap::from_pointee(Configured { at: NEVER, ..Configured::default() }),
-            making: Arc::default(),
-        }))
+        Hooks(Current::new(keyspace, &[MUTATING, VALIDATING, KNOWN], Configured::is_empty))
     }
 
     /// Whether something may be configured.
     pub fn any(&self) -> bool {
-        self.0.changes.load(Ordering::Acquire) != self.0.empty_at.load(Ordering::Acquire)
+        self.0.any()
     }
 
     /// What is configured; `None` when nothing is, which is all that most clusters ever pay.
@@ -271,27 +273,11 @@ impl Hooks {
     }
 
     async fn configured(&self, keyspace: &Keyspace) -> Arc<Configured> {
-        let now = self.0.now.load_full();
-        if now.at == self.0.changes.load(Ordering::Acquire) {
-            return now;
-        }
-        Box::pin(self.make(keyspace)).await
-    }
-
-    /// Reads what has changed, aside: conditions are compiled, and a few bytes may be a large expression.
-    async fn make(&self, keyspace: &Keyspace) -> Arc<Configured> {
-        let one = self.0.making.clone().lock_owned().await;
-        let now = self.0.now.load_full();
-        if now.at == self.0.changes.load(Ordering::Acquire) {
-            return now;
-        }
-        let (kept, aside) = (self.0.clone(), keyspace.clone());
-        let making = spawn_blocking(move || {
-            let _one = one;
-            kept.make(&aside)
-        });
-        // Where it was not carried out, since the process ends, it is now.
-        making.await.unwrap_or_else(|_| self.0.make(keyspace))
+        let read = || {
+            let keyspace = keyspace.clone();
+            move |before: &Configured| before.next(&keyspace)
+        };
+        self.0.get(read).await
     }
 
     /// That no configuration was written since what is kept here was: a part of each transaction that was admitted by it. One
@@ -308,38 +294,6 @@ impl Hooks {
     pub fn mark(group: &str) -> Option<Op> {
         let value = Content { bytes: Default::default(), revision_at: 0 };
         (group == GROUP).then(|| Op::Put { key: Key::new(KNOWN, KNOWN), value, guard: Guard::None })
-    }
-}
-
-impl Kept {
-    fn make(&self, keyspace: &Keyspace) -> Arc<Configured> {
-        let (kept, at) = (self.now.load_full(), self.changes.load(Ordering::Acquire));
-        if kept.at == at {
-            return kept;
-        }
-        // What changes while it is read has another number, and is read again by whoever looks next.
-        let mut next =
-            Configured { at, known: keyspace.get(KNOWN, KNOWN).map(|record| record.revision), ..Configured::default() };
-        for (collection, kind) in
-            [(MUTATING, "MutatingWebhookConfiguration"), (VALIDATING, "ValidatingWebhookConfiguration")]
-        {
-            for (name, record) in &keyspace.snapshot(collection).records {
-                let key = (collection, name.clone());
-                let before = kept.read.get(&key).filter(|before| Arc::ptr_eq(&before.record, record));
-                let read = before.cloned().unwrap_or_else(|| Read::of(record, kind));
-                let list = if collection == MUTATING { &mut next.mutating } else { &mut next.validating };
-                match &read.hooks {
-                    Ok(hooks) => list.extend(hooks.iter().cloned()),
-                    Err(why) => drop(next.unreadable.get_or_insert_with(|| why.clone())),
-                }
-                next.read.insert(key, read);
-            }
-        }
-        let is_empty = next.is_empty();
-        let next = Arc::new(next);
-        self.now.store(next.clone());
-        self.empty_at.store(if is_empty { at } else { NEVER }, Ordering::Release);
-        next
     }
 }
 

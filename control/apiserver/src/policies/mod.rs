@@ -1,20 +1,18 @@
 //! The admission policies that are stored (kubernetes-api §22.4), compiled: only those are read again that have changed.
 //!
-//! A request looks at one number to know that what is kept is what is stored ([`Keyspace::count_changes`]), and goes on where
-//! no policy is bound. The number changes before the write of a policy is answered, so whoever saw that answer and asks the same
-//! server is admitted by it; for the other servers of a group there is the guard of the group ([`crate::hooks::Hooks::guard`]),
-//! which is read before policies are, and says so in the transaction.
+//! Whoever saw the answer to a write of a policy, and asks the same server, is admitted by it ([`Current`]); for the other servers
+//! of a group there is the guard of the group ([`crate::hooks::Hooks::guard`]), which is read before policies are, and says so in
+//! the transaction.
 
 mod read;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
 use coracle_api::kinds;
-use coracle_keyspace::{Keyspace, Record, Records, spawn_blocking};
+use coracle_keyspace::{Keyspace, Record, Records};
 
+use crate::current::Current;
 pub(crate) use read::{Action, Annotation, Binding, Does, Mutation, ParamKind, Policy, Program, Validation};
 
 /// Collections: of policies that change objects and that validate them, and of the bindings of each.
@@ -24,8 +22,6 @@ const COLLECTIONS: [&str; 4] = [
     "mutatingadmissionpolicybindings.admissionregistration.k8s.io",
     "validatingadmissionpolicybindings.admissionregistration.k8s.io",
 ];
-/// No change has this number.
-const NEVER: u64 = u64::MAX;
 /// Bytes that the programs of all policies may hold, about; of those that are beyond it, by name, each says that it is.
 const PROGRAMS_BYTES_MAX: usize = 256 << 20;
 
@@ -50,8 +46,6 @@ pub(crate) struct Configured {
     /// Bindings of which it cannot be read what they bind: until they are gone nothing is admitted.
     pub unreadable: Vec<Arc<Binding>>,
     read: HashMap<(usize, Arc<str>), (Arc<Record>, Read)>,
-    /// The number of the change after which this was read.
-    at: u64,
 }
 
 impl Configured {
@@ -66,8 +60,8 @@ impl Configured {
     }
 
     /// What is made of these records, and of what was read before. `room` is how many bytes all programs may hold.
-    fn next(&self, stored: &[Records; 4], at: u64, mut room: usize) -> Configured {
-        let mut next = Configured { at, ..Configured::default() };
+    fn next(&self, stored: &[Records; 4], mut room: usize) -> Configured {
+        let mut next = Configured::default();
         let mut bindings: [HashMap<String, Vec<Arc<Binding>>>; 2] = Default::default();
         // Bindings first: they say which policies are meant.
         for (place, records) in stored.iter().enumerate().rev() {
@@ -118,17 +112,10 @@ fn policy(mutates: bool, name: &str, record: &Record, before: Option<&Arc<Policy
 }
 
 /// The policies as they are now.
-pub(crate) struct Policies(Arc<Kept>);
-
-struct Kept {
-    changes: Arc<AtomicU64>,
-    /// The change after which nothing was bound.
-    empty_at: AtomicU64,
-    now: ArcSwap<Configured>,
+pub(crate) struct Policies {
+    current: Current<Configured>,
     /// Bytes that all programs may hold.
     room: usize,
-    /// Held while what has changed is read. Whoever waits for that needs no thread.
-    making: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Policies {
@@ -137,69 +124,33 @@ impl Policies {
     }
 
     fn with_room(keyspace: &Keyspace, room: usize) -> Policies {
-        Policies(Arc::new(Kept {
-            changes: keyspace.count_changes(&COLLECTIONS),
-            empty_at: AtomicU64::new(NEVER),
-            now: ArcSwap::from_pointee(Configured { at: NEVER, ..Configured::default() }),
-            room,
-            making: Arc::default(),
-        }))
+        Policies { current: Current::new(keyspace, &COLLECTIONS, Configured::is_empty), room }
     }
 
     /// Whether something may be bound.
     pub fn any(&self) -> bool {
-        self.0.changes.load(Ordering::Acquire) != self.0.empty_at.load(Ordering::Acquire)
+        self.current.any()
     }
 
     /// Whether somebody outside may have to convert what the policies are asked with, as far as they are read.
     pub fn may_convert(&self) -> bool {
-        self.any() && self.0.now.load().has_custom_params()
+        self.any() && self.current.last().has_custom_params()
     }
 
-    /// What is bound; `None` when nothing is, which is all that most clusters ever pay.
+    /// What is bound; `None` when nothing is, which is all that most clusters ever pay. A small binding may ask for a policy of long
+    /// ago, and what is deleted makes room for others.
     pub async fn now(&self, keyspace: &Keyspace) -> Option<Arc<Configured>> {
-        let kept = &self.0;
-        let at = kept.changes.load(Ordering::Acquire);
-        if at == kept.empty_at.load(Ordering::Acquire) {
+        if !self.any() {
             return None;
         }
-        let mut now = kept.now.load_full();
-        if now.at != at {
-            now = Box::pin(self.make(keyspace)).await;
-        }
+        let read = || {
+            let (keyspace, room) = (keyspace.clone(), self.room);
+            move |before: &Configured| {
+                before.next(&COLLECTIONS.map(|collection| keyspace.snapshot(collection).records), room)
+            }
+        };
+        let now = self.current.get(read).await;
         (!now.is_empty()).then_some(now)
-    }
-
-    /// Reads what has changed, aside: neither the bytes of a change nor those of a policy say what there is to compile. A binding
-    /// asks for a policy of long ago, what is deleted makes room for others, and a few bytes may be a large expression.
-    async fn make(&self, keyspace: &Keyspace) -> Arc<Configured> {
-        let one = self.0.making.clone().lock_owned().await;
-        let now = self.0.now.load_full();
-        if now.at == self.0.changes.load(Ordering::Acquire) {
-            return now;
-        }
-        let (kept, aside) = (self.0.clone(), keyspace.clone());
-        let making = spawn_blocking(move || {
-            let _one = one;
-            kept.make(&aside)
-        });
-        // Where it was not carried out, since the process ends, it is now.
-        making.await.unwrap_or_else(|_| self.0.make(keyspace))
-    }
-}
-
-impl Kept {
-    fn make(&self, keyspace: &Keyspace) -> Arc<Configured> {
-        // What changes while it is read has another number, and is read again by whoever looks next.
-        let (before, at) = (self.now.load_full(), self.changes.load(Ordering::Acquire));
-        if before.at == at {
-            return before;
-        }
-        let stored = COLLECTIONS.map(|collection| keyspace.snapshot(collection).records);
-        let next = Arc::new(before.next(&stored, at, self.room));
-        self.now.store(next.clone());
-        self.empty_at.store(if next.is_empty() { at } else { NEVER }, Ordering::Release);
-        next
     }
 }
 
@@ -267,13 +218,13 @@ mod tests {
         assert!(weight > 0 && first.read.len() == 4, "what is not bound is not compiled");
         let records = || COLLECTIONS.map(|collection| keyspace.snapshot(collection).records);
         let compiled = |of: &Configured| of.validating.iter().map(|one| one.policy.program.is_ok()).collect::<Vec<_>>();
-        let narrow = first.next(&records(), 1, weight);
+        let narrow = first.next(&records(), weight);
         assert_eq!(compiled(&narrow), [true, false]);
         assert!(Arc::ptr_eq(&narrow.validating[0].policy, &first.validating[0].policy));
         // One that was laid aside is not compiled again where there is still no room, and is where there is.
-        let still = narrow.next(&records(), 2, weight);
+        let still = narrow.next(&records(), weight);
         assert!(Arc::ptr_eq(&still.validating[1].policy, &narrow.validating[1].policy));
-        assert_eq!(compiled(&still.next(&records(), 3, 2 * weight)), [true, true]);
+        assert_eq!(compiled(&still.next(&records(), 2 * weight)), [true, true]);
         keyspace.shutdown().await;
     }
 
