@@ -17,7 +17,7 @@ use crate::schema::{self, Object, Type};
 /// Deepest nesting of lists and objects that anything here reads and keeps: JSON, YAML with its aliases unfolded,
 /// protobuf, what a patch makes, `fieldsV1`, stored bytes. One number, checked on the way in and once more before an object
 /// is stored, so that what was accepted can be read back, patched, compared, written and dropped: each of these uses the
-/// stack, beneath which the API server's own calls take half of a worker's 2 MiB in a debug build (its `tests/api/depth.rs`).
+/// stack, beneath which the API server's own calls take a quarter of a worker's 2 MiB in a debug build (its `tests/api/depth.rs`).
 ///
 /// The reference takes 10,000. No object of its own kinds nests deeper than 30, and clients written in Rust read 127 levels
 /// (`serde_json`), of which a list and a watch take some.

@@ -21,6 +21,7 @@
 mod admission;
 mod aggregation;
 mod answer;
+mod apart;
 mod apiservices;
 mod audit;
 mod authn;

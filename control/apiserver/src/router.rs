@@ -22,6 +22,7 @@ use tower::{Layer as _, Service as _};
 
 use crate::aggregation::Backend;
 use crate::answer::{compress, pieces, respond};
+use crate::apart::apart;
 use crate::audit::{Trail, Unanswered};
 use crate::authn::Caller;
 use crate::authz::{self, Attributes};
@@ -229,13 +230,14 @@ async fn answered(
         _ => elsewhere(server, call.uri.path()).await,
     };
     let answer = match (backend, with.route) {
-        (Some(backend), route) => relayed(server, &backend, call, Rest { route, ..with }, seen).await,
-        (None, None) => resource(server, ticket, call, Rest { route: None, ..with }, seen).await,
-        (None, Some(Route::Mesh)) => mesh(server, call, Rest { route: None, ..with }, seen).await,
+        (Some(backend), route) => apart(|| relayed(server, &backend, call, Rest { route, ..with }, seen)).await,
+        (None, None) => apart(|| resource(server, ticket, call, Rest { route: None, ..with }, seen)).await,
+        (None, Some(Route::Mesh)) => apart(|| mesh(server, call, Rest { route: None, ..with }, seen)).await,
         (None, Some(route)) => {
             let mutates = !matches!(call.method, Method::GET | Method::HEAD);
             let (caller, connection) = (with.caller, with.connection);
-            let answer = path(server, &ticket, Arc::new(call), (with.body, with.trail), &caller, route, seen).await;
+            let asked = (with.body, with.trail);
+            let answer = apart(|| path(server, &ticket, Arc::new(call), asked, &caller, route, seen)).await;
             answer.and_then(|response| held(server, caller.flow(), connection, response, mutates))
         }
     };
@@ -570,19 +572,7 @@ async fn resource(
     let heavy = unfolds(&call, &body) || is_heavy(server, &call, &handler, body.len(), verb);
     let request = Request { call: call.clone(), body };
     let mutates = !matches!(verb, "get" | "list");
-    let work = async {
-        if let Handler::Usage(_) = handler {
-            let here = server.clone();
-            let collect = || async move { usage::collect(&here.cluster, &here.nodes, &here.usages).await };
-            server.usages.refresh(&server.tasks, collect).await;
-        }
-        if !heavy {
-            return answer(server, &request, &handler, verb).await;
-        }
-        let here = server.clone();
-        let work = async move { answer(&here, &request, &handler, verb).await };
-        aside(server, caller.flow(), work).await
-    };
+    let work = apart(|| carried_out(server, caller.flow(), request, handler, (verb, heavy)));
     let response = match deadline.limit(verb, work).await {
         Ok(response) => response,
         Err(status) => failure(call.headers.get(header::ACCEPT), &status),
@@ -592,6 +582,26 @@ async fn resource(
     // A dry run did nothing that would be done twice.
     let did = mutates && call.query.get("dryRun").is_none();
     held(server, caller.flow(), connection, response, did)
+}
+
+/// Does what is asked, in the lanes of heavy work where it may keep a processor busy.
+async fn carried_out(
+    server: &Arc<Shared>,
+    flow: Flow<'_>,
+    request: Request,
+    handler: Handler,
+    (verb, heavy): (&'static str, bool),
+) -> Result<Response, Status> {
+    let here = server.clone();
+    if let Handler::Usage(_) = handler {
+        let here = here.clone();
+        let collect = || async move { usage::collect(&here.cluster, &here.nodes, &here.usages).await };
+        server.usages.refresh(&server.tasks, collect).await;
+    }
+    if !heavy {
+        return answer(server, &request, &handler, verb).await;
+    }
+    aside(server, flow, async move { answer(&here, &request, &handler, verb).await }).await
 }
 
 /// Whether a watch tells of what is there before it tells of what happens.
@@ -738,7 +748,7 @@ async fn answer_once(
     };
     let call = &request.call;
     if !call.subresource().is_empty() {
-        return subresources::dispatch(cluster, &server.tokens, request, resource).await;
+        return apart(|| subresources::dispatch(cluster, &server.tokens, request, resource)).await;
     }
     let method_ok = match call.method {
         Method::GET | Method::HEAD | Method::DELETE => true,
@@ -751,13 +761,13 @@ async fn answer_once(
         return Err(Status::method_not_allowed());
     }
     match verb {
-        "create" => verbs::create::create(cluster, request, resource).await,
+        "create" => apart(|| verbs::create::create(cluster, request, resource)).await,
         "get" => verbs::get::get(cluster, call, resource).await,
-        "list" => verbs::list::list(cluster, call, resource).await,
-        "update" => verbs::update::update(cluster, request, resource, "").await,
-        "patch" => verbs::patch::patch(cluster, request, resource, "").await,
-        "delete" => verbs::delete::delete(cluster, request, resource).await,
-        "deletecollection" => verbs::deletecollection::deletecollection(cluster, request, resource).await,
+        "list" => apart(|| verbs::list::list(cluster, call, resource)).await,
+        "update" => apart(|| verbs::update::update(cluster, request, resource, "")).await,
+        "patch" => apart(|| verbs::patch::patch(cluster, request, resource, "")).await,
+        "delete" => apart(|| verbs::delete::delete(cluster, request, resource)).await,
+        "deletecollection" => apart(|| verbs::deletecollection::deletecollection(cluster, request, resource)).await,
         _ => Err(Status::method_not_allowed()),
     }
 }
