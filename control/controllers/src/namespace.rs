@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_tolerant::nullable;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, Time};
@@ -49,7 +50,8 @@ struct Remaining {
 struct List {
     #[serde(default)]
     metadata: ListMeta,
-    #[serde(default)]
+    /// Go writes null for none.
+    #[serde(default, deserialize_with = "nullable")]
     items: Vec<Meta>,
 }
 
@@ -281,6 +283,13 @@ impl Remaining {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn null_is_an_empty_list() {
+        for list in [r#"{"metadata": {}, "items": null}"#, r#"{"metadata": {}}"#] {
+            assert!(serde_json::from_str::<List>(list).unwrap().items.is_empty());
+        }
+    }
 
     #[test]
     fn says_what_is_left() {

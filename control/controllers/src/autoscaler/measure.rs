@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use coracle_api::meta::Quantity;
+use coracle_tolerant::nullable;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
@@ -20,10 +21,10 @@ pub(super) struct Measured {
     pub milli: i64,
 }
 
-/// A list of PodMetrics.
+/// A list of PodMetrics. Whoever serves it may be written in Go, which writes null for none.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct Measures {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     items: Vec<Item>,
 }
 
@@ -32,7 +33,7 @@ struct Item {
     metadata: Name,
     timestamp: Time,
     window: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     containers: Vec<Container>,
 }
 
@@ -44,7 +45,7 @@ struct Name {
 #[derive(Debug, Clone, Deserialize)]
 struct Container {
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     usage: HashMap<String, Value>,
 }
 
@@ -107,6 +108,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn null_is_nothing() {
+        for list in [
+            json!({"items": null}),
+            json!({"items": [{"metadata": {"name": "a"}, "timestamp": "2020-01-01T00:00:00Z", "window": "15s", "containers": null}]}),
+            json!({"items": [{"metadata": {"name": "a"}, "timestamp": "2020-01-01T00:00:00Z", "window": "15s",
+                "containers": [{"name": "c", "usage": null}]}]}),
+        ] {
+            serde_json::from_value::<Measures>(list).unwrap();
+        }
+    }
 
     #[test]
     fn reads_durations() {
