@@ -1,6 +1,6 @@
 //! Objects by place, every change with its version, and the watches that hear of them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -85,6 +85,19 @@ pub(crate) struct Store {
 impl Store {
     pub(crate) fn get(&self, place: &Place) -> Option<&Value> {
         self.objects.get(&place.object())
+    }
+
+    /// What discovery says of a group that has objects, whether it is one that is served from the beginning or not.
+    pub(crate) fn group(&self, name: &str) -> Option<Value> {
+        let versions = self.objects.keys().filter_map(|place| place.group.strip_prefix("/apis/")?.split_once('/'));
+        let versions: BTreeSet<&str> =
+            versions.filter(|(group, _)| *group == name).map(|(_, version)| version).collect();
+        let versions: Vec<Value> = versions
+            .into_iter()
+            .map(|version| json!({"groupVersion": format!("{name}/{version}"), "version": version}))
+            .collect();
+        let preferred = versions.first()?.clone();
+        Some(json!({"kind": "APIGroup", "name": name, "versions": versions, "preferredVersion": preferred}))
     }
 
     /// Objects of a collection.

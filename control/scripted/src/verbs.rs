@@ -55,6 +55,10 @@ pub(crate) fn answer(
     if let Some(discovery) = discovery(&seen.path) {
         return Ok(Body::Object(discovery));
     }
+    if let Some(group) = seen.path.strip_prefix("/apis/").filter(|group| !group.contains('/')) {
+        let group = store.group(group).ok_or((404, "NotFound", format!("no such path: {}", seen.path)))?;
+        return Ok(Body::Object(group));
+    }
     if seen.path == "/coracle/v1/bindings" {
         return Ok(Body::Object(bindings(store, &seen.body)));
     }

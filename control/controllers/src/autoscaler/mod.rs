@@ -9,6 +9,7 @@
 
 mod limits;
 mod measure;
+mod others;
 mod plan;
 mod replicas;
 
@@ -33,6 +34,7 @@ use crate::{Error, now_in_seconds};
 use limits::History;
 use measure::Measures;
 pub(crate) use measure::go_duration;
+use others::{Asked, Others};
 use plan::{Conditions, Decision, Said, Seen, WrongSelector};
 
 /// From one look at all of them to the next (kube-controller-manager's `--horizontal-pod-autoscaler-sync-period`; tests do
@@ -170,13 +172,18 @@ impl Controller {
             true => self.measured(key, autoscaler, &scale).await,
             false => (Ok(Vec::new()), Ok(Measures::default())),
         };
+        let others = match needs && pods.is_ok() && plan::asks_others(autoscaler) {
+            true => self.told(key, autoscaler, &scale).await,
+            false => Others::default(),
+        };
         // What was waited for has taken its time.
         let now = now_in_seconds();
         let mut decision = {
             let pods: Result<Vec<&Pod>, &WrongSelector> =
                 pods.as_ref().map(|pods| pods.iter().map(|pod| &**pod).collect());
             let pods = pods.as_ref().map(Vec::as_slice).map_err(|wrong| *wrong);
-            let seen = Seen { autoscaler, current, pods, measures: measures.as_ref().map_err(String::as_str) };
+            let measures = measures.as_ref().map_err(String::as_str);
+            let seen = Seen { autoscaler, current, are: scale.status.replicas, pods, measures, others: &others };
             let mut history = self.remembered(key, autoscaler).history;
             let decision = plan::decide(&seen, &mut history, now, Instant::now());
             self.remember(key, autoscaler, |memory| memory.history = history);
@@ -227,6 +234,13 @@ impl Controller {
         let path = client::path("metrics.k8s.io/v1beta1", "pods", &key.namespace, "");
         let measures = self.client.get(&format!("{path}?labelSelector={}", escaped(text))).await;
         (pods, measures.map_err(|error| chain(&error)))
+    }
+
+    /// What other servers measure.
+    async fn told(&self, key: &Key, autoscaler: &HorizontalPodAutoscaler, scale: &Scale) -> Others {
+        let selector = scale.status.selector.as_str();
+        let asked = Asked { client: &self.client, discovery: &self.discovery, namespace: &key.namespace, selector };
+        asked.ask(autoscaler.spec.metrics.as_deref().unwrap_or_default()).await
     }
 
     /// The pods that are selected, if no other autoscaler's target selects any of them.

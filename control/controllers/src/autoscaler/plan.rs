@@ -1,18 +1,23 @@
 //! What is to be done about one HorizontalPodAutoscaler, and what its status says of it, in the reference's words. No I/O,
 //! no clock.
 
+use std::collections::HashMap;
+
 use coracle_api::meta::{Format, Quantity};
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::{
-    ContainerResourceMetricStatus, HPAScalingRules, HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition,
-    HorizontalPodAutoscalerStatus, MetricSpec, MetricStatus, MetricTarget, MetricValueStatus, ResourceMetricStatus,
+    ContainerResourceMetricStatus, ExternalMetricSource, ExternalMetricStatus, HPAScalingRules,
+    HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricSpec, MetricStatus,
+    MetricTarget, MetricValueStatus, ObjectMetricSource, ObjectMetricStatus, PodsMetricSource, PodsMetricStatus,
+    ResourceMetricStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, Time};
 use tokio::time::Instant;
 
 use super::limits::{Bounds, History, Rules};
-use super::measure::Measures;
+use super::measure::{Measured, Measures};
+use super::others::{Others, Told};
 use super::replicas::{self, Proposal, Target, Tolerance, Wanted};
 use crate::informer::Pod;
 
@@ -85,10 +90,14 @@ pub(super) struct Seen<'a> {
     pub autoscaler: &'a HorizontalPodAutoscaler,
     /// How many are wanted now.
     pub current: i32,
+    /// How many there are, as the scale says.
+    pub are: i32,
     /// The pods that are selected, or what is wrong with the selector: a condition's message, and an event.
     pub pods: Result<&'a [&'a Pod], &'a WrongSelector>,
     /// What they use, or why that is not known. It is read when it is [`needs_measures`].
     pub measures: Result<&'a Measures, &'a str>,
+    /// What other servers measure. It is read when it is [`asks_others`].
+    pub others: &'a Others,
 }
 
 /// Why pods are not selected.
@@ -181,6 +190,11 @@ pub(super) fn asks_measures(autoscaler: &HorizontalPodAutoscaler) -> bool {
     metrics(autoscaler).iter().any(|metric| matches!(metric.type_.as_str(), "Resource" | "ContainerResource"))
 }
 
+/// Whether what others measure is asked for by any of its metrics.
+pub(super) fn asks_others(autoscaler: &HorizontalPodAutoscaler) -> bool {
+    metrics(autoscaler).iter().any(|metric| matches!(metric.type_.as_str(), "Pods" | "Object" | "External"))
+}
+
 /// What is to be done; `history` remembers what was recommended.
 pub(super) fn decide(seen: &Seen<'_>, history: &mut History, now: Timestamp, at: Instant) -> Decision {
     let Seen { autoscaler, current, .. } = *seen;
@@ -267,8 +281,8 @@ fn recommend(seen: &Seen<'_>, now: Timestamp, decision: &mut Decision) -> Result
     };
     let mut best: Option<(i32, String)> = None;
     let mut failed: Option<(usize, Failed)> = None;
-    for spec in specs {
-        let (status, found) = match one(spec, pods, seen, now) {
+    for (at, spec) in specs.iter().enumerate() {
+        let (status, found) = match one((at, spec), pods, seen, now) {
             Ok((status, replicas, words)) => (status, Ok((replicas, words))),
             Err(error) => (MetricStatus::default(), Err(error)),
         };
@@ -312,7 +326,7 @@ struct Failed {
 
 /// The status of a metric, the number that it asks for, and what it is called.
 fn one(
-    spec: &MetricSpec,
+    (at, spec): (usize, &MetricSpec),
     pods: &[&Pod],
     seen: &Seen<'_>,
     now: Timestamp,
@@ -341,42 +355,177 @@ fn one(
             let status = MetricStatus { type_, container_resource: Some(status), ..MetricStatus::default() };
             Ok((status, found.replicas, words(&source.name, " container", &found)))
         }
-        _ => Err(elsewhere(spec, seen)),
+        _ => {
+            let told = seen.others.get(&at).map(|told| told.as_ref().map_err(String::as_str));
+            of_others(spec, told.unwrap_or(Err("nobody was asked")), pods, (seen, now))
+        }
     }
 }
 
-/// Metrics that somebody else would have to serve: nobody does here.
-fn elsewhere(spec: &MetricSpec, seen: &Seen<'_>) -> Failed {
-    const CUSTOM: &str =
-        "unable to fetch metrics from custom metrics API: no custom metrics API (custom.metrics.k8s.io) registered";
-    let namespace = seen.autoscaler.metadata.namespace.as_deref().unwrap_or_default();
-    if let ("Pods", Some(source)) = (spec.type_.as_str(), &spec.pods) {
-        let why = format!("unable to get metric {}: {CUSTOM}", source.metric.name);
+/// The same of a metric that another server measures.
+fn of_others(
+    spec: &MetricSpec,
+    told: Result<&Told, &str>,
+    pods: &[&Pod],
+    (seen, now): (&Seen<'_>, Timestamp),
+) -> Result<(MetricStatus, i32, String), Failed> {
+    let mut status = MetricStatus { type_: spec.type_.clone(), ..MetricStatus::default() };
+    let (replicas, words) = match (spec.type_.as_str(), &spec.pods, &spec.object, &spec.external) {
+        ("Pods", Some(source), ..) => {
+            let (current, replicas) = by_pods(source, told, pods, (seen, now))?;
+            status.pods = Some(PodsMetricStatus { metric: source.metric.clone(), current });
+            (replicas, format!("pods metric {}", source.metric.name))
+        }
+        ("Object", _, Some(source), _) => {
+            let (object, metric) = (&source.described_object, &source.metric);
+            let (current, replicas) = by_object(source, told, pods, seen)?;
+            let words = match current.value {
+                Some(_) => format!("{} metric {}", object.kind, metric.name),
+                None => external_words(&metric.name, metric.selector.as_ref()),
+            };
+            let described_object = object.clone();
+            status.object = Some(ObjectMetricStatus { described_object, metric: metric.clone(), current });
+            (replicas, words)
+        }
+        ("External", .., Some(source)) => {
+            let metric = &source.metric;
+            let (current, replicas) = by_external(source, told, pods, seen)?;
+            status.external = Some(ExternalMetricStatus { metric: metric.clone(), current });
+            (replicas, external_words(&metric.name, metric.selector.as_ref()))
+        }
+        (other, ..) => {
+            let why = format!("unknown metric source type {other:?}");
+            return Err(Failed { reason: "InvalidMetricSourceType", error: why.clone(), why });
+        }
+    };
+    Ok((status, replicas, words))
+}
+
+fn by_pods(
+    source: &PodsMetricSource,
+    told: Result<&Told, &str>,
+    pods: &[&Pod],
+    (seen, now): (&Seen<'_>, Timestamp),
+) -> Result<(MetricValueStatus, i32), Failed> {
+    let failed = |why: String| {
         let error = format!("failed to get pods metric value: {why}");
-        return Failed { reason: "FailedGetPodsMetric", why, error };
+        Failed { reason: "FailedGetPodsMetric", why, error }
+    };
+    let told = match told {
+        Ok(Told::Pods(told)) => told,
+        Ok(Told::Value(_)) => return Err(failed("a value is of no pod".to_owned())),
+        Err(why) => return Err(failed(format!("unable to get metric {}: {why}", source.metric.name))),
+    };
+    let target = milli(source.target.average_value.as_ref());
+    let target =
+        target.ok_or_else(|| failed("invalid pods metric source: no average value target was set".to_owned()))?;
+    let measured = told.iter().map(|(name, measured)| (name.as_str(), *measured)).collect::<HashMap<&str, Measured>>();
+    let tolerance = tolerance(seen.autoscaler);
+    let wanted = Wanted { resource: "", container: None, target: Target::AverageValue(target), tolerance };
+    let found = replicas::propose(pods, &measured, seen.current, &wanted, now).map_err(failed)?;
+    Ok((share_of(found.average_milli), found.replicas))
+}
+
+fn by_object(
+    source: &ObjectMetricSource,
+    told: Result<&Told, &str>,
+    pods: &[&Pod],
+    seen: &Seen<'_>,
+) -> Result<(MetricValueStatus, i32), Failed> {
+    let (object, metric) = (&source.described_object, &source.metric.name);
+    let namespace = seen.autoscaler.metadata.namespace.as_deref().unwrap_or_default();
+    let failed = |why: String, before: &str| {
+        let error = format!("failed to get object metric value: {before}{why}");
+        Failed { reason: "FailedGetObjectMetric", why, error }
+    };
+    let unread =
+        |why: &str| format!("unable to get metric {metric} on {} {namespace}/{}: {why}", object.kind, object.name);
+    let target = match source.target.type_.as_str() {
+        "Value" => milli(source.target.value.as_ref()).map(To::Value),
+        "AverageValue" => milli(source.target.average_value.as_ref()).map(To::Share),
+        _ => None,
+    };
+    let unset = "invalid object metric source: neither a value target nor an average value target was set";
+    let target = target.ok_or_else(|| failed(unset.to_owned(), ""))?;
+    let before = match target {
+        To::Value(_) => String::new(),
+        To::Share(_) => format!("failed to get {metric} object metric: "),
+    };
+    let value = value_of(told).map_err(|why| failed(unread(why), &before))?;
+    by_value(value, target, pods, seen).map_err(|why| failed(why, &before))
+}
+
+fn by_external(
+    source: &ExternalMetricSource,
+    told: Result<&Told, &str>,
+    pods: &[&Pod],
+    seen: &Seen<'_>,
+) -> Result<(MetricValueStatus, i32), Failed> {
+    let metric = &source.metric.name;
+    let namespace = seen.autoscaler.metadata.namespace.as_deref().unwrap_or_default();
+    let failed = |why: String, before: &str| {
+        let error = format!("failed to get {metric} external metric value: {before}{why}");
+        Failed { reason: "FailedGetExternalMetric", why, error }
+    };
+    let share = milli(source.target.average_value.as_ref()).map(To::Share);
+    let unset = "invalid external metric source: neither a value target nor an average value target was set";
+    let target = share.or_else(|| milli(source.target.value.as_ref()).map(To::Value));
+    let target = target.ok_or_else(|| failed(unset.to_owned(), ""))?;
+    let before = match target {
+        To::Value(_) => format!("failed to get external metric {metric}: "),
+        To::Share(_) => format!("failed to get {metric} external metric: "),
+    };
+    let selector = source.metric.selector.as_ref().map_or_else(|| "nil".to_owned(), printed);
+    let unread = |why: &str| format!("unable to get external metric {namespace}/{metric}/{selector}: {why}");
+    let value = value_of(told).map_err(|why| failed(unread(why), &before))?;
+    by_value(value, target, pods, seen).map_err(|why| failed(why, &before))
+}
+
+/// What a value should be, in thousandths.
+#[derive(Debug, Clone, Copy)]
+enum To {
+    /// All of it.
+    Value(i64),
+    /// What each pod has of it.
+    Share(i64),
+}
+
+fn by_value(milli: i64, to: To, pods: &[&Pod], seen: &Seen<'_>) -> Result<(MetricValueStatus, i32), String> {
+    let tolerance = tolerance(seen.autoscaler);
+    match to {
+        To::Value(target) => {
+            let ratio = milli as f64 / target.max(1) as f64;
+            let replicas = replicas::by_ratio(pods, seen.current, ratio, tolerance)?;
+            Ok((MetricValueStatus { value: Some(quantity(milli)), ..MetricValueStatus::default() }, replicas))
+        }
+        To::Share(target) => {
+            let (replicas, share) = replicas::by_share(seen.are, milli, target, tolerance);
+            Ok((share_of(share), replicas))
+        }
     }
-    if let ("Object", Some(source)) = (spec.type_.as_str(), &spec.object) {
-        let (object, metric) = (&source.described_object, &source.metric.name);
-        let why = format!("unable to get metric {metric} on {} {namespace}/{}: {CUSTOM}", object.kind, object.name);
-        let why = match source.target.type_.as_str() {
-            "AverageValue" => format!("failed to get {metric} object metric: {why}"),
-            _ => why,
-        };
-        let error = format!("failed to get object metric value: {why}");
-        return Failed { reason: "FailedGetObjectMetric", why, error };
+}
+
+fn value_of<'a>(told: Result<&Told, &'a str>) -> Result<i64, &'a str> {
+    match told? {
+        Told::Value(milli) => Ok(*milli),
+        Told::Pods(_) => Err("values of pods are not one value"),
     }
-    if let ("External", Some(source)) = (spec.type_.as_str(), &spec.external) {
-        let metric = &source.metric.name;
-        let selector = source.metric.selector.as_ref().map_or_else(|| "nil".to_owned(), printed);
-        let why = format!(
-            "unable to get external metric {namespace}/{metric}/{selector}: unable to fetch metrics from external metrics API: the \
-             server could not find the requested resource (get {metric}.external.metrics.k8s.io)"
-        );
-        let error = format!("failed to get {metric} external metric value: {why}");
-        return Failed { reason: "FailedGetExternalMetric", why, error };
-    }
-    let why = format!("unknown metric source type {:?}", spec.type_);
-    Failed { reason: "InvalidMetricSourceType", error: why.clone(), why }
+}
+
+fn milli(quantity: Option<&resource::Quantity>) -> Option<i64> {
+    Some(Quantity::parse(&quantity?.0).ok()?.milli_value())
+}
+
+fn quantity(milli: i64) -> resource::Quantity {
+    resource::Quantity(Quantity::from_millis(milli, Format::DecimalSi).to_string())
+}
+
+fn share_of(milli: i64) -> MetricValueStatus {
+    MetricValueStatus { average_value: Some(quantity(milli)), ..MetricValueStatus::default() }
+}
+
+fn external_words(metric: &str, selector: Option<&LabelSelector>) -> String {
+    format!("external metric {metric}({})", selector.map_or_else(|| "nil".to_owned(), printed))
 }
 
 /// A selector as Go prints it.
@@ -566,7 +715,11 @@ mod tests {
     fn decided(autoscaler: &HorizontalPodAutoscaler, current: i32, used: &[(i64, &str)]) -> Decision {
         let (pods, measures) = world(used);
         let pods: Vec<&Pod> = pods.iter().collect();
-        let seen = Seen { autoscaler, current, pods: Ok(&pods), measures: Ok(&measures) };
+        let absent = "unable to fetch metrics from external metrics API: the server could not find the requested resource (get \
+                      hits.external.metrics.k8s.io)";
+        let others = Others::from([(0, Err(absent.to_owned()))]);
+        let seen =
+            Seen { autoscaler, current, are: current, pods: Ok(&pods), measures: Ok(&measures), others: &others };
         decide(&seen, &mut History::default(), at(0), Instant::now())
     }
 
@@ -616,7 +769,7 @@ mod tests {
             Said::warning(
                 "FailedComputeMetricsReplicas",
                 format!(
-                    "invalid metrics (1 invalid out of 2), first error is: failed to get hits external metric value: {why}"
+                    "invalid metrics (1 invalid out of 2), first error is: failed to get hits external metric value: failed to get external metric hits: {why}"
                 ),
             ),
         ];

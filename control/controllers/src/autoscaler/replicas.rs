@@ -233,6 +233,29 @@ pub(super) fn propose(
     Ok(proposal(if turns { current } else { replicas }))
 }
 
+/// How many there should be where something that is not measured by pods is so many times of what it should be.
+pub(super) fn by_ratio(pods: &[&Pod], current: i32, ratio: f64, tolerance: Tolerance) -> Result<i32, String> {
+    if current == 0 {
+        return Ok(ceil(ratio));
+    }
+    if tolerance.allows(ratio) {
+        return Ok(current);
+    }
+    if pods.is_empty() {
+        let why = "unable to calculate ready pods: no pods returned by selector while calculating replica count";
+        return Err(why.to_owned());
+    }
+    let ready = pods.iter().filter(|pod| pod.phase == Phase::Running && pod.ready).count();
+    Ok(ceil(ratio * ready as f64))
+}
+
+/// How many there should be where each of those that there `are` has a share of the value, and that share, in thousandths.
+pub(super) fn by_share(are: i32, milli: i64, target: i64, tolerance: Tolerance) -> (i32, i64) {
+    let (value, target) = (milli as f64, target.max(1) as f64);
+    let replicas = if tolerance.allows(value / (target * f64::from(are))) { are } else { ceil(value / target) };
+    (replicas, (value / f64::from(are.max(1))).ceil() as i64)
+}
+
 /// Rounded up; the nearest number that there is.
 fn ceil(replicas: f64) -> i32 {
     replicas.ceil() as i32
@@ -295,6 +318,30 @@ mod tests {
         let measured = pods.iter().zip(used).filter(|(_, milli)| **milli >= 0);
         let measured = measured.map(|(pod, milli)| (&*pod.key.name, Measured { at: at(0), window, milli: *milli }));
         propose(&pods, &measured.collect(), current, wanted, at(0))
+    }
+
+    #[test]
+    fn a_value_that_is_of_no_pod_is_for_those_that_are_ready_or_shared() {
+        let pods: Vec<Pod> =
+            ["ready", "ready", "unready", "pending"].iter().enumerate().map(|(at, word)| pod(at, word)).collect();
+        let pods: Vec<&Pod> = pods.iter().collect();
+        for (current, ratio, expected) in
+            [(4, 1.05, 4), (4, 1.5, 3), (4, 0.5, 1), (0, 2.5, 3), (0, 0.0, 0), (4, 1e300, i32::MAX)]
+        {
+            assert_eq!(by_ratio(&pods, current, ratio, TOLERANCE), Ok(expected), "{current} {ratio}");
+        }
+        let none = "unable to calculate ready pods: no pods returned by selector while calculating replica count";
+        assert_eq!(by_ratio(&[], 1, 2.0, TOLERANCE), Err(none.to_owned()));
+        for (are, milli, target, expected) in [
+            (3, 15_000, 5_000, (3, 5_000)),
+            (2, 15_000, 5_000, (3, 7_500)),
+            (3, 1, 5_000, (1, 1)),
+            (0, 15_000, 5_000, (3, 15_000)),
+            (0, 0, 5_000, (0, 0)),
+            (1, i64::MAX, 1, (i32::MAX, i64::MAX)),
+        ] {
+            assert_eq!(by_share(are, milli, target, TOLERANCE), expected, "{are} {milli} {target}");
+        }
     }
 
     fn replicas(words: &str, used: &[i64], current: i32, percent: i32) -> i32 {

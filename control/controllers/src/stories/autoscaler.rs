@@ -200,3 +200,65 @@ async fn autoscaler_keeps_the_number_within_its_bounds_and_lets_zero_be() {
     assert_eq!((&*status, &*message), ("False", off));
     assert_eq!(api.get(DEPLOYMENT).unwrap()["spec"]["replicas"], 0);
 }
+
+#[tokio::test]
+async fn autoscaler_asks_other_servers_for_what_they_measure() {
+    let world = world();
+    let api = &world.api;
+    let custom = "/apis/custom.metrics.k8s.io/v1beta2/namespaces/n";
+    let item = |name: &str, value: &str| {
+        let now = jiff::Timestamp::now().to_string();
+        json!({"describedObject": {"kind": "Pod", "namespace": "n", "name": name}, "timestamp": now, "value": value,
+            "metric": {"name": "hits"}})
+    };
+    let metric = |name: &str| json!({"name": name, "selector": {"matchLabels": {"code": "200"}}});
+    api.put(DEPLOYMENT, deployment("web", 2));
+    pods(api, 2, "10m").await;
+    let names: Vec<String> =
+        api.list(PODS).iter().map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+    let of_pods = |value: &str| json!({"items": names.iter().map(|name| item(name, value)).collect::<Vec<_>>()});
+    let all = json!({"type": "Percent", "value": 1000, "periodSeconds": 15});
+    let wants = |metrics: Value| {
+        scaler(
+            json!({ "metrics": metrics, "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0, "policies": [all]}, "scaleUp": {"stabilizationWindowSeconds": 0, "policies": [all]}} }),
+        )
+    };
+    let replicas = |api: &Scripted, count: i32| (api.get(DEPLOYMENT)?["spec"]["replicas"] == count).then_some(());
+
+    // Of pods: each should have 5, and has 10.
+    api.put(&format!("{custom}/pods/*"), of_pods("10"));
+    let pods_metric = json!({"type": "Pods", "pods": {"metric": metric("hits"), "target": {"type": "AverageValue", "averageValue": "5"}}});
+    api.put(SCALER, wants(json!([pods_metric])));
+    api.until("twice as many", |api| replicas(api, 4)).await;
+    let asked = api.requests(&Method::GET, "/pods/*/hits");
+    assert_eq!(asked[0].query, "labelSelector=app%3Dweb&metricLabelSelector=code%3D200");
+    let (_, message, object) = until(api, SCALER, "ScalingActive", "ValidMetricFound").await;
+    assert_eq!(message, "the HPA was able to successfully calculate a replica count from pods metric hits");
+    let told = json!([{"type": "Pods", "pods": {"metric": metric("hits"), "current": {"averageValue": "10"}}}]);
+    assert_eq!(object["status"]["currentMetrics"], told);
+    api.remove(SCALER);
+
+    // Of an object: it should have 100m for all of the pods that are ready, and has a half of it.
+    pods(api, 4, "10m").await;
+    api.put(&format!("{custom}/services/front"), json!({"items": [item("front", "50m")]}));
+    let service = json!({"kind": "Service", "name": "front", "apiVersion": "v1"});
+    let object_metric = json!({"type": "Object", "object": {"metric": {"name": "load"}, "describedObject": service,
+        "target": {"type": "Value", "value": "100m"}}});
+    api.put(SCALER, wants(json!([object_metric])));
+    api.until("half as many", |api| replicas(api, 2)).await;
+    api.remove(SCALER);
+
+    // Of what is no object: the sum of all series, with so much of it for each pod.
+    let external = |name: &str| {
+        let target = json!({"type": "AverageValue", "averageValue": "5"});
+        json!({"type": "External", "external": {"metric": {"name": name}, "target": target}})
+    };
+    api.put(SCALER, wants(json!([external("queue")])));
+    let (_, message, _) = until(api, SCALER, "ScalingActive", "FailedGetExternalMetric").await;
+    assert!(message.ends_with("external metrics API: no metrics returned from external metrics API"), "{message}");
+    for (name, value) in [("a", "10"), ("b", "5")] {
+        let series = json!({"metricName": "queue", "value": value});
+        api.put(&format!("/apis/external.metrics.k8s.io/v1beta1/namespaces/n/queue/{name}"), series);
+    }
+    api.until("one for each 5", |api| replicas(api, 3)).await;
+}
