@@ -1,12 +1,11 @@
 //! The objects as they were written. Their definitions have checked them, so that what is odd here is an unknown value, or a definition
 //! that is not Gateway API's own.
 
-use std::cmp::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::rule::{self, Matches};
 use crate::{CONTROLLER, Key};
@@ -44,10 +43,15 @@ impl Meta {
         (self.namespace.clone(), self.name.clone())
     }
 
-    /// Who goes first where two want the same: the older one, then by name.
-    pub(crate) fn age(&self, other: &Meta) -> Ordering {
-        let of = |meta: &Meta| (meta.created, meta.namespace.clone(), meta.name.clone());
-        of(self).cmp(&of(other))
+    /// Who goes first where two want the same: the older one, then by uid, which nobody chooses, and for those without one by name.
+    pub(crate) fn age(&self) -> (i64, &str, &str, &str) {
+        (self.created, &self.uid, &self.namespace, &self.name)
+    }
+
+    /// Which route is asked first where two are for the same requests, as the description of `HTTPRoute`'s `rules[].matches` demands:
+    /// the older one, then by name.
+    pub fn precedence(&self) -> (i64, &str, &str) {
+        (self.created, &self.namespace, &self.name)
     }
 }
 
@@ -82,6 +86,14 @@ impl Gateway {
     pub fn read(meta: Meta, spec: &Value) -> Result<Gateway, serde_json::Error> {
         Ok(Gateway { meta, spec: GatewaySpec::deserialize(spec)? })
     }
+
+    /// Whether labels of namespaces say whose routes it has.
+    pub(crate) fn looks_at_labels(&self) -> bool {
+        self.spec
+            .listeners
+            .iter()
+            .any(|listener| listener.allowed_routes.namespaces.from.as_deref() == Some("Selector"))
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -91,9 +103,14 @@ pub(crate) struct GatewaySpec {
     pub listeners: Vec<Listener>,
     pub addresses: Vec<Address>,
     pub infrastructure: Infrastructure,
-    /// Certificates of clients and of backends.
-    pub tls: Value,
-    pub allowed_listeners: Value,
+    /// What else is there, as certificates of clients (`tls`).
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
+}
+
+/// Fields that say something, of those that are not known.
+pub(crate) fn first(others: &Map<String, Value>) -> Option<&str> {
+    others.iter().find(|(_, value)| !value.is_null()).map(|(name, _)| name.as_str())
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -126,7 +143,10 @@ pub(crate) struct Listener {
 pub(crate) struct Tls {
     pub mode: Option<String>,
     pub certificate_refs: Vec<Reference>,
-    pub options: serde_json::Map<String, Value>,
+    pub options: Map<String, Value>,
+    /// What else is there, as certificates of clients (`frontendValidation` of older definitions).
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
 }
 
 /// A reference to an object, of another namespace perhaps.
@@ -162,13 +182,19 @@ pub(crate) struct GroupKind {
 }
 
 /// An HTTPRoute, or what is the same of a GRPCRoute: whom it refers to.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct HttpRoute {
     /// Its metadata.
     pub meta: Meta,
     pub(crate) spec: RouteSpec,
     /// Of its rules, read when they are served: their expressions are dear.
     matches: Arc<OnceLock<Vec<Matches>>>,
+}
+
+impl PartialEq for HttpRoute {
+    fn eq(&self, other: &HttpRoute) -> bool {
+        (&self.meta, &self.spec) == (&other.meta, &other.spec)
+    }
 }
 
 impl HttpRoute {

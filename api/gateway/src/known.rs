@@ -1,26 +1,33 @@
 //! Objects as watches tell of them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{Class, Gateway, Grant, HttpRoute, KINDS, Key, Meta, Objects};
+use crate::{Class, Gateway, Grant, HttpRoute, KINDS, Key, Meta, Objects, Verdict};
 
 /// What a watch says.
 #[derive(Debug, Clone)]
 pub enum Said {
-    /// All objects are about to come.
+    /// All objects are about to come. Of a list that fails before its first object nothing is said: it may never come.
     Listing,
-    /// One is so: its metadata and all else.
-    Object(Meta, Value),
+    /// One is so: its metadata, its `spec`, and what else of it is kept ([`Known::kept`]).
+    Object(Meta, Value, Value),
     /// All have come.
     Listed,
     /// One is gone.
     Gone(Key),
     /// The kind's definition is not there, so that nobody watches.
     Undefined,
+    /// The kind's definition is of this version of Gateway API ([`BUNDLE`]). Who says nothing of conditions need not know.
+    Bundle(Option<String>),
 }
+
+/// Annotation of a definition: of which version of Gateway API it is.
+pub const BUNDLE: &str = "gateway.networking.k8s.io/bundle-version";
+/// Versions whose definitions are known, by their second numbers: v1.0 to v1.4.
+const MINOR_MAX: u32 = 4;
 
 /// What has been heard.
 #[derive(Debug, Default)]
@@ -38,20 +45,23 @@ struct Kind {
     is_defined: bool,
     /// Of a list that is being read: what is missing in it is gone.
     listing: Option<HashSet<Key>>,
-    /// What was said last of each: a status is compared with it.
-    raw: HashMap<Key, Value>,
+    bundle: Option<String>,
+    /// All there are, also those that cannot be read.
+    kept: HashMap<Key, Value>,
 }
 
 impl Kind {
-    /// Takes what was said; says what is gone.
-    fn take(&mut self, said: &Said) -> Vec<Key> {
-        self.is_defined = !matches!(said, Said::Undefined);
+    /// Takes what was said; says what is gone, and whether something else is known than before of the kind itself.
+    fn take(&mut self, said: &Said) -> (Vec<Key>, bool) {
+        let before = (self.is_listed, self.is_defined);
         let gone: Vec<Key> = match said {
             Said::Listing => {
+                // That there was nothing without a definition says nothing of what there is with one.
+                self.is_listed &= self.is_defined;
                 self.listing = Some(HashSet::new());
                 Vec::new()
             }
-            Said::Object(meta, _) => {
+            Said::Object(meta, ..) => {
                 if let Some(listing) = &mut self.listing {
                     listing.insert(meta.key());
                 }
@@ -60,16 +70,22 @@ impl Kind {
             Said::Listed => {
                 self.is_listed = true;
                 let seen = self.listing.take().unwrap_or_default();
-                self.raw.keys().filter(|key| !seen.contains(*key)).cloned().collect()
+                self.kept.keys().filter(|key| !seen.contains(*key)).cloned().collect()
             }
             Said::Gone(key) => vec![key.clone()],
             Said::Undefined => {
-                (self.is_listed, self.listing) = (true, None);
-                self.raw.keys().cloned().collect()
+                (self.is_listed, self.listing, self.bundle) = (true, None, None);
+                self.kept.keys().cloned().collect()
+            }
+            Said::Bundle(version) => {
+                let is_new = self.bundle != *version;
+                self.bundle.clone_from(version);
+                return (Vec::new(), is_new);
             }
         };
-        gone.iter().for_each(|key| drop(self.raw.remove(key)));
-        gone
+        self.is_defined = !matches!(said, Said::Undefined);
+        gone.iter().for_each(|key| drop(self.kept.remove(key)));
+        (gone, before != (self.is_listed, self.is_defined))
     }
 }
 
@@ -85,62 +101,96 @@ impl Known {
         self.kinds.get(kind).is_some_and(|kind| kind.is_defined)
     }
 
-    /// Objects of a kind, by its place in [`KINDS`], as they were said.
-    pub fn raw(&self, kind: usize) -> impl Iterator<Item = (&Key, &Value)> {
-        self.kinds.get(kind).into_iter().flat_map(|kind| &kind.raw)
+    /// Whether definitions are of versions that are known, as the condition `SupportedVersion` of a class says.
+    pub fn versions(&self) -> Verdict {
+        let is_known = |version: &str| {
+            let mut numbers = version.strip_prefix("v1.").unwrap_or_default().split('.');
+            numbers.next().and_then(|minor| minor.parse().ok()).is_some_and(|minor: u32| minor <= MINOR_MAX)
+        };
+        let defined = KINDS.iter().zip(&self.kinds).filter(|(_, kind)| kind.is_defined);
+        let odd: Vec<String> = defined
+            .filter(|(_, kind)| !kind.bundle.as_deref().is_some_and(is_known))
+            .map(|((name, ..), kind)| format!("{name} of {}", kind.bundle.as_deref().unwrap_or("no version")))
+            .collect();
+        if odd.is_empty() {
+            return Verdict::yes("SupportedVersion");
+        }
+        let words = format!("there are definitions of {}: v1.0 to v1.{MINOR_MAX} are known", odd.join(", "));
+        Verdict::no("UnsupportedVersion", words)
     }
 
-    /// Takes what was said of a kind, by its place in [`KINDS`]. What of an object cannot be read is the error: it is as if that were not
+    /// What is kept of the objects of a kind, by its place in [`KINDS`].
+    pub fn kept(&self, kind: usize) -> impl Iterator<Item = (&Key, &Value)> {
+        self.kinds.get(kind).into_iter().flat_map(|kind| &kind.kept)
+    }
+
+    /// Takes what was said of a kind, by its place in [`KINDS`]; says whether anything means something else than before: a status, which
+    /// is what changes most, does not. What of an object cannot be read is the error, which is such a change: it is as if that were not
     /// there.
-    pub fn take(&mut self, kind: usize, said: Said) -> Result<(), serde_json::Error> {
-        let Some(of) = self.kinds.get_mut(kind) else { return Ok(()) };
-        for key in of.take(&said) {
-            remove(kind, &key, &mut self.objects);
+    pub fn take(&mut self, kind: usize, said: Said) -> Result<bool, serde_json::Error> {
+        let Some(of) = self.kinds.get_mut(kind) else { return Ok(false) };
+        let (gone, mut is_new) = of.take(&said);
+        for key in gone {
+            is_new |= remove(kind, &key, &mut self.objects);
         }
-        let Said::Object(meta, data) = said else { return Ok(()) };
+        let Said::Object(meta, spec, kept) = said else { return Ok(is_new) };
         let key = meta.key();
-        let put = put(kind, meta, &data["spec"], &mut self.objects);
+        of.kept.insert(key.clone(), kept);
+        let put = put(kind, meta, &spec, &mut self.objects);
         if put.is_err() {
             remove(kind, &key, &mut self.objects);
         }
-        self.kinds[kind].raw.insert(key, data);
-        put
+        put.map(|put| put || is_new)
     }
 
-    /// Takes what was said of namespaces; of one that is there, its labels.
-    pub fn take_namespace(&mut self, said: &Said, labels: BTreeMap<String, String>) {
-        for (_, name) in self.namespaces.take(said) {
-            self.objects.namespaces.remove(&name);
+    /// Takes what was said of namespaces; of one that is there, its labels. Says whether that means anything: labels do where a listener
+    /// looks at them.
+    pub fn take_namespace(&mut self, said: Said, labels: BTreeMap<String, String>) -> bool {
+        let (gone, mut is_new) = self.namespaces.take(&said);
+        let mut are_others = false;
+        for (_, name) in gone {
+            are_others |= self.objects.namespaces.remove(&name).is_some();
         }
-        if let Said::Object(meta, _) = said {
-            self.namespaces.raw.insert(meta.key(), Value::Null);
-            self.objects.namespaces.insert(meta.name.clone(), labels);
+        if let Said::Object(meta, ..) = said {
+            self.namespaces.kept.insert(meta.key(), Value::Null);
+            are_others |= set(&mut self.objects.namespaces, meta.name, labels);
         }
+        is_new |= are_others && self.objects.gateways.values().any(Gateway::looks_at_labels);
+        is_new
     }
 }
 
-fn put(kind: usize, meta: Meta, spec: &Value, objects: &mut Objects) -> Result<(), serde_json::Error> {
+/// Says whether it was another before, or none.
+fn set<K: Ord, T: PartialEq>(all: &mut BTreeMap<K, T>, key: K, value: T) -> bool {
+    let is_new = all.get(&key) != Some(&value);
+    if is_new {
+        all.insert(key, value);
+    }
+    is_new
+}
+
+fn put(kind: usize, meta: Meta, spec: &Value, objects: &mut Objects) -> Result<bool, serde_json::Error> {
     let key = meta.key();
-    match KINDS[kind].0 {
-        "GatewayClass" => drop(objects.classes.insert(meta.name.clone(), Class::read(meta, spec))),
-        "Gateway" => drop(objects.gateways.insert(key, Gateway::read(meta, spec)?)),
+    Ok(match KINDS[kind].0 {
+        "GatewayClass" => set(&mut objects.classes, meta.name.clone(), Class::read(meta, spec)),
+        "Gateway" => set(&mut objects.gateways, key, Gateway::read(meta, spec)?),
         "HTTPRoute" => {
             let route = HttpRoute::read(meta, spec)?.after(objects.routes.get(&key));
-            objects.routes.insert(key, route);
+            set(&mut objects.routes, key, route)
         }
-        "GRPCRoute" => drop(objects.grpc_routes.insert(key, HttpRoute::read(meta, spec)?)),
-        _ => drop(objects.grants.insert(key, Grant::read(&meta, spec)?)),
-    }
-    Ok(())
+        "GRPCRoute" => set(&mut objects.grpc_routes, key, HttpRoute::read(meta, spec)?),
+        _ => set(&mut objects.grants, key, Grant::read(&meta, spec)?),
+    })
 }
 
-fn remove(kind: usize, key: &Key, objects: &mut Objects) {
+/// Says whether it was there.
+fn remove(kind: usize, key: &Key, objects: &mut Objects) -> bool {
     match KINDS[kind].0 {
-        "GatewayClass" => drop(objects.classes.remove(&key.1)),
-        "Gateway" => drop(objects.gateways.remove(key)),
-        "HTTPRoute" => drop(objects.routes.remove(key)),
-        "GRPCRoute" => drop(objects.grpc_routes.remove(key)),
-        _ => drop(objects.grants.remove(key)),
+        "GatewayClass" => objects.classes.remove(&key.1).is_some(),
+        "Gateway" => objects.gateways.remove(key).is_some(),
+        "HTTPRoute" => objects.routes.remove(key).is_some(),
+        "GRPCRoute" => objects.grpc_routes.remove(key).is_some(),
+        _ => objects.grants.remove(key).is_some(),
     }
 }
 
@@ -150,9 +200,31 @@ pub fn defined_by(definition: &str) -> Option<usize> {
     KINDS.iter().position(|(_, known, _)| *known == plural).filter(|_| group == crate::GROUP)
 }
 
-/// A namespace's or class' key.
-pub fn named(name: &str) -> Key {
-    (Arc::from(""), Arc::from(name))
+/// What is looked at of a kind's definition: a schema is large.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Definition {
+    spec: DefinitionSpec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DefinitionSpec {
+    versions: Vec<DefinitionVersion>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DefinitionVersion {
+    name: String,
+    served: bool,
+}
+
+impl Definition {
+    /// Whether a kind, by its place in [`KINDS`], is served in the version that is followed.
+    pub fn serves(&self, kind: usize) -> bool {
+        self.spec.versions.iter().any(|of| of.served && of.name == KINDS[kind].2)
+    }
 }
 
 #[cfg(test)]
@@ -161,9 +233,12 @@ mod tests {
 
     use super::*;
 
+    fn meta(name: &str) -> Meta {
+        Meta { namespace: "n".into(), name: name.into(), ..Meta::default() }
+    }
+
     fn object(name: &str) -> Said {
-        let meta = Meta { namespace: "n".into(), name: name.into(), ..Meta::default() };
-        Said::Object(meta, json!({"spec": {"gatewayClassName": "coracle"}, "status": {"of": name}}))
+        Said::Object(meta(name), json!({"gatewayClassName": "coracle"}), json!({"status": {"of": name}}))
     }
 
     #[test]
@@ -179,21 +254,98 @@ mod tests {
         assert!(!known.is_complete());
         known.take(1, Said::Listed).unwrap();
         assert!(!known.is_complete(), "namespaces are not known");
-        known.take_namespace(&Said::Listed, BTreeMap::new());
+        known.take_namespace(Said::Listed, BTreeMap::new());
         assert!(known.is_complete());
         let names = |known: &Known| known.objects.gateways.keys().map(|key| key.1.to_string()).collect::<Vec<_>>();
         assert_eq!(names(&known), ["a", "b"]);
         known.take(1, Said::Listing).unwrap();
         known.take(1, object("b")).unwrap();
         assert_eq!(names(&known), ["a", "b"], "until the list has ended");
+        assert!(known.is_complete(), "as it was before");
         known.take(1, Said::Listed).unwrap();
         assert_eq!(names(&known), ["b"]);
-        let odd = Said::Object(Meta { namespace: "n".into(), name: "b".into(), ..Meta::default() }, json!({"spec": 7}));
+        let odd = Said::Object(meta("b"), json!(7), Value::Null);
         assert!(known.take(1, odd).is_err() && names(&known).is_empty());
         known.take(1, object("c")).unwrap();
         known.take(1, Said::Undefined).unwrap();
-        assert!(names(&known).is_empty() && known.raw(1).count() == 0 && known.is_complete());
+        assert!(names(&known).is_empty() && known.kept(1).count() == 0 && known.is_complete());
         let found = ["gateways.gateway.networking.k8s.io", "gateways.example.com", "gateways"].map(defined_by);
         assert_eq!(found, [Some(1), None, None]);
+    }
+
+    /// A definition that comes late is of a kind of which nothing is known again.
+    #[test]
+    fn a_kind_that_is_defined_late_is_listed_before_it_is_known() {
+        let mut known = Known::default();
+        (0..KINDS.len()).for_each(|kind| assert!(known.take(kind, Said::Undefined).unwrap(), "{kind}"));
+        assert!(known.is_complete());
+        known.take_namespace(Said::Listed, BTreeMap::new());
+        known.take(1, Said::Listing).unwrap();
+        known.take(1, object("a")).unwrap();
+        assert!(!known.is_complete());
+        known.take(1, Said::Listed).unwrap();
+        assert!(known.is_complete());
+        assert!(!known.take(2, Said::Undefined).unwrap(), "as it was");
+    }
+
+    #[test]
+    fn a_status_means_nothing_and_labels_do_where_a_listener_looks_at_them() {
+        let mut known = Known::default();
+        let spec = || json!({"gatewayClassName": "coracle"});
+        assert!(known.take(1, Said::Object(meta("g"), spec(), Value::Null)).unwrap());
+        assert!(!known.take(1, Said::Object(meta("g"), spec(), json!({"status": 1}))).unwrap());
+        assert_eq!(known.kept(1).next().unwrap().1, &json!({"status": 1}));
+        let later = Meta { generation: 2, ..meta("g") };
+        assert!(known.take(1, Said::Object(later, spec(), Value::Null)).unwrap(), "a status says of which generation");
+        let route = |path: &str| json!({"rules": [{"matches": [{"path": {"value": path}}]}]});
+        for (path, is_new) in [("/a", true), ("/a", false), ("/b", true)] {
+            assert_eq!(known.take(2, Said::Object(meta("r"), route(path), Value::Null)).unwrap(), is_new);
+        }
+        known.take_namespace(Said::Listed, BTreeMap::new());
+        let labels = |known: &mut Known, value: &str| {
+            let said = Said::Object(Meta { name: "n".into(), ..Meta::default() }, Value::Null, Value::Null);
+            known.take_namespace(said, [("exposed".to_owned(), value.to_owned())].into())
+        };
+        assert!(!labels(&mut known, "a"), "nobody looks");
+        let listener = json!({"name": "l", "allowedRoutes": {"namespaces": {"from": "Selector", "selector": {}}}});
+        known.take(1, Said::Object(meta("g"), json!({"listeners": [listener]}), Value::Null)).unwrap();
+        assert_eq!(["a", "b", "b"].map(|value| labels(&mut known, value)), [false, true, false]);
+        assert!(known.take(2, Said::Gone(meta("r").key())).unwrap());
+        assert!(!known.take(2, Said::Gone(meta("r").key())).unwrap());
+    }
+
+    #[test]
+    fn definitions_of_unknown_versions_are_told() {
+        let mut known = Known::default();
+        assert!(known.versions().holds, "there are none");
+        let bundle = |version: &str| Said::Bundle(Some(version.to_owned()));
+        for (version, expected) in [
+            (bundle("v1.4.0"), true),
+            (bundle("v1.4.0-rc.1"), true),
+            (bundle("v1.5.0"), false),
+            (bundle("v0.8.1"), false),
+            (bundle("odd"), false),
+            (Said::Bundle(None), false),
+        ] {
+            assert!(known.take(1, version.clone()).unwrap());
+            assert!(!known.take(1, version.clone()).unwrap());
+            known.take(1, Said::Listing).unwrap();
+            assert_eq!(known.versions().holds, expected, "{version:?}");
+        }
+        assert!(known.versions().message.starts_with("there are definitions of Gateway of no version"));
+        known.take(1, Said::Undefined).unwrap();
+        assert!(known.versions().holds);
+    }
+
+    #[test]
+    fn a_definition_says_which_versions_are_served() {
+        let of = |versions: Value| {
+            let definition: Definition = serde_json::from_value(json!({"spec": {"versions": versions}})).unwrap();
+            definition.serves(1)
+        };
+        let version = |name: &str, served: bool| json!({"name": name, "served": served, "storage": true});
+        assert!(of(json!([version("v1beta1", false), version("v1", true)])));
+        assert!(!of(json!([version("v1beta1", true), version("v1", false)])));
+        assert!(!of(json!([version("v1beta1", true)])));
     }
 }

@@ -31,19 +31,17 @@ use std::sync::Arc;
 pub use grant::Grant;
 pub use host::Hostname;
 pub use kinds::{Class, Gateway, HttpRoute, Meta};
-pub use known::{Known, Said, defined_by, named};
+pub use known::{BUNDLE, Definition, Known, Said, defined_by};
 pub use listener::Protocol;
 pub use resolve::{GatewayState, ListenerState, Objects, ParentState, Resolved, RouteState};
 pub use rule::{
     Action, Conditions, Filters, Forward, HeaderChanges, Match, PathChange, PathMatch, Redirect, Rewrite, Rule, Target,
 };
-pub use served::{Served, ServedAt};
+pub use served::{PORTS_MAX, PortState, Served, ServedAt};
 pub use text::{Pattern, TextMatch};
 
 /// The group of all these kinds.
 pub const GROUP: &str = "gateway.networking.k8s.io";
-/// Their version.
-pub const VERSION: &str = "v1";
 /// `spec.controllerName` of classes whose Gateways nodes serve.
 pub const CONTROLLER: &str = "coracle.dev/gateway";
 /// The class that is made when there are classes.

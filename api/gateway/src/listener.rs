@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::kinds::{Gateway, GroupKind, Listener};
+use crate::kinds::{self, Gateway, GroupKind, Listener};
 use crate::resolve::ListenerState;
-use crate::{GROUP, Grant, Hostname, Key, Verdict, grant};
+use crate::{GROUP, Hostname, Key, Verdict, grant};
 
 /// What is spoken at a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,20 +26,23 @@ impl Protocol {
     }
 }
 
+/// Whether a grant permits a reference to another namespace.
+type Permits<'a> = &'a dyn Fn(grant::Reference<'_>) -> bool;
+
 /// Whether a kind is one whose routes are served.
 pub(crate) fn is_served(kind: &GroupKind) -> bool {
     kind.group.as_deref().unwrap_or(GROUP) == GROUP && kind.kind == "HTTPRoute"
 }
 
 /// All listeners of a Gateway, as far as it says itself what is wrong with them.
-pub(crate) fn all<'a>(gateway: &Gateway, grants: impl Iterator<Item = &'a Grant> + Clone) -> Vec<ListenerState> {
+pub(crate) fn all(gateway: &Gateway, permits: Permits<'_>) -> Vec<ListenerState> {
     let mut listeners: Vec<ListenerState> =
-        gateway.spec.listeners.iter().map(|listener| one(gateway, listener, grants.clone())).collect();
+        gateway.spec.listeners.iter().map(|listener| one(gateway, listener, permits)).collect();
     conflicts(&gateway.spec.listeners, &mut listeners);
     listeners
 }
 
-fn one<'a>(gateway: &Gateway, listener: &Listener, grants: impl Iterator<Item = &'a Grant> + Clone) -> ListenerState {
+fn one(gateway: &Gateway, listener: &Listener, permits: Permits<'_>) -> ListenerState {
     let protocol = Protocol::of(&listener.protocol);
     let mode = listener.tls.mode.as_deref().unwrap_or("Terminate");
     let mut accepted = Verdict::yes("Accepted");
@@ -52,7 +55,11 @@ fn one<'a>(gateway: &Gateway, listener: &Listener, grants: impl Iterator<Item = 
         Some(Protocol::Https) if mode != "Terminate" => {
             accepted = Verdict::no("UnsupportedProtocol", format!("TLS mode {mode} is not supported: Terminate is"));
         }
-        Some(_) => {}
+        Some(_) => {
+            if let Some(name) = kinds::first(&listener.tls.others) {
+                accepted = Verdict::no("UnsupportedValue", format!("tls.{name} is not supported"));
+            }
+        }
     }
     if !listener.tls.options.is_empty() {
         notes.push("tls.options have no effect");
@@ -62,23 +69,24 @@ fn one<'a>(gateway: &Gateway, listener: &Listener, grants: impl Iterator<Item = 
     }
     let (mut resolved, mut secrets) = (Verdict::yes("ResolvedRefs"), Vec::new());
     if protocol == Some(Protocol::Https) {
-        (secrets, resolved) = certificates(gateway, listener, grants);
+        (secrets, resolved) = certificates(gateway, listener, permits);
     }
-    let kinds: Vec<&GroupKind> = listener.allowed_routes.kinds.iter().collect();
-    let odd: Vec<&str> = kinds.iter().filter(|kind| !is_served(kind)).map(|kind| kind.kind.as_str()).collect();
+    let allowed = &listener.allowed_routes.kinds;
+    let odd: Vec<&str> = allowed.iter().filter(|kind| !is_served(kind)).map(|kind| kind.kind.as_str()).collect();
     if !odd.is_empty() && resolved.holds {
         let words = format!("routes of kind {} are not served: HTTPRoute is", odd.join(", "));
         resolved = Verdict::no("InvalidRouteKinds", words);
     }
     // Where nothing is said all that are served are allowed.
-    let has_routes = accepted.holds && (kinds.is_empty() || odd.len() < kinds.len());
+    let has_kind = protocol.is_some() && (allowed.is_empty() || odd.len() < allowed.len());
     ListenerState {
         name: listener.name.as_str().into(),
         port: listener.port,
         protocol,
         hostname: Hostname::parse(listener.hostname.as_deref()),
         secrets,
-        has_routes,
+        has_kind,
+        has_routes: has_kind && accepted.holds,
         accepted,
         conflicted: Verdict { holds: false, reason: "NoConflicts", message: String::new() },
         resolved,
@@ -87,11 +95,7 @@ fn one<'a>(gateway: &Gateway, listener: &Listener, grants: impl Iterator<Item = 
 }
 
 /// The Secrets of its certificates.
-fn certificates<'a>(
-    gateway: &Gateway,
-    listener: &Listener,
-    grants: impl Iterator<Item = &'a Grant> + Clone,
-) -> (Vec<Key>, Verdict) {
+fn certificates(gateway: &Gateway, listener: &Listener, permits: Permits<'_>) -> (Vec<Key>, Verdict) {
     let (mut secrets, mut resolved) = (Vec::new(), Verdict::yes("ResolvedRefs"));
     let own = &gateway.meta.namespace;
     for reference in &listener.tls.certificate_refs {
@@ -103,7 +107,7 @@ fn certificates<'a>(
         }
         let namespace = reference.namespace.as_deref().map_or_else(|| own.clone(), Arc::from);
         let asked = grant::Reference { from: ("Gateway", own), to: ("Secret", &namespace, &reference.name) };
-        if namespace != *own && !grants.clone().any(|grant| grant.permits(asked)) {
+        if namespace != *own && !permits(asked) {
             let words = format!("no ReferenceGrant of namespace {namespace} permits secret {}", reference.name);
             resolved = Verdict::no("RefNotPermitted", words);
             continue;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::attach::{self, Namespaces};
-use crate::kinds::{Class, Gateway, HttpRoute, Meta};
+use crate::kinds::{self, Class, Gateway, HttpRoute, Meta};
 use crate::listener::{self, Ports, Protocol};
 use crate::rule::{self, Broken, Cost, Rule, Target};
 use crate::{Grant, Hostname, Key, Verdict, grant};
@@ -69,6 +69,8 @@ pub struct ListenerState {
     pub hostname: Hostname,
     /// Secrets of certificates that it may show.
     pub secrets: Vec<Key>,
+    /// Whether HTTPRoutes are among the kinds of routes that it is for.
+    pub has_kind: bool,
     /// Whether HTTPRoutes may be attached to it.
     pub has_routes: bool,
     /// The condition `Accepted`.
@@ -126,6 +128,14 @@ impl Objects {
         self.classes.get(class).is_some_and(|class| class.is_ours && !class.has_parameters)
     }
 
+    /// Whether a grant of the namespace permits it.
+    fn permits(&self, reference: grant::Reference<'_>) -> bool {
+        let namespace = reference.to.1;
+        let of_namespace = self.grants.range((Arc::from(namespace), Arc::from(""))..);
+        let mut of_namespace = of_namespace.take_while(|((of, _), _)| **of == *namespace);
+        of_namespace.any(|(_, grant)| grant.permits(reference))
+    }
+
     /// What is said of a class of ours.
     pub fn accepts(&self, class: &Class) -> Verdict {
         match class.has_parameters {
@@ -139,11 +149,11 @@ impl Objects {
         let mut resolved = Resolved::default();
         let mut gateways: Vec<&Gateway> =
             self.gateways.values().filter(|gateway| self.is_ours(&gateway.spec.gateway_class_name)).collect();
-        gateways.sort_by(|a, b| a.meta.age(&b.meta));
+        gateways.sort_by(|a, b| a.meta.age().cmp(&b.meta.age()));
         let mut ports = Ports::default();
         for gateway in &gateways {
             let accepted = accepts(gateway);
-            let mut listeners = listener::all(gateway, self.grants.values());
+            let mut listeners = listener::all(gateway, &|reference| self.permits(reference));
             for listener in &mut listeners {
                 if accepted.holds {
                     ports.take(&gateway.meta.key(), listener);
@@ -218,7 +228,7 @@ impl Objects {
         let is_attached = attached.iter().any(Result::is_ok);
         let may_refer = |target: &Target| {
             let asked = grant::Reference { from: ("HTTPRoute", own), to: ("Service", &target.namespace, &target.name) };
-            self.grants.values().any(|grant| grant.permits(asked))
+            self.permits(asked)
         };
         // A route without rules is for all requests, and has nobody who answers them. Of one that is not served only backends are looked at.
         let nothing = [serde_json::json!({})];
@@ -321,7 +331,7 @@ impl Parents<'_> {
 
 fn in_order(routes: &BTreeMap<Key, HttpRoute>) -> Vec<&HttpRoute> {
     let mut routes: Vec<&HttpRoute> = routes.values().collect();
-    routes.sort_by(|a, b| a.meta.age(&b.meta));
+    routes.sort_by(|a, b| a.meta.age().cmp(&b.meta.age()));
     routes
 }
 
@@ -339,15 +349,13 @@ fn accepts(gateway: &Gateway) -> Verdict {
     if !spec.infrastructure.parameters_ref.is_null() {
         return Verdict::no("InvalidParameters", "spec.infrastructure.parametersRef is not supported");
     }
-    let kinds = spec.addresses.iter().map(|address| address.kind.as_deref().unwrap_or("IPAddress"));
-    if let Some(kind) = kinds.into_iter().find(|kind| *kind != "IPAddress") {
+    let mut types = spec.addresses.iter().map(|address| address.kind.as_deref().unwrap_or("IPAddress"));
+    if let Some(kind) = types.find(|kind| *kind != "IPAddress") {
         return Verdict::no("UnsupportedAddress", format!("addresses of type {kind} are not supported"));
     }
-    if !spec.tls.is_null() {
-        return Verdict::no("Invalid", "spec.tls is not supported: certificates of clients are not asked for");
+    // Certificates of clients, listeners elsewhere, and what comes in later versions: passed over, each would be a hole.
+    match kinds::first(&spec.others) {
+        Some(name) => Verdict::no("Invalid", format!("spec.{name} is not supported")),
+        None => Verdict::yes("Accepted"),
     }
-    if !spec.allowed_listeners.is_null() {
-        return Verdict::no("Invalid", "spec.allowedListeners is not supported");
-    }
-    Verdict::yes("Accepted")
 }

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::{Map, Value, json};
 
+use crate::kinds;
 use crate::text::{Pattern, TextMatch};
 
 /// Bytes of a path, as of an Ingress.
@@ -198,8 +200,12 @@ struct RuleSpec {
     filters: Vec<Value>,
     backend_refs: Vec<BackendSpec>,
     timeouts: Timeouts,
-    retry: Value,
-    session_persistence: Value,
+    /// Read by themselves.
+    name: IgnoredAny,
+    matches: IgnoredAny,
+    /// What else is there, as `retry`.
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -238,17 +244,6 @@ struct BackendSpec {
     port: Option<u16>,
     weight: Option<u32>,
     filters: Vec<Value>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct FilterSpec {
-    #[serde(rename = "type")]
-    kind: String,
-    request_header_modifier: HeadersSpec,
-    response_header_modifier: HeadersSpec,
-    request_redirect: RedirectSpec,
-    url_rewrite: RewriteSpec,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -307,25 +302,26 @@ pub(crate) struct Matches {
 
 /// Reads what a rule is for.
 pub(crate) fn matches(spec: &Value) -> Matches {
-    let specs = match Vec::<MatchSpec>::deserialize(or_none(&spec["matches"])) {
-        Ok(specs) => specs,
-        Err(error) => {
-            return Matches { all: Vec::new(), unsupported: Some(format!("a rule cannot be read: {error}")) };
+    let (mut all, mut unsupported) = (Vec::new(), None);
+    let everything = [json!({})];
+    let specs = match &spec["matches"] {
+        Value::Null => &everything[..],
+        Value::Array(specs) if specs.is_empty() => &everything,
+        Value::Array(specs) => specs,
+        _ => {
+            unsupported = Some("a rule cannot be read: its matches are no list".to_owned());
+            &[]
         }
     };
-    let everything = [MatchSpec::default()];
-    let mut all = Vec::new();
-    for spec in if specs.is_empty() { &everything[..] } else { &specs } {
-        match read_match(spec) {
+    for spec in specs {
+        let read = MatchSpec::deserialize(spec).map_err(|error| format!("a match cannot be read: {error}"));
+        match read.and_then(|spec| read_match(&spec)) {
             Ok(read) => all.push(read),
-            Err(why) => return Matches { all, unsupported: Some(why) },
+            // The others stay the rule's: what they are for must not become another rule's.
+            Err(why) => drop(unsupported.get_or_insert(why)),
         }
     }
-    Matches { all, unsupported: None }
-}
-
-fn or_none(value: &Value) -> Value {
-    if value.is_null() { json!([]) } else { value.clone() }
+    Matches { all, unsupported }
 }
 
 /// What a rule takes of memory and time, before anything of it is read.
@@ -372,7 +368,7 @@ pub(crate) fn read(namespace: &Arc<str>, spec: &Value, of: &Matches, may_refer: 
     let whole = RuleSpec::deserialize(spec).map_err(|error| format!("a rule cannot be read: {error}"));
     let whole = match whole {
         Ok(whole) => whole,
-        Err(why) => return unsupported(Vec::new(), why),
+        Err(why) => return unsupported(matches, why),
     };
     let mut broken = Vec::new();
     match read_whole(namespace, &matches, whole, may_refer, &mut broken) {
@@ -435,10 +431,8 @@ fn read_whole(
     may_refer: &dyn Fn(&Target) -> bool,
     broken: &mut Vec<Broken>,
 ) -> Result<(Filters, Action, Option<Duration>), String> {
-    for (name, value) in [("retry", &spec.retry), ("sessionPersistence", &spec.session_persistence)] {
-        if !value.is_null() {
-            return Err(format!("{name} is not supported"));
-        }
+    if let Some(name) = kinds::first(&spec.others) {
+        return Err(format!("{name} is not supported"));
     }
     let (filters, redirect) = read_filters(&spec.filters, matches)?;
     let mut timeout: Option<Duration> = None;
@@ -494,38 +488,29 @@ fn read_filters(specs: &[Value], matches: &[Match]) -> Result<(Filters, Option<R
     let mut seen = HashSet::new();
     for spec in specs {
         // What other kinds of filters have is not looked at.
-        let kind = spec["type"].as_str().unwrap_or_default().to_owned();
-        if !seen.insert(kind.clone()) {
+        let kind = spec["type"].as_str().unwrap_or_default();
+        if !seen.insert(kind) {
             return Err(format!("filter {kind} is there twice"));
         }
-        let known = ["RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite"];
-        if !known.contains(&kind.as_str()) {
-            return Err(format!("filter {kind} is not supported"));
-        }
-        let spec = FilterSpec::deserialize(&json!({
-            "type": kind,
-            "requestHeaderModifier": or_empty(&spec["requestHeaderModifier"]),
-            "responseHeaderModifier": or_empty(&spec["responseHeaderModifier"]),
-            "requestRedirect": or_empty(&spec["requestRedirect"]),
-            "urlRewrite": or_empty(&spec["urlRewrite"]),
-        }))
-        .map_err(|error| format!("filter {kind} cannot be read: {error}"))?;
-        match spec.kind.as_str() {
-            "RequestHeaderModifier" => filters.request = changes(&spec.request_header_modifier)?,
-            "ResponseHeaderModifier" => filters.response = changes(&spec.response_header_modifier)?,
+        match kind {
+            "RequestHeaderModifier" => filters.request = changes(&part(spec, "requestHeaderModifier")?)?,
+            "ResponseHeaderModifier" => filters.response = changes(&part(spec, "responseHeaderModifier")?)?,
             "URLRewrite" => {
-                let RewriteSpec { hostname, path } = spec.url_rewrite;
+                let RewriteSpec { hostname, path } = part(spec, "urlRewrite")?;
                 let hostname = hostname.as_deref().map(Arc::from);
                 filters.rewrite = Rewrite { hostname, path: path_change(path.as_ref(), matches)? };
             }
-            _ => redirect = Some(read_redirect(&spec.request_redirect, matches)?),
+            "RequestRedirect" => redirect = Some(read_redirect(&part(spec, "requestRedirect")?, matches)?),
+            _ => return Err(format!("filter {kind} is not supported")),
         }
     }
     Ok((filters, redirect))
 }
 
-fn or_empty(value: &Value) -> Value {
-    if value.is_null() { json!({}) } else { value.clone() }
+/// What a filter says of its kind.
+fn part<T: DeserializeOwned + Default>(spec: &Value, name: &str) -> Result<T, String> {
+    let read = Option::deserialize(&spec[name]).map(Option::unwrap_or_default);
+    read.map_err(|error| format!("{name} of a filter cannot be read: {error}"))
 }
 
 fn read_redirect(spec: &RedirectSpec, matches: &[Match]) -> Result<Redirect, String> {
@@ -710,6 +695,7 @@ mod tests {
             (json!({"filters": [{"type": "URLRewrite"}, {"type": "URLRewrite"}]}), "filter URLRewrite is there twice"),
             (json!({"retry": {"attempts": 3}}), "retry is not supported"),
             (json!({"sessionPersistence": {}}), "sessionPersistence is not supported"),
+            (json!({"comesLater": 1}), "comesLater is not supported"),
             (
                 json!({"matches": [{"path": {"type": "Glob", "value": "/"}}]}),
                 "type \"Glob\" of a path is not supported",
@@ -754,6 +740,24 @@ mod tests {
             assert!(why.starts_with(words), "{spec}: {why}");
             assert!(matches!(read.rule.action, Action::Fail(_)), "{spec}");
         }
+    }
+
+    #[test]
+    fn a_match_that_cannot_be_read_takes_none_of_the_others_away() {
+        let path = |value: &str| json!({"path": {"type": "Exact", "value": value}});
+        for odd in [
+            json!({"path": {"type": "RegularExpression", "value": "("}}),
+            json!({"path": 7}),
+            json!({"headers": [{"name": "no name", "value": ""}]}),
+        ] {
+            let read = of(json!({"matches": [path("/a"), odd, path("/b")]}));
+            let paths: Vec<_> = read.rule.matches.iter().map(|of| of.path.clone()).collect();
+            assert_eq!(paths, ["/a", "/b"].map(|path| PathMatch::Exact(path.into())), "{odd}");
+            assert!(read.unsupported.is_some() && matches!(read.rule.action, Action::Fail(_)), "{odd}");
+        }
+        // Nor does what else of a rule cannot be read.
+        let read = of(json!({"matches": [path("/a")], "backendRefs": 7}));
+        assert!(read.unsupported.is_some() && read.rule.matches.len() == 1);
     }
 
     #[test]

@@ -6,14 +6,32 @@ use std::sync::Arc;
 
 use crate::Key;
 
-/// What a node says, as `ADDRESS,PORT,PORT=taken,!NAMESPACE/NAME`: the address at which it serves Gateways, their ports, and Secrets
-/// of theirs without a certificate that it could show.
+/// Ports of Gateways that a node opens, those of one namespace half of them.
+pub const PORTS_MAX: usize = 256;
+
+/// What has become of a port at a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PortState {
+    /// It listens there.
+    Open,
+    /// It could not have it.
+    Taken,
+    /// There are too many ([`PORTS_MAX`]).
+    Beyond,
+}
+
+/// Behind a port that is not open.
+const TAKEN: &str = "=taken";
+const BEYOND: &str = "=beyond";
+
+/// What a node says, as `ADDRESS,PORT,PORT=taken,!NAMESPACE/NAME,PORT=beyond`: the address at which it serves Gateways, their ports, and
+/// Secrets of theirs without a certificate that it could show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServedAt {
     /// Where.
     pub address: IpAddr,
-    /// Ports, and whether it listens there.
-    pub ports: BTreeMap<u16, bool>,
+    /// Ports, and what has become of them.
+    pub ports: BTreeMap<u16, PortState>,
     /// Secrets that hold no certificate.
     pub broken: BTreeSet<Key>,
 }
@@ -22,15 +40,19 @@ impl ServedAt {
     /// As it is written.
     pub fn to_text(&self) -> String {
         let mut text = self.address.to_string();
+        let ports = |state| self.ports.iter().filter(move |(_, of)| **of == state).map(|(port, _)| port);
         // Those that are open first: the end is what is left out of a text that is too long.
-        for (port, _) in self.ports.iter().filter(|(_, is_open)| **is_open) {
+        for port in ports(PortState::Open) {
             text.push_str(&format!(",{port}"));
         }
-        for (port, _) in self.ports.iter().filter(|(_, is_open)| !**is_open) {
-            text.push_str(&format!(",{port}=taken"));
+        for port in ports(PortState::Taken) {
+            text.push_str(&format!(",{port}{TAKEN}"));
         }
         for (namespace, name) in &self.broken {
             text.push_str(&format!(",!{namespace}/{name}"));
+        }
+        for port in ports(PortState::Beyond) {
+            text.push_str(&format!(",{port}{BEYOND}"));
         }
         text
     }
@@ -45,9 +67,13 @@ impl ServedAt {
                 served.broken.insert((Arc::from(namespace), Arc::from(name)));
                 continue;
             }
-            let (port, is_open) = part.strip_suffix("=taken").map_or((part, true), |port| (port, false));
+            let (port, state) = match (part.strip_suffix(TAKEN), part.strip_suffix(BEYOND)) {
+                (Some(port), _) => (port, PortState::Taken),
+                (_, Some(port)) => (port, PortState::Beyond),
+                (None, None) => (part, PortState::Open),
+            };
             if let Ok(port) = port.parse() {
-                served.ports.insert(port, is_open);
+                served.ports.insert(port, state);
             }
         }
         Some(served)
@@ -59,6 +85,8 @@ impl ServedAt {
 pub struct Served {
     /// The addresses of nodes that listen at a port; a port at which some would and none does has none.
     ports: BTreeMap<u16, BTreeSet<IpAddr>>,
+    /// Ports for which a node had no room.
+    beyond: BTreeSet<u16>,
     /// Secrets that hold no certificate, as some node says.
     pub broken: BTreeSet<Key>,
     /// All addresses at which Gateways are served.
@@ -69,10 +97,12 @@ impl Served {
     /// Adds what one says.
     pub fn add(&mut self, node: &ServedAt) {
         self.addresses.insert(node.address);
-        for (port, is_open) in &node.ports {
+        for (port, state) in &node.ports {
             let at = self.ports.entry(*port).or_default();
-            if *is_open {
-                at.insert(node.address);
+            match state {
+                PortState::Open => drop(at.insert(node.address)),
+                PortState::Taken => {}
+                PortState::Beyond => drop(self.beyond.insert(*port)),
             }
         }
         self.broken.extend(node.broken.iter().cloned());
@@ -82,6 +112,11 @@ impl Served {
     pub fn at(&self, port: u16) -> Option<&BTreeSet<IpAddr>> {
         self.ports.get(&port)
     }
+
+    /// Whether a node had no room for a port.
+    pub fn is_beyond(&self, port: u16) -> bool {
+        self.beyond.contains(&port)
+    }
 }
 
 #[cfg(test)]
@@ -90,19 +125,21 @@ mod tests {
 
     #[test]
     fn what_a_node_says_is_read_as_it_was_written() {
-        let text = "127.0.0.1,8080,80=taken,!n/secret";
+        let text = "127.0.0.1,8080,80=taken,!n/secret,81=beyond";
         let served = ServedAt::parse(text).unwrap();
-        assert_eq!(served.ports, BTreeMap::from([(80, false), (8080, true)]));
+        let ports = [(80, PortState::Taken), (81, PortState::Beyond), (8080, PortState::Open)];
+        assert_eq!(served.ports, BTreeMap::from(ports));
         assert_eq!(served.to_text(), text);
         assert_eq!(ServedAt::parse("2001:db8::1,x,99999,!odd,443,12 left out").unwrap().to_text(), "2001:db8::1,443");
         assert_eq!(ServedAt::parse("host,80"), None);
         let mut all = Served::default();
-        for text in ["10.0.0.1,80,443=taken", "10.0.0.2,80", "10.0.0.3"] {
+        for text in ["10.0.0.1,80,443=taken", "10.0.0.2,80,444=beyond", "10.0.0.3"] {
             all.add(&ServedAt::parse(text).unwrap());
         }
         let at = |port| all.at(port).map(|at| at.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(at(80), Some(vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()]));
-        assert_eq!((at(443), at(81)), (Some(vec![]), None));
+        assert_eq!((at(443), at(444), at(81)), (Some(vec![]), Some(vec![]), None));
+        assert_eq!([443, 444].map(|port| all.is_beyond(port)), [false, true]);
         assert_eq!(all.addresses.len(), 3);
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use crate::resolve::{GatewayState, ListenerState, ParentState, RouteState};
-use crate::{CONTROLLER, GROUP, Served, Verdict};
+use crate::{CONTROLLER, GROUP, PORTS_MAX, Served, Verdict};
 
 /// Addresses that a status has at most (the field's own bound).
 const ADDRESSES_MAX: usize = 16;
@@ -15,11 +15,14 @@ const MESSAGE_BYTES_MAX: usize = 1024;
 /// Parents that a status has at most (the field's own bound).
 const PARENTS_MAX: usize = 32;
 /// What is there beside the core, by the names of Gateway API, in their order.
-const FEATURES: [&str; 18] = [
+const FEATURES: [&str; 22] = [
     "Gateway",
+    "GatewayAddressEmpty",
     "GatewayHTTPListenerIsolation",
     "GatewayPort8080",
+    "GatewayStaticAddresses",
     "HTTPRoute",
+    "HTTPRouteBackendProtocolWebSocket",
     "HTTPRouteBackendRequestHeaderModification",
     "HTTPRouteBackendTimeout",
     "HTTPRouteDestinationPortMatching",
@@ -33,6 +36,7 @@ const FEATURES: [&str; 18] = [
     "HTTPRouteQueryParamMatching",
     "HTTPRouteRequestTimeout",
     "HTTPRouteResponseHeaderModification",
+    "HTTPRouteSchemeRedirect",
     "ReferenceGrant",
 ];
 
@@ -73,11 +77,13 @@ impl<'a> Conditions<'a> {
     }
 }
 
-/// The status of a class of ours. `now` is an RFC 3339 time.
-pub fn class(accepted: &Verdict, generation: i64, old: &Value, now: &str) -> Value {
-    let conditions = Conditions::new(&old["conditions"], generation, now).add("Accepted", accepted);
+/// The status of a class of ours: whether it is accepted, and whether definitions are of known versions. `now` is an RFC 3339 time.
+pub fn class(accepted: &Verdict, versions: &Verdict, generation: i64, old: &Value, now: &str) -> Value {
+    let conditions = Conditions::new(&old["conditions"], generation, now)
+        .add("Accepted", accepted)
+        .add("SupportedVersion", versions);
     let features: Vec<Value> = FEATURES.iter().map(|name| json!({"name": name})).collect();
-    json!({"conditions": conditions.and_others(&["Accepted"]), "supportedFeatures": features})
+    json!({"conditions": conditions.and_others(&["Accepted", "SupportedVersion"]), "supportedFeatures": features})
 }
 
 /// Whether a listener is served somewhere.
@@ -90,6 +96,14 @@ fn programmed(gateway: &GatewayState, listener: &ListenerState, served: &Served)
     }
     match served.at(listener.port) {
         None => Verdict::no("Pending", "no node that is ready has opened the port yet"),
+        Some(at) if at.is_empty() && served.is_beyond(listener.port) => {
+            let words = format!(
+                "there is no room for port {}: a node opens {PORTS_MAX} ports for Gateways, those of a namespace half of \
+                 them; the oldest Gateways have theirs",
+                listener.port
+            );
+            Verdict::no("PortUnavailable", words)
+        }
         Some(at) if at.is_empty() => {
             let words = format!("no node could open port {}: events on the nodes say why", listener.port);
             Verdict::no("PortUnavailable", words)
@@ -128,7 +142,7 @@ pub fn gateway(gateway: &GatewayState, served: &Served, old: &Value, now: &str) 
             .add("Conflicted", &listener.conflicted)
             .add("ResolvedRefs", &resolved)
             .add("Programmed", &programmed);
-        let kinds = if listener.has_routes { json!([{"group": GROUP, "kind": "HTTPRoute"}]) } else { json!([]) };
+        let kinds = if listener.has_kind { json!([{"group": GROUP, "kind": "HTTPRoute"}]) } else { json!([]) };
         listeners.push(json!({
             "name": &*listener.name, "supportedKinds": kinds, "attachedRoutes": listener.attached.len(),
             "conditions": conditions.and_others(&["Accepted", "Conflicted", "ResolvedRefs", "Programmed"]),
@@ -157,7 +171,9 @@ pub fn gateway(gateway: &GatewayState, served: &Served, old: &Value, now: &str) 
         (true, None, _) => Verdict::yes("Programmed"),
     };
     if !gateway.addresses.is_empty() {
-        addresses.retain(|address| gateway.addresses.contains(&address.to_string()));
+        // An address may be written in many ways.
+        let wanted: BTreeSet<IpAddr> = gateway.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        addresses.retain(|address| wanted.contains(address));
     }
     let conditions =
         Conditions::new(&old["conditions"], generation, now).add("Accepted", &accepted).add("Programmed", &programmed);

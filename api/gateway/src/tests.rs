@@ -87,6 +87,7 @@ fn a_listener_s_conditions_say_what_is_wrong_with_it() {
         (vec![listener("l", 443, "HTTPS", secret("s"))], open, vec!["Programmed=True Programmed"]),
         (vec![listener("l", 80, "HTTP", json!({}))], "127.0.0.1", vec!["Programmed=False Pending"]),
         (vec![listener("l", 80, "HTTP", json!({}))], "127.0.0.1,80=taken", vec!["Programmed=False PortUnavailable"]),
+        (vec![listener("l", 80, "HTTP", json!({}))], "127.0.0.1,80=beyond", vec!["Programmed=False PortUnavailable"]),
         (
             vec![listener("l", 53, "UDP", json!({}))],
             open,
@@ -101,6 +102,16 @@ fn a_listener_s_conditions_say_what_is_wrong_with_it() {
             )],
             open,
             vec!["Accepted=False UnsupportedProtocol", "Programmed=False Invalid"],
+        ),
+        (
+            vec![listener(
+                "l",
+                443,
+                "HTTPS",
+                json!({"tls": {"certificateRefs": [{"name": "s"}], "frontendValidation": {}}}),
+            )],
+            open,
+            vec!["Accepted=False UnsupportedValue", "Programmed=False Invalid"],
         ),
         (
             vec![listener("l", 443, "HTTPS", json!({}))],
@@ -210,6 +221,12 @@ fn a_gateway_s_conditions_and_addresses() {
             vec!["10.0.0.2"],
         ),
         (
+            json!({"listeners": [http()], "addresses": [{"value": "2001:DB8:0::2"}, {"type": "IPAddress"}]}),
+            vec!["10.0.0.1,80", "2001:db8::2,80"],
+            ["True Accepted", "True Programmed"],
+            vec!["2001:db8::2"],
+        ),
+        (
             json!({"listeners": [http()], "addresses": [{"type": "IPAddress", "value": "192.0.2.1"}]}),
             vec!["10.0.0.1,80"],
             ["True Accepted", "False AddressNotUsable"],
@@ -233,6 +250,12 @@ fn a_gateway_s_conditions_and_addresses() {
             ["False Invalid", "False Invalid"],
             vec![],
         ),
+        (
+            json!({"listeners": [http()], "defaultScope": "All"}),
+            vec!["10.0.0.1,80"],
+            ["False Invalid", "False Invalid"],
+            vec![],
+        ),
     ] {
         let mut objects = objects();
         objects.gateway("g", 1, spec.clone());
@@ -244,6 +267,54 @@ fn a_gateway_s_conditions_and_addresses() {
         assert_eq!(found, addresses, "{spec}");
         assert_eq!(status["conditions"][0]["observedGeneration"], json!(3));
     }
+}
+
+/// Gateway API's tests of conformance want it so, also of listeners that have no routes for another reason.
+#[test]
+fn a_listener_s_status_says_for_which_kinds_it_is() {
+    let kinds = |names: &[&str]| {
+        let kinds: Vec<Value> = names.iter().map(|name| json!({"kind": name})).collect();
+        json!({"allowedRoutes": {"kinds": kinds}})
+    };
+    let ours = json!([{"group": GROUP, "kind": "HTTPRoute"}]);
+    let all = ["l", "m"].map(|name| listener(name, 80, "HTTP", json!({})));
+    for (listeners, expected) in [
+        (vec![listener("l", 80, "HTTP", json!({}))], &ours),
+        (vec![listener("l", 80, "HTTP", kinds(&["InvalidRoute"]))], &json!([])),
+        (vec![listener("l", 80, "HTTP", kinds(&["InvalidRoute", "HTTPRoute"]))], &ours),
+        (vec![listener("l", 80, "TCP", json!({}))], &json!([])),
+        (all.to_vec(), &ours),
+    ] {
+        let mut objects = objects();
+        objects.gateway("g", 1, json!({"listeners": listeners}));
+        let (_, _, status) = of_gateway(&objects, "g", &Served::default());
+        assert_eq!(status["listeners"][0]["supportedKinds"], *expected, "{listeners:?}");
+    }
+}
+
+#[test]
+fn a_port_for_which_there_is_no_room_is_told_on_the_listener() {
+    let mut objects = objects();
+    objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", json!({}))]}));
+    let message = |nodes: &[&str]| {
+        let (_, _, status) = of_gateway(&objects, "g", &served(nodes));
+        status["listeners"][0]["conditions"][3]["message"].as_str().unwrap().to_owned()
+    };
+    assert!(message(&["127.0.0.1,80=beyond"]).starts_with("there is no room for port 80"));
+    assert_eq!(message(&["127.0.0.1,80=beyond", "127.0.0.2,80"]), "", "another node has it");
+}
+
+#[test]
+fn of_two_of_one_age_the_uid_decides_and_not_the_name() {
+    let mut objects = objects();
+    for (name, uid, protocol) in [("a", "2", "HTTP"), ("b", "1", "HTTPS")] {
+        let tls = json!({"tls": {"certificateRefs": [{"name": "s"}]}});
+        let spec = json!({"gatewayClassName": "coracle", "listeners": [listener("l", 80, protocol, tls)]});
+        let gateway = Gateway::read(Meta { uid: uid.into(), ..meta("infra", name, 1) }, &spec).unwrap();
+        objects.gateways.insert(gateway.meta.key(), gateway);
+    }
+    let accepted = |name| of_gateway(&objects, name, &Served::default()).0[0].clone();
+    assert_eq!(["a", "b"].map(accepted), ["Accepted=False PortUnavailable", "Accepted=True Accepted"]);
 }
 
 #[test]
@@ -440,8 +511,12 @@ fn a_class_with_parameters_has_no_gateways() {
     let mut objects = objects();
     let spec = json!({"controllerName": CONTROLLER, "parametersRef": {"name": "x"}});
     let class = Class::read(meta("", "coracle", 1), &spec);
-    let status = status::class(&objects.accepts(&class), 3, &Value::Null, NOW);
-    assert_eq!(said(&status["conditions"]), ["Accepted=False InvalidParameters"]);
+    let status = status::class(&objects.accepts(&class), &Known::default().versions(), 3, &Value::Null, NOW);
+    let conditions = ["Accepted=False InvalidParameters", "SupportedVersion=True SupportedVersion"];
+    assert_eq!(said(&status["conditions"]), conditions);
+    let names: Vec<&str> =
+        status["supportedFeatures"].as_array().unwrap().iter().map(|of| of["name"].as_str().unwrap()).collect();
+    assert!(names.is_sorted(), "{names:?}");
     objects.classes.insert("coracle".into(), class);
     objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", json!({}))]}));
     assert_eq!(objects.resolved(), Resolved::default());

@@ -58,14 +58,6 @@ impl TextMatch {
             other => Err(format!("type {other:?} of a match is not supported")),
         }
     }
-
-    /// Whether it is for this text.
-    pub fn is_match(&self, text: &str) -> bool {
-        match self {
-            TextMatch::Exact(value) => value == text,
-            TextMatch::Pattern(pattern) => pattern.is_match(text),
-        }
-    }
 }
 
 #[cfg(test)]

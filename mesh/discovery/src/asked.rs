@@ -1,10 +1,18 @@
 //! What a request asks, as routes look at it.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::HashMap;
 
-use coracle_gateway::Conditions;
+use coracle_gateway::{Conditions, Pattern, TextMatch};
 use http::{HeaderMap, Method};
+
+/// Bytes of one request that are compared with regular expressions, all of them together: a host may have hundreds of them, and a
+/// request many thousands of bytes. With 500 expressions a path has 2,000 bytes still.
+pub const MATCHED_BYTES_MAX: usize = 1 << 20;
+
+/// It is not known who answers: more of the request would be compared than [`MATCHED_BYTES_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooLong;
 
 /// What is asked, beside the host.
 #[derive(Debug, Clone)]
@@ -19,12 +27,33 @@ pub struct Asked<'a> {
     pub headers: &'a HeaderMap,
     /// Parameters of the query, decoded for the first route that looks at them: the first of each name.
     parameters: OnceCell<HashMap<String, String>>,
+    /// Bytes that may still be compared with expressions; `None` when there were too many.
+    left: Cell<Option<usize>>,
 }
 
 impl<'a> Asked<'a> {
     /// Of the parts of a request.
     pub fn new(path: &'a str, query: Option<&'a str>, method: &'a Method, headers: &'a HeaderMap) -> Asked<'a> {
-        Asked { path, query, method, headers, parameters: OnceCell::new() }
+        let left = Cell::new(Some(MATCHED_BYTES_MAX));
+        Asked { path, query, method, headers, parameters: OnceCell::new(), left }
+    }
+
+    /// Whether an expression is for a text of this request. From the moment on at which it would be too much, none is for any.
+    pub(crate) fn matches(&self, pattern: &Pattern, text: &str) -> bool {
+        self.left.set(self.left.get().and_then(|left| left.checked_sub(text.len())));
+        self.left.get().is_some() && pattern.is_match(text)
+    }
+
+    /// What was found by all of these comparisons, unless they were too many.
+    pub(crate) fn found<T>(&self, found: T) -> Result<T, TooLong> {
+        self.left.get().map(|_| found).ok_or(TooLong)
+    }
+
+    fn is_match(&self, wanted: &TextMatch, text: &str) -> bool {
+        match wanted {
+            TextMatch::Exact(value) => value == text,
+            TextMatch::Pattern(pattern) => self.matches(pattern, text),
+        }
     }
 
     /// Whether it is what a route wants.
@@ -32,12 +61,12 @@ impl<'a> Asked<'a> {
         conditions.method.as_ref().is_none_or(|method| method == self.method)
             && conditions.headers.iter().all(|(name, text)| {
                 let mut values = self.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-                values.any(|value| text.is_match(value))
+                values.any(|value| self.is_match(text, value))
             })
             && conditions
                 .query
                 .iter()
-                .all(|(name, text)| self.parameters().get(name).is_some_and(|value| text.is_match(value)))
+                .all(|(name, text)| self.parameters().get(name).is_some_and(|value| self.is_match(text, value)))
     }
 
     /// As the URL standard's `application/x-www-form-urlencoded` has them.
@@ -76,8 +105,6 @@ fn decoded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use coracle_gateway::{Pattern, TextMatch};
-
     use super::*;
 
     fn exact(text: &str) -> TextMatch {
@@ -125,5 +152,17 @@ mod tests {
             assert_eq!(asked.meets(&conditions), expected, "{conditions:?}");
         }
         assert_eq!(decoded("%zz%4"), "%zz%4");
+    }
+
+    #[test]
+    fn so_much_is_compared_with_expressions_and_no_more() {
+        let headers = HeaderMap::new();
+        let path = "/".repeat(MATCHED_BYTES_MAX / 4);
+        let asked = Asked::new(&path, None, &Method::GET, &headers);
+        let pattern = Pattern::parse("/*").unwrap();
+        let matched: Vec<bool> = (0..6).map(|_| asked.matches(&pattern, asked.path)).collect();
+        assert_eq!(matched, [true, true, true, true, false, false]);
+        assert_eq!((asked.matches(&pattern, "/"), asked.found(1)), (false, Err(TooLong)));
+        assert_eq!(Asked::new("/", None, &Method::GET, &headers).found(1), Ok(1));
     }
 }

@@ -1,5 +1,7 @@
 //! Services of type LoadBalancer that nodes are the balancer of.
 
+use std::collections::HashSet;
+
 use coracle_policy::Block;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
@@ -23,20 +25,19 @@ pub(crate) fn read(service: &Service) -> Option<Balanced> {
 }
 
 /// Ports at one address at least, as the status says: all of them where it tells of none by itself.
-fn held(service: &Service, spec: &ServiceSpec) -> Vec<(u16, Protocol)> {
+fn held(service: &Service, spec: &ServiceSpec) -> HashSet<(u16, Protocol)> {
     let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let points = balancer.and_then(|balancer| balancer.ingress.as_deref()).unwrap_or_default();
-    let is_held = |port: i32, protocol: Protocol| {
-        points.iter().any(|point| match point.ports.as_deref().filter(|ports| !ports.is_empty()) {
-            None => true,
-            Some(ports) => ports.iter().any(|told| {
-                told.port == port && Protocol::of(Some(&told.protocol)) == protocol && told.error.is_none()
-            }),
-        })
-    };
+    let told = || points.iter().map(|point| point.ports.as_deref().unwrap_or_default());
+    let has_all = told().any(<[_]>::is_empty);
+    let of_told: HashSet<(i32, Protocol)> = told()
+        .flatten()
+        .filter(|port| port.error.is_none())
+        .map(|port| (port.port, Protocol::of(Some(&port.protocol))))
+        .collect();
     let ports = spec.ports.iter().flatten().map(|port| (port.port, Protocol::of(port.protocol.as_deref())));
     ports
-        .filter(|(port, protocol)| is_held(*port, *protocol))
+        .filter(|port| has_all || of_told.contains(port))
         .filter_map(|(port, protocol)| Some((u16::try_from(port).ok()?, protocol)))
         .collect()
 }
@@ -80,7 +81,7 @@ mod tests {
             let object = json!({"spec": {"type": "LoadBalancer", "ports": ports},
                 "status": {"loadBalancer": {"ingress": points}}});
             let read = read(&serde_json::from_value(object).unwrap()).unwrap();
-            assert_eq!(read.held, held);
+            assert_eq!(read.held, held.into_iter().collect());
         }
     }
 }

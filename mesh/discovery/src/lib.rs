@@ -37,10 +37,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use again::Again;
-pub use asked::Asked;
+pub use asked::{Asked, MATCHED_BYTES_MAX, TooLong};
 pub use coracle_gateway as gateway_api;
 pub use coracle_policy::Protocol;
-pub use gateways::{Gateways, Listener, PortRoutes, Ports};
+pub use gateways::{Gateways, Listener, PortRoutes, Ports, Wants};
 pub use ingress::{Ingress, Ingresses, Problem, Routing, SecretKey, Told};
 pub use policies::Policies;
 pub use routes::{Backend, Claim, Options, Origin, PortName, Route, RouteTable};

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use coracle_gateway::{Conditions, Filters, Forward, Hostname, Pattern, Redirect};
 
-use crate::asked::Asked;
+use crate::asked::{Asked, TooLong};
 
 /// Bytes of a text that are one place of a table.
 const PLACE_BYTES: usize = 256;
@@ -377,7 +377,8 @@ impl Paths {
         {
             return routes.get(at);
         }
-        let mut patterns = self.patterns.iter().filter(|(pattern, route)| route.wants(asked) && pattern.is_match(path));
+        let is_match = |pattern: &Pattern| asked.is_some_and(|asked| asked.matches(pattern, path));
+        let mut patterns = self.patterns.iter().filter(|(pattern, route)| route.wants(asked) && is_match(pattern));
         if let Some((_, route)) = patterns.next() {
             return Some(route);
         }
@@ -418,8 +419,8 @@ impl RouteTable {
     }
 
     /// The same, of what is asked.
-    pub fn find_for(&self, host: &str, asked: &Asked<'_>) -> Option<&Arc<Route>> {
-        self.look(host, asked.path, Some(asked))
+    pub fn find_for(&self, host: &str, asked: &Asked<'_>) -> Result<Option<&Arc<Route>>, TooLong> {
+        asked.found(self.look(host, asked.path, Some(asked)))
     }
 
     fn look(&self, host: &str, path: &str, asked: Option<&Asked<'_>>) -> Option<&Arc<Route>> {

@@ -91,7 +91,7 @@ pub struct Balanced {
     /// Who may connect (`loadBalancerSourceRanges`); `None` when everybody may.
     pub ranges: Option<Block>,
     /// Ports that nodes had for it, as its status says: nobody else is to get them.
-    pub held: Vec<(u16, Protocol)>,
+    pub held: HashSet<(u16, Protocol)>,
 }
 
 impl Balanced {

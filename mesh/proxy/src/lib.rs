@@ -44,6 +44,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use coracle_discovery::gateway_api::PortState;
 use coracle_discovery::{Discovery, Policies, Protocol, Service};
 use coracle_policy::{Source, Workload};
 use futures::future::BoxFuture;
@@ -368,7 +369,7 @@ pub struct Proxy {
     /// What has become of the ports of Services that this node is a balancer of.
     opened: Arc<watch::Sender<Vec<Opened>>>,
     /// Ports of Gateways, and whether they are served.
-    gateway_ports: Arc<watch::Sender<BTreeMap<u16, bool>>>,
+    gateway_ports: Arc<watch::Sender<BTreeMap<u16, PortState>>>,
     tracer: Option<Tracer>,
 }
 

@@ -38,6 +38,7 @@ use crate::client::{
 };
 use crate::events::{Record, Recorder, Subject, Told};
 use crate::informer::{Change, Informer, Key, Object, Store, version};
+use crate::node::plan::is_ready;
 use crate::queue::{Next, Queue, Reconciler};
 use crate::replica_set::{Replication, Set as _};
 use crate::{Error, selector};
@@ -361,7 +362,7 @@ impl Controller {
         sources.nodes.on_change({
             let controller = controller.clone();
             move |change| {
-                let is_to_be_heard = |node: &Node| (reports::tells(node), reports::is_ready(node));
+                let is_to_be_heard = |node: &Node| (reports::tells(node), is_ready(node));
                 let before = change.before().map(|before| is_to_be_heard(before));
                 let is_gone = matches!(change, Change::Deleted(_));
                 if is_gone || before != Some(is_to_be_heard(change.object())) {
@@ -487,7 +488,7 @@ impl Controller {
         };
         self.refused.lock().remove(&id);
         let nodes = self.nodes.all();
-        let must_tell = nodes.iter().filter(|node| reports::tells(node) && reports::is_ready(node));
+        let must_tell = nodes.iter().filter(|node| reports::tells(node) && is_ready(node));
         let heard_since = self.reports.heard_since(must_tell.filter_map(|node| node.metadata.name.as_deref()));
         let now = Instant::now();
         let asked = self.reports.asked(&services, now);

@@ -254,12 +254,6 @@ pub(super) fn tells(node: &Node) -> bool {
     info.is_some_and(|info| info.kubelet_version.contains(TELLS))
 }
 
-/// Of those that tell the nodes that must be heard: those that are ready.
-pub(super) fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,70 +1,102 @@
 //! Watches of Gateway API's kinds, each while its definition is there: one that is not would be refused again and again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
-use coracle_gateway::{GROUP, KINDS, Meta, Said, defined_by};
+use coracle_gateway::{BUNDLE, Definition, GROUP, KINDS, Meta, Said, defined_by};
 use futures::StreamExt as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+/// A definition that could not be read is read again after this time.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Of a kind, by its place in [`KINDS`].
 pub(super) type Change = (usize, Said);
 
+/// A kind whose definition is there.
+struct Watched {
+    /// Which definition, and of which generation: another one may be served in other versions.
+    definition: Which,
+    stop: CancellationToken,
+    task: AbortOnDropHandle<()>,
+}
+
+impl Watched {
+    /// Nothing of what it says comes later.
+    async fn end(self) {
+        self.stop.cancel();
+        let _ = self.task.await;
+    }
+}
+
+/// A definition: its uid, its generation, and of which version of Gateway API it is.
+type Which = (Option<String>, Option<i64>, Option<String>);
+
 /// Follows all of them; ends when nobody hears it.
 pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
-    let mut watched: HashMap<usize, (CancellationToken, AbortOnDropHandle<()>)> = HashMap::new();
+    let mut watched: HashMap<usize, Watched> = HashMap::new();
     let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
     let mut events = watcher::watcher(definitions, watcher::Config::default()).default_backoff().boxed();
     // Those of a list that is being read.
-    let mut listed: Option<HashSet<usize>> = None;
-    let of =
-        |definition: &PartialObjectMeta<CustomResourceDefinition>| defined_by(definition.metadata.name.as_deref()?);
+    let mut listed: HashMap<usize, Which> = HashMap::new();
+    let of = |definition: &PartialObjectMeta<CustomResourceDefinition>| {
+        let metadata = &definition.metadata;
+        let bundle = metadata.annotations.as_ref().and_then(|annotations| annotations.get(BUNDLE)).cloned();
+        Some((defined_by(metadata.name.as_deref()?)?, (metadata.uid.clone(), metadata.generation, bundle)))
+    };
     while let Some(event) = events.next().await {
-        let (now, gone): (HashSet<usize>, Vec<usize>) = match event {
+        let (now, gone): (HashMap<usize, Which>, Vec<usize>) = match event {
             Ok(Event::Init) => {
-                listed = Some(HashSet::new());
+                listed.clear();
                 continue;
             }
             Ok(Event::InitApply(definition)) => {
-                listed.get_or_insert_default().extend(of(&definition));
+                listed.extend(of(&definition));
                 continue;
             }
             Ok(Event::InitDone) => {
-                let now = listed.take().unwrap_or_default();
-                let gone = (0..KINDS.len()).filter(|kind| !now.contains(kind)).collect();
+                let now = std::mem::take(&mut listed);
+                let gone = (0..KINDS.len()).filter(|kind| !now.contains_key(kind)).collect();
                 (now, gone)
             }
             Ok(Event::Apply(definition)) => (of(&definition).into_iter().collect(), Vec::new()),
-            Ok(Event::Delete(definition)) => (HashSet::new(), of(&definition).into_iter().collect()),
+            Ok(Event::Delete(definition)) => {
+                (HashMap::new(), of(&definition).map(|(kind, _)| kind).into_iter().collect())
+            }
             Err(error) => {
                 tracing::debug!(error = %crate::error::chain(&error), "watch custom resource definitions");
                 continue;
             }
         };
         for kind in gone {
-            if let Some((stop, watch)) = watched.remove(&kind) {
-                stop.cancel();
-                // Nothing of what it says comes later.
-                let _ = watch.await;
+            if let Some(watched) = watched.remove(&kind) {
+                watched.end().await;
             }
             if changes.send((kind, Said::Undefined)).await.is_err() {
                 return;
             }
         }
-        for kind in now {
-            if watched.contains_key(&kind) {
+        for (kind, definition) in now {
+            if watched.get(&kind).is_some_and(|watched| watched.definition == definition) {
                 continue;
             }
+            if let Some(watched) = watched.remove(&kind) {
+                watched.end().await;
+            }
+            if changes.send((kind, Said::Bundle(definition.2.clone()))).await.is_err() {
+                return;
+            }
             let stop = CancellationToken::new();
-            let watch = tokio::spawn(watch(client.clone(), kind, changes.clone(), stop.clone()));
-            watched.insert(kind, (stop, AbortOnDropHandle::new(watch)));
+            let task = tokio::spawn(watch(client.clone(), kind, changes.clone(), stop.clone()));
+            watched.insert(kind, Watched { definition, stop, task: AbortOnDropHandle::new(task) });
         }
     }
 }
@@ -83,19 +115,29 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
         kind: name.to_owned(),
         plural: plural.to_owned(),
     };
-    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     let mut events = watcher::watcher(api, watcher::Config::default()).default_backoff().boxed();
-    // Whether it was said what there is, or that there is nothing.
-    let mut is_known = false;
+    // Whether it was said what there is, or that there is nothing; and whether a list has begun and that was not said.
+    let (mut is_known, mut is_listing) = (false, false);
+    let tell = |said| changes.send((kind, said));
     let follow = async {
+        if !is_served(&client, kind).await {
+            tracing::warn!(kind = name, version, "a kind of Gateway API is defined, and not served in this version");
+            let _ = tell(Said::Undefined).await;
+            return;
+        }
         while let Some(event) = events.next().await {
             let said = match event {
-                Ok(Event::Init) => Said::Listing,
-                Ok(Event::InitApply(object) | Event::Apply(object)) => {
-                    let mut data = object.data;
+                Ok(Event::Init) => {
+                    is_listing = true;
+                    continue;
+                }
+                Ok(Event::InitApply(mut object) | Event::Apply(mut object)) => {
+                    let mut part = |name: &str| object.data.get_mut(name).map(Value::take).unwrap_or_default();
+                    let (spec, status) = (part("spec"), part("status"));
                     // A write is of this version, or is refused.
-                    data["version"] = Value::from(object.metadata.resource_version.clone());
-                    Said::Object(Meta::of(&object.metadata), data)
+                    let kept = json!({"status": status, "version": object.metadata.resource_version});
+                    Said::Object(Meta::of(&object.metadata), spec, kept)
                 }
                 Ok(Event::InitDone) => {
                     is_known = true;
@@ -103,17 +145,16 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
                 }
                 Ok(Event::Delete(object)) => Said::Gone(Meta::of(&object.metadata).key()),
                 Err(error) => {
-                    // It may be served a moment after its definition is there; or never, in this version: others do not wait for it.
-                    if is_known || !is_refused(&error) {
-                        tracing::debug!(error = %crate::error::chain(&error), kind = name, "watch");
+                    tracing::debug!(error = %crate::error::chain(&error), kind = name, "watch");
+                    // It may be served a moment after its definition is there: others do not wait for it.
+                    if !is_refused(&error) || std::mem::replace(&mut is_known, true) {
                         continue;
                     }
-                    tracing::warn!(error = %crate::error::chain(&error), kind = name, version, "a kind of Gateway API is defined, and not served in this version");
-                    is_known = true;
                     Said::Undefined
                 }
             };
-            if changes.send((kind, said)).await.is_err() {
+            let listing = std::mem::take(&mut is_listing) && !matches!(said, Said::Undefined);
+            if listing && tell(Said::Listing).await.is_err() || tell(said).await.is_err() {
                 return;
             }
         }
@@ -122,6 +163,22 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
     tokio::select! {
         () = follow => {}
         () = stop.cancelled() => {}
+    }
+}
+
+/// Whether the kind is served in our version, as its definition says. Where that is not told, whoever watches hears whether it is.
+async fn is_served(client: &kube::Client, kind: usize) -> bool {
+    let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}.{GROUP}", KINDS[kind].1);
+    loop {
+        let request = http::Request::get(&path).body(Vec::new()).expect("a path of letters");
+        match client.request::<Definition>(request).await {
+            Ok(definition) => return definition.serves(kind),
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return true,
+            Err(error) => {
+                tracing::debug!(error = %crate::error::chain(&error), kind = KINDS[kind].0, "read a definition")
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

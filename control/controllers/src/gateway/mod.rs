@@ -2,16 +2,19 @@
 //! `coracle`, which is made when the definition of classes comes.
 //!
 //! All of them say something about each other, so that one task looks at all at once, when something has changed and things have
-//! settled. It writes what is not as it should be, and hears of that as of every other change.
+//! settled, beside the threads that serve. It writes what is not as it should be, and hears of that as of every other change; of what
+//! means nothing for others, as a status does, it looks at that object alone.
 
 mod follow;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use coracle_gateway::{
-    CLASS, CONTROLLER, GROUP, KINDS, Key as Named, Known, Resolved, Said, Served, ServedAt, Target, status,
+    CLASS, CONTROLLER, GROUP, GatewayState, KINDS, Key as Named, Known, Resolved, RouteState, Said, Served, ServedAt,
+    Target, status,
 };
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
@@ -22,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, is_conflict, is_not_found};
 use crate::informer::{Change, Informer, Key, Object as _, Store};
+use crate::node::plan::is_ready;
 use crate::now_in_seconds;
 
 /// Annotation of a Node: where it serves Gateways.
@@ -50,6 +54,8 @@ struct Beside {
     nodes: Mutex<BTreeMap<Key, ServedAt>>,
     /// Namespaces that are others now: their labels; `None` when one is gone.
     namespaces: Mutex<BTreeMap<Arc<str>, Option<Labels>>>,
+    /// Whether Services are others now.
+    services: AtomicBool,
     changed: Notify,
 }
 
@@ -104,8 +110,8 @@ impl Controller {
         services.on_change({
             let beside = beside.clone();
             move |change| {
-                let ports = |service: &Arc<Service>| service.spec.as_ref().and_then(|spec| spec.ports.clone());
-                if change.before().is_none_or(|before| ports(before) != ports(change.object())) {
+                if change.before().is_none_or(|before| !is_same(before, change.object())) {
+                    beside.services.store(true, Relaxed);
                     beside.changed.notify_one();
                 }
             }
@@ -120,8 +126,9 @@ impl Controller {
         let write = async {
             let mut known = Known::default();
             // Its informer is complete: what comes later comes by its changes.
-            known.take_namespace(&Said::Listed, BTreeMap::new());
+            known.take_namespace(Said::Listed, BTreeMap::new());
             let (mut has_class, mut is_again) = (false, false);
+            let (mut resolved, mut stale) = (None, Stale::default());
             loop {
                 let again = async {
                     match is_again {
@@ -132,23 +139,24 @@ impl Controller {
                 // Waiting is all that is cut here.
                 tokio::select! {
                     change = changed.recv() => match change {
-                        Some(change) => take(&mut known, change),
+                        Some(change) => stale.take(&mut known, change),
                         None => return,
                     },
-                    () = self.beside.changed.notified() => {}
-                    () = again => {}
+                    () = self.beside.changed.notified() => stale.all = true,
+                    () = again => stale.all = true,
                 }
                 tokio::time::sleep(SETTLE).await;
                 while let Ok(change) = changed.try_recv() {
-                    take(&mut known, change);
+                    stale.take(&mut known, change);
                 }
+                stale.meaning |= self.beside.services.swap(false, Relaxed);
                 let namespaces = std::mem::take(&mut *self.beside.namespaces.lock());
                 for (name, labels) in namespaces {
                     let meta = coracle_gateway::Meta { name: name.clone(), ..Default::default() };
-                    match labels {
-                        Some(labels) => known.take_namespace(&Said::Object(meta, Value::Null), labels),
-                        None => known.take_namespace(&Said::Gone(meta.key()), BTreeMap::new()),
-                    }
+                    stale.meaning |= match labels {
+                        Some(labels) => known.take_namespace(Said::Object(meta, Value::Null, Value::Null), labels),
+                        None => known.take_namespace(Said::Gone(meta.key()), BTreeMap::new()),
+                    };
                 }
                 if !known.is_complete() {
                     continue;
@@ -158,7 +166,22 @@ impl Controller {
                 has_class = known.is_defined(CLASSES);
                 is_again = wants_class && !known.objects.classes.contains_key(CLASS) && !self.make_class().await;
                 has_class &= !is_again;
-                is_again |= !self.write(self.writes(&known)).await;
+                let look = self.look(std::mem::take(&mut stale));
+                // Expressions take a while, and this thread has others to serve.
+                let looked = tokio::task::spawn_blocking(move || {
+                    let (resolved, writes) = look.at(&known, resolved);
+                    (known, resolved, writes)
+                });
+                let writes;
+                (known, resolved, writes) = match looked.await {
+                    Ok((known, resolved, writes)) => (known, Some(resolved), writes),
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        // The process ends.
+                        Err(_) => return,
+                    },
+                };
+                is_again |= !self.write(writes).await;
             }
         };
         tokio::select! {
@@ -186,6 +209,84 @@ impl Controller {
         }
     }
 
+    fn look(&self, stale: Stale) -> Look {
+        let mut served = Served::default();
+        self.beside.nodes.lock().values().for_each(|node| served.add(node));
+        Look { services: self.services.clone(), served, stale, now: now_in_seconds().to_string() }
+    }
+
+    /// Writes them; says whether all went well.
+    async fn write(&self, writes: Vec<Write>) -> bool {
+        let write = |(path, patch): Write| async move {
+            match self.client.patch_at(&path, &patch).await {
+                Ok(_) => true,
+                // Somebody was faster, and that is heard of.
+                Err(error) if is_conflict(&error) || is_not_found(&error) => true,
+                Err(error) => {
+                    tracing::debug!(path, error = %crate::error::chain(&error), "write a status");
+                    false
+                }
+            }
+        };
+        let written = futures::stream::iter(writes).map(write).buffer_unordered(WRITES);
+        written.fold(true, |all, one| std::future::ready(all && one)).await
+    }
+}
+
+/// Whether Services that routes lead to are the same for them.
+fn is_same(a: &Service, b: &Service) -> bool {
+    let looked_at = |service: &Service| {
+        let spec = service.spec.as_ref();
+        (spec.and_then(|spec| spec.type_.clone()), spec.and_then(|spec| spec.ports.clone()))
+    };
+    looked_at(a) == looked_at(b)
+}
+
+/// What has changed since it was looked last.
+#[derive(Default)]
+struct Stale {
+    /// What objects say together.
+    meaning: bool,
+    /// All statuses, whatever they are about.
+    all: bool,
+    /// These objects, by their kinds.
+    objects: HashSet<(usize, Named)>,
+}
+
+impl Stale {
+    fn take(&mut self, known: &mut Known, (kind, said): follow::Change) {
+        if let Said::Object(meta, ..) = &said {
+            self.objects.insert((kind, meta.key()));
+        }
+        self.meaning |= known.take(kind, said).unwrap_or_else(|error| {
+            tracing::warn!(%error, kind = KINDS[kind].0, "an object cannot be read and is passed over");
+            true
+        });
+    }
+
+    fn is(&self, kind: usize, key: &Named) -> bool {
+        self.meaning || self.all || self.objects.contains(&(kind, key.clone()))
+    }
+}
+
+/// A look at all there is.
+struct Look {
+    services: Arc<Store<Service>>,
+    served: Served,
+    stale: Stale,
+    now: String,
+}
+
+impl Look {
+    /// What is known says this together, and these statuses are not as they should be.
+    fn at(&self, known: &Known, before: Option<Resolved>) -> (Resolved, Vec<Write>) {
+        let resolved = before
+            .filter(|_| !self.stale.meaning)
+            .unwrap_or_else(|| known.objects.resolve(&|target| self.missing(target)));
+        let writes = self.writes(known, &resolved);
+        (resolved, writes)
+    }
+
     /// What is wrong with a Service that a route leads to.
     fn missing(&self, target: &Target) -> Option<(&'static str, String)> {
         let name = format!("{}/{}", target.namespace, target.name);
@@ -210,14 +311,10 @@ impl Controller {
         })
     }
 
-    /// All statuses that are not as they should be.
-    fn writes(&self, known: &Known) -> Vec<Write> {
-        let resolved = known.objects.resolve(&|target| self.missing(target));
-        let mut served = Served::default();
-        self.beside.nodes.lock().values().for_each(|node| served.add(node));
-        let now = now_in_seconds().to_string();
+    /// All statuses that are not as they should be, of those that may not be.
+    fn writes(&self, known: &Known, resolved: &Resolved) -> Vec<Write> {
         let mut writes = Vec::new();
-        for (kind, wanted) in statuses(known, &resolved, &served, &now) {
+        for (kind, wanted) in self.statuses(known, resolved) {
             writes.extend(wanted.into_iter().filter_map(|(key, old, status)| {
                 // What others have said beside it is theirs.
                 let mut fields = status.as_object().into_iter().flatten();
@@ -227,63 +324,46 @@ impl Controller {
         writes
     }
 
-    /// Writes them; says whether all went well.
-    async fn write(&self, writes: Vec<Write>) -> bool {
-        let write = |(path, patch): Write| async move {
-            match self.client.patch_at(&path, &patch).await {
-                Ok(_) => true,
-                // Somebody was faster, and that is heard of.
-                Err(error) if is_conflict(&error) || is_not_found(&error) => true,
-                Err(error) => {
-                    tracing::debug!(path, error = %crate::error::chain(&error), "write a status");
-                    false
-                }
-            }
+    /// The statuses that objects of ours shall have, by kind.
+    fn statuses<'a>(&self, known: &'a Known, resolved: &Resolved) -> [(usize, Vec<Wanted<'a>>); 4] {
+        let (objects, served, now) = (&known.objects, &self.served, self.now.as_str());
+        let versions = known.versions();
+        let stale = |kind: usize| known.kept(kind).filter(move |(key, _)| self.stale.is(kind, key));
+        let classes = stale(CLASSES).filter_map(|(key, old)| {
+            let class = objects.classes.get(&key.1).filter(|class| class.is_ours)?;
+            let status = status::class(&objects.accepts(class), &versions, class.meta.generation, &old["status"], now);
+            Some((key.clone(), old, status))
+        });
+        let states: HashMap<Named, &GatewayState> =
+            resolved.gateways.iter().map(|state| (state.meta.key(), state)).collect();
+        let gateways = stale(GATEWAYS).filter_map(|(key, old)| {
+            let state = states.get(key)?;
+            Some((key.clone(), old, status::gateway(state, served, &old["status"], now)))
+        });
+        let routes = |kind: usize, states: &[RouteState]| {
+            let states: HashMap<Named, &RouteState> = states.iter().map(|state| (state.meta.key(), state)).collect();
+            let wanted = stale(kind).filter_map(|(key, old)| {
+                let state = states.get(key).copied();
+                // Of one without a parent of ours, what was said once goes.
+                let mut parents = old["status"]["parents"].as_array().into_iter().flatten();
+                let is_said = parents.any(|parent| parent["controllerName"] == CONTROLLER);
+                let generation = state.map_or(0, |state| state.meta.generation);
+                let is_ours = state.is_some() || is_said;
+                is_ours.then(|| (key.clone(), old, status::route(state, generation, &old["status"], now)))
+            });
+            wanted.collect()
         };
-        let written = futures::stream::iter(writes).map(write).buffer_unordered(WRITES);
-        written.fold(true, |all, one| std::future::ready(all && one)).await
+        [
+            (CLASSES, classes.collect()),
+            (GATEWAYS, gateways.collect()),
+            (ROUTES, routes(ROUTES, &resolved.routes)),
+            (GRPC_ROUTES, routes(GRPC_ROUTES, &resolved.grpc_routes)),
+        ]
     }
 }
 
 /// An object's name, what was said of it last, and the status that it shall have.
 type Wanted<'a> = (Named, &'a Value, Value);
-
-/// The statuses that all objects of ours shall have, by kind.
-fn statuses<'a>(known: &'a Known, resolved: &Resolved, served: &Served, now: &str) -> [(usize, Vec<Wanted<'a>>); 4] {
-    let objects = &known.objects;
-    let by_key = |kind: usize| known.raw(kind).collect::<BTreeMap<&Named, &'a Value>>();
-    let classes = known.raw(CLASSES).filter_map(|(key, old)| {
-        let class = objects.classes.get(&key.1).filter(|class| class.is_ours)?;
-        let status = status::class(&objects.accepts(class), class.meta.generation, &old["status"], now);
-        Some((key.clone(), old, status))
-    });
-    let raw = by_key(GATEWAYS);
-    let gateways = resolved.gateways.iter().filter_map(|gateway| {
-        let key = gateway.meta.key();
-        let old = *raw.get(&key)?;
-        Some((key, old, status::gateway(gateway, served, &old["status"], now)))
-    });
-    let routes = |kind: usize, states: &[coracle_gateway::RouteState]| {
-        let states: BTreeMap<Named, &coracle_gateway::RouteState> =
-            states.iter().map(|state| (state.meta.key(), state)).collect();
-        let wanted = known.raw(kind).filter_map(|(key, old)| {
-            let state = states.get(key).copied();
-            // Of one without a parent of ours, what was said once goes.
-            let mut parents = old["status"]["parents"].as_array().into_iter().flatten();
-            let is_said = parents.any(|parent| parent["controllerName"] == CONTROLLER);
-            let generation = state.map_or(0, |state| state.meta.generation);
-            let is_ours = state.is_some() || is_said;
-            is_ours.then(|| (key.clone(), old, status::route(state, generation, &old["status"], now)))
-        });
-        wanted.collect()
-    };
-    [
-        (CLASSES, classes.collect()),
-        (GATEWAYS, gateways.collect()),
-        (ROUTES, routes(ROUTES, &resolved.routes)),
-        (GRPC_ROUTES, routes(GRPC_ROUTES, &resolved.grpc_routes)),
-    ]
-}
 
 fn write(kind: usize, (namespace, name): &Named, old: &Value, status: &Value) -> Write {
     let (_, plural, version) = KINDS[kind];
@@ -292,17 +372,9 @@ fn write(kind: usize, (namespace, name): &Named, old: &Value, status: &Value) ->
     (format!("{path}/status"), patch)
 }
 
-fn take(known: &mut Known, (kind, said): follow::Change) {
-    if let Err(error) = known.take(kind, said) {
-        tracing::warn!(%error, kind = KINDS[kind].0, "an object cannot be read and is passed over");
-    }
-}
-
 /// What a node says; nothing while it is not ready.
 fn said(node: &Node) -> Option<ServedAt> {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let is_ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    let text = node.metadata.annotations.as_ref()?.get(SAYS).filter(|_| is_ready)?;
+    let text = node.metadata.annotations.as_ref()?.get(SAYS).filter(|_| is_ready(node))?;
     ServedAt::parse(text)
 }
 
@@ -321,6 +393,18 @@ mod tests {
         assert!(said(&node("True", "127.0.0.1,80")).is_some());
         assert!(said(&node("Unknown", "127.0.0.1,80")).is_none());
         assert!(said(&node("True", "host,80")).is_none());
+    }
+
+    #[test]
+    fn a_service_is_another_when_routes_would_see_it() {
+        let service = |spec: Value| serde_json::from_value::<Service>(json!({"spec": spec})).unwrap();
+        let plain = || service(json!({"type": "ClusterIP", "ports": [{"port": 80}]}));
+        assert!(is_same(
+            &plain(),
+            &service(json!({"type": "ClusterIP", "ports": [{"port": 80}], "selector": {"a": "b"}}))
+        ));
+        assert!(!is_same(&plain(), &service(json!({"type": "ExternalName", "ports": [{"port": 80}]}))));
+        assert!(!is_same(&plain(), &service(json!({"type": "ClusterIP", "ports": [{"port": 81}]}))));
     }
 
     #[test]

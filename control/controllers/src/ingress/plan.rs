@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass, IngressLoadBalancerIngress, IngressPortStatus};
 
+use crate::node::plan::is_ready;
+
 /// `spec.controller` of classes whose Ingresses nodes serve.
 const CONTROLLER: &str = "coracle.dev/ingress";
 /// Annotation of a Node: where it serves Ingresses, as URLs with commas between.
@@ -32,10 +34,8 @@ pub(super) fn is_ours(class: &IngressClass) -> bool {
 
 /// Where a node serves Ingresses; nowhere while it is not ready. What it says otherwise is passed over.
 pub(super) fn served_at(node: &Node) -> Vec<Served> {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let is_ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
     let said = node.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SERVES));
-    let urls = said.filter(|_| is_ready).map(|said| said.split(',')).into_iter().flatten();
+    let urls = said.filter(|_| is_ready(node)).map(|said| said.split(',')).into_iter().flatten();
     let address = |url: &str| url.split_once("://")?.1.trim_end_matches('/').parse::<SocketAddr>().ok();
     urls.filter_map(address).map(|address| (address.ip(), address.port())).collect()
 }

@@ -2,14 +2,14 @@
 
 mod plan;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use parking_lot::Mutex;
 
-use self::plan::Said;
+use self::plan::{Ports, Said};
 use crate::client::{Client, SERVICES};
 use crate::informer::{Change, Informer, Key, Object as _, Store};
 use crate::queue::{Next, Queue, Reconciler};
@@ -78,8 +78,7 @@ impl Reconciler for Controller {
         };
         let patch = {
             let said = self.said.lock();
-            let of: HashMap<_, _> =
-                said.iter().filter_map(|(node, said)| Some((&*node.name, said.get(&key)?))).collect();
+            let of: Vec<&Ports> = said.values().filter_map(|said| said.get(&key)).collect();
             plan::patch(&service, &of, now_in_seconds())
         };
         let Some(patch) = patch else { return Ok(Next::OnEvent) };

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 
 use crate::informer::Key;
+use crate::node::plan::is_ready;
 
 /// `spec.loadBalancerClass` that means nodes. So does none; any other is somebody else's.
 const CLASS: &str = "coracle.dev/load-balancer";
@@ -22,6 +23,13 @@ const CONDITION: &str = "LoadBalancerPortsError";
 const UNAVAILABLE: &str = "coracle.dev/PortUnavailable";
 /// Addresses that a status has at most.
 const ADDRESSES_MAX: usize = 256;
+/// Bytes of all addresses with their ports, and what an address and a port take of them. An address beyond it is left out; of the first
+/// one so many ports are told as fit, those that are open first: of others it is as if nodes did not have them.
+const POINTS_BYTES_MAX: usize = 64 << 10;
+const ADDRESS_BYTES: usize = 96;
+const PORT_BYTES: usize = 96;
+/// Ports that a message names.
+const NAMED_MAX: usize = 16;
 
 /// A port's number and protocol.
 type Port = (u16, String);
@@ -40,9 +48,8 @@ pub(super) type Said = HashMap<Key, Ports>;
 /// What a node says; nothing while it is not ready. What makes no sense is passed over.
 pub(super) fn said(node: &Node) -> Said {
     let mut said = Said::new();
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let is_ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    let text = node.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SAYS)).filter(|_| is_ready);
+    let text = node.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SAYS));
+    let text = text.filter(|_| is_ready(node));
     let mut parts = text.map(|text| text.split(',')).into_iter().flatten();
     let Some(address) = parts.next().and_then(|address| address.parse::<IpAddr>().ok()) else { return said };
     for part in parts {
@@ -96,11 +103,11 @@ struct Wanted {
 }
 
 /// The addresses of nodes that have all its ports. While there is none, those of all that serve it otherwise, with what each lacks.
-fn wanted(service: &Service, said: &HashMap<&str, &Ports>) -> Wanted {
+fn wanted(service: &Service, said: &[&Ports]) -> Wanted {
     let ports = ports(service);
     // Nodes may have one address together, as on one machine: then one of them has a port.
     let mut by_address: BTreeMap<IpAddr, BTreeMap<&Port, bool>> = BTreeMap::new();
-    for of_node in said.values() {
+    for of_node in said {
         let open = by_address.entry(of_node.address).or_default();
         for port in &ports {
             *open.entry(port).or_default() |= of_node.open.get(port).copied().unwrap_or_default();
@@ -108,7 +115,10 @@ fn wanted(service: &Service, said: &HashMap<&str, &Ports>) -> Wanted {
     }
     let is_whole = |open: &BTreeMap<&Port, bool>| open.values().all(|is_open| *is_open);
     let has_whole = by_address.values().any(is_whole);
-    let points = by_address.iter().filter(|(_, open)| !has_whole || is_whole(open)).take(ADDRESSES_MAX);
+    let bytes = ADDRESS_BYTES + if has_whole { 0 } else { ports.len() * PORT_BYTES };
+    let addresses_max = ADDRESSES_MAX.min(POINTS_BYTES_MAX / bytes).max(1);
+    let ports_max = (POINTS_BYTES_MAX - ADDRESS_BYTES) / PORT_BYTES;
+    let points = by_address.iter().filter(|(_, open)| !has_whole || is_whole(open)).take(addresses_max);
     let point = |(address, open): (&IpAddr, &BTreeMap<&Port, bool>)| LoadBalancerIngress {
         ip: Some(address.to_string()),
         // As the API server completes it: what comes to a node comes to this address and port.
@@ -120,7 +130,10 @@ fn wanted(service: &Service, said: &HashMap<&str, &Ports>) -> Wanted {
                 protocol: protocol.clone(),
                 error: (!is_open).then(|| UNAVAILABLE.to_owned()),
             };
-            open.iter().map(port).collect()
+            let those = |state: bool| open.iter().filter(move |(_, is_open)| **is_open == state);
+            let mut told: Vec<_> = those(true).chain(those(false)).take(ports_max).collect();
+            told.sort_unstable();
+            told.into_iter().map(port).collect()
         }),
     };
     let is_lacking = |port: &&Port| !by_address.values().any(|open| open.get(*port) == Some(&true));
@@ -129,7 +142,7 @@ fn wanted(service: &Service, said: &HashMap<&str, &Ports>) -> Wanted {
 }
 
 /// A strategic merge patch of the status; `None` when it says all this already.
-pub(super) fn patch(service: &Service, said: &HashMap<&str, &Ports>, now: Timestamp) -> Option<Value> {
+pub(super) fn patch(service: &Service, said: &[&Ports], now: Timestamp) -> Option<Value> {
     let uid = json!({"uid": service.metadata.uid, "resourceVersion": service.metadata.resource_version});
     if !is_ours(service) {
         // Its addresses the API server takes away with its type.
@@ -139,7 +152,11 @@ pub(super) fn patch(service: &Service, said: &HashMap<&str, &Ports>, now: Timest
             .then(|| json!({"metadata": uid, "status": {"conditions": lost}}));
     }
     let Wanted { points, lacking } = wanted(service, said);
-    let names: Vec<String> = lacking.iter().map(|(number, protocol)| format!("{number}/{protocol}")).collect();
+    let mut names: Vec<String> =
+        lacking.iter().take(NAMED_MAX).map(|(number, protocol)| format!("{number}/{protocol}")).collect();
+    if lacking.len() > NAMED_MAX {
+        names.push(format!("{} more", lacking.len() - NAMED_MAX));
+    }
     let has_whole = points.iter().any(|point| point.ports.is_none());
     let (status, reason, message) = match (points.is_empty(), has_whole, names.as_slice()) {
         (true, ..) => {
@@ -218,8 +235,7 @@ mod tests {
         let service = service(json!({"type": "LoadBalancer", "ports": ports}), json!({}));
         let said: Vec<Said> = nodes.iter().map(|text| said(&node("True", text))).collect();
         let key = Key::new("n", "web");
-        let names: Vec<String> = (0..said.len()).map(|n| n.to_string()).collect();
-        let of = names.iter().zip(&said).filter_map(|(name, said)| Some((name.as_str(), said.get(&key)?))).collect();
+        let of: Vec<&Ports> = said.iter().filter_map(|said| said.get(&key)).collect();
         let patch = patch(&service, &of, Timestamp::UNIX_EPOCH).unwrap();
         let condition = &patch["status"]["conditions"][0];
         (patch["status"]["loadBalancer"]["ingress"].clone(), json!([condition["status"], condition["reason"]]))
@@ -271,12 +287,32 @@ mod tests {
     }
 
     #[test]
+    fn a_status_has_a_bound_in_bytes_and_tells_of_open_ports_first() {
+        let nodes = |ports: &BTreeMap<Port, bool>| -> Vec<Ports> {
+            (0..200).map(|n| Ports { address: IpAddr::from([10, 0, 0, n]), open: ports.clone() }).collect()
+        };
+        for (count, addresses, told) in [(9, 68, 9), (400, 1, 400), (2000, 1, 681)] {
+            let numbers = || 1..=u16::try_from(count).unwrap();
+            let ports: Vec<Value> = numbers().map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
+            // The last one is open everywhere.
+            let open = numbers().map(|port| ((port, "TCP".to_owned()), usize::from(port) == count)).collect();
+            let nodes = nodes(&open);
+            let service = service(json!({"type": "LoadBalancer", "ports": ports}), json!({}));
+            let patch = patch(&service, &nodes.iter().collect::<Vec<_>>(), Timestamp::UNIX_EPOCH).unwrap();
+            let points = patch["status"]["loadBalancer"]["ingress"].as_array().unwrap();
+            let of_first = points[0]["ports"].as_array().unwrap();
+            assert_eq!((points.len(), of_first.len()), (addresses, told), "{count}");
+            assert_eq!(of_first.last().unwrap(), &json!({"port": count, "protocol": "TCP"}));
+            assert!(patch.to_string().len() < POINTS_BYTES_MAX + (4 << 10), "{count}");
+        }
+    }
+
+    #[test]
     fn what_is_said_already_is_not_written_and_others_are_left_alone() {
         let ports = json!([{"port": 80}]);
         let open = BTreeMap::from([((80, "TCP".to_owned()), true)]);
         let has = Ports { address: "10.0.0.1".parse().unwrap(), open };
-        let said = HashMap::from([("n1", &has)]);
-        let of = |spec: Value, status: Value| patch(&service(spec, status), &said, Timestamp::UNIX_EPOCH);
+        let of = |spec: Value, status: Value| patch(&service(spec, status), &[&has], Timestamp::UNIX_EPOCH);
         let ours = json!({"type": "LoadBalancer", "ports": ports});
         let first = of(ours.clone(), json!({})).unwrap();
         let mut status = first["status"].clone();

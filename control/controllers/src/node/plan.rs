@@ -23,6 +23,11 @@ pub(crate) fn readiness(node: &Node) -> Option<&str> {
     condition(node, "Ready").map(|condition| condition.status.as_str())
 }
 
+/// Whether a node is ready.
+pub(crate) fn is_ready(node: &Node) -> bool {
+    readiness(node) == Some("True")
+}
+
 fn condition<'a>(node: &'a Node, type_: &str) -> Option<&'a NodeCondition> {
     node.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == type_)
 }

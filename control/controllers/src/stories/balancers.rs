@@ -4,6 +4,39 @@ use super::*;
 
 const LOAD_BALANCER: &str = "coracle.dev/load-balancer";
 const GATEWAY: &str = "coracle.dev/gateway";
+/// Gateway API's own kinds.
+const GROUP: &str = "/apis/gateway.networking.k8s.io/v1";
+
+/// Where the definition of a kind of Gateway API is.
+fn definition(plural: &str) -> String {
+    format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.gateway.networking.k8s.io")
+}
+
+/// One that is served in v1, or is not any more.
+fn served(is_served: bool) -> Value {
+    json!({"spec": {"versions": [{"name": "v1beta1", "served": true}, {"name": "v1", "served": is_served}]}})
+}
+
+/// Whether a condition of an object of Gateway API, or of its first parent, has this reason.
+fn reason(at: &'static str, condition: &'static str, wanted: &'static str) -> impl Fn(&Scripted) -> Option<()> {
+    move |api: &Scripted| {
+        let status = api.get(&format!("{GROUP}/{at}"))?["status"].clone();
+        let of_parent = &status["parents"][0]["conditions"];
+        let all = if of_parent.is_null() { &status["conditions"] } else { of_parent };
+        let found = all.as_array()?.iter().find(|one| one["type"] == condition)?;
+        (found["reason"] == wanted).then_some(())
+    }
+}
+
+/// A Gateway, and a route of it to a Service.
+fn put_gateway(api: &Scripted) {
+    let listener = json!({"name": "l", "port": 80, "protocol": "HTTP"});
+    let spec = json!({"spec": {"gatewayClassName": "coracle", "listeners": [listener]}});
+    api.put(&format!("{GROUP}/namespaces/n/gateways/g"), spec);
+    let rules = json!([{"backendRefs": [{"name": "web", "port": 80}]}]);
+    let route = json!({"spec": {"parentRefs": [{"name": "g"}], "rules": rules}});
+    api.put(&format!("{GROUP}/namespaces/n/httproutes/r"), route);
+}
 
 fn says(ready: &str, annotation: &str, text: &str) -> Value {
     let mut node = node(ready);
@@ -43,33 +76,14 @@ async fn a_load_balancer_has_the_addresses_of_ready_nodes_that_have_its_ports() 
 async fn gateways_are_told_of_while_their_definitions_are_there() {
     let world = world();
     let api = &world.api;
-    let group = "/apis/gateway.networking.k8s.io/v1";
-    let definition = |plural: &str| {
-        format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.gateway.networking.k8s.io")
-    };
     world.all_collected("before").await;
     let asked = |api: &Scripted| api.requests(&Method::GET, "gateway.networking.k8s.io/").len();
     assert_eq!(asked(api), 0, "nobody watches what is not there");
     api.put("/api/v1/namespaces/n", json!({}));
-    let listener = json!({"name": "l", "port": 80, "protocol": "HTTP"});
-    let spec = json!({"spec": {"gatewayClassName": "coracle", "listeners": [listener]}});
-    api.put(&format!("{group}/namespaces/n/gateways/g"), spec);
-    let rules = json!([{"backendRefs": [{"name": "web", "port": 80}]}]);
-    let route = json!({"spec": {"parentRefs": [{"name": "g"}], "rules": rules}});
-    api.put(&format!("{group}/namespaces/n/httproutes/r"), route);
+    put_gateway(api);
     for plural in ["gatewayclasses", "gateways", "httproutes"] {
-        api.put(&definition(plural), json!({}));
+        api.put(&definition(plural), served(true));
     }
-    let reason = |at: &'static str, condition: &'static str, wanted: &'static str| {
-        move |api: &Scripted| {
-            let object = api.get(&format!("/apis/gateway.networking.k8s.io/v1/{at}"))?;
-            let status = &object["status"];
-            let of_parent = &status["parents"][0]["conditions"];
-            let all = if of_parent.is_null() { &status["conditions"] } else { of_parent };
-            let found = all.as_array()?.iter().find(|one| one["type"] == condition)?;
-            (found["reason"] == wanted).then_some(())
-        }
-    };
     api.until("the class is made and accepted", reason("gatewayclasses/coracle", "Accepted", "Accepted")).await;
     let gateway = "namespaces/n/gateways/g";
     api.until("no node serves it", reason(gateway, "Programmed", "AddressNotAssigned")).await;
@@ -79,8 +93,43 @@ async fn gateways_are_told_of_while_their_definitions_are_there() {
     api.until("a node serves it", reason(gateway, "Programmed", "Programmed")).await;
     api.put("/api/v1/namespaces/n/services/web", json!({"spec": {"ports": [{"port": 80, "protocol": "TCP"}]}}));
     api.until("its Service is there", reason(route, "ResolvedRefs", "ResolvedRefs")).await;
+    let service = "/api/v1/namespaces/n/services/web";
+    api.merge(service, &json!({"spec": {"type": "ExternalName", "externalName": "elsewhere.x"}}));
+    api.until("its Service is a name", reason(route, "ResolvedRefs", "BackendNotFound")).await;
+    api.merge(service, &json!({"spec": {"type": "ClusterIP"}}));
+    api.until("its Service is one again", reason(route, "ResolvedRefs", "ResolvedRefs")).await;
+    // What somebody else writes there does not stay.
+    api.merge(&format!("{GROUP}/{gateway}"), &json!({"status": {"conditions": []}}));
+    api.until("it is said again", reason(gateway, "Programmed", "Programmed")).await;
     let written = |api: &Scripted| api.requests(&Method::PATCH, "gateway.networking.k8s.io/").len();
     let before = written(api);
     world.all_collected("after").await;
     assert_eq!(written(api), before, "nothing is written twice");
+}
+
+#[tokio::test]
+async fn a_kind_that_is_not_served_in_our_version_is_not_watched_until_it_is() {
+    let world = world();
+    let api = &world.api;
+    put_gateway(api);
+    for plural in ["gatewayclasses", "gateways", "httproutes"] {
+        api.put(&definition(plural), served(plural != "gateways"));
+    }
+    api.until("nobody waits for it", reason("gatewayclasses/coracle", "Accepted", "Accepted")).await;
+    let asked = |api: &Scripted| api.requests(&Method::GET, "/v1/gateways").len();
+    assert_eq!(asked(api), 0);
+    let change = |generation: i64, is_served: bool| {
+        let mut definition = served(is_served);
+        definition["metadata"] = json!({"generation": generation});
+        definition
+    };
+    api.merge(&definition("gateways"), &change(2, true));
+    let route = "namespaces/n/httproutes/r";
+    api.until("its route is told", reason(route, "ResolvedRefs", "BackendNotFound")).await;
+    api.merge(&definition("gateways"), &change(3, false));
+    let is_silent = |api: &Scripted| {
+        let object = api.get(&format!("{GROUP}/namespaces/n/httproutes/r"))?;
+        object["status"]["parents"].as_array()?.is_empty().then_some(())
+    };
+    api.until("there are no Gateways any more", is_silent).await;
 }

@@ -1,11 +1,11 @@
 //! What Gateways and HTTPRoutes say together, as routes of ports.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use coracle_gateway::{Action, Hostname, ListenerState, PathMatch, Protocol, Resolved, RouteState, Rule};
 
-use super::{Listener, PortRoutes, Ports};
+use super::{Listener, PortRoutes, Ports, Wants};
 use crate::SecretKey;
 use crate::routes::{Backend, ByHost, Claim, Compare, Host, Options, Origin, Paths, Route, RouteTable};
 
@@ -18,19 +18,34 @@ struct Made<'a> {
     attached: Vec<(usize, &'a [Hostname])>,
 }
 
+/// A port in the making.
+struct MadePort<'a> {
+    protocol: Protocol,
+    wanted_by: Vec<Wants>,
+    hosts: HashMap<Hostname, Made<'a>>,
+}
+
 /// Routes by the ports at which requests for them come in.
 pub(super) fn compile(resolved: &Resolved, generation: u64) -> Ports {
-    let mut ports: BTreeMap<u16, (Protocol, HashMap<Hostname, Made<'_>>)> = BTreeMap::new();
-    let served = resolved.gateways.iter().filter(|gateway| gateway.accepted.holds);
+    let mut ports: BTreeMap<u16, MadePort<'_>> = BTreeMap::new();
+    let mut wanted: HashSet<(u16, &str)> = HashSet::new();
+    let served = resolved.gateways.iter().enumerate().filter(|(_, gateway)| gateway.accepted.holds);
     let listeners =
-        served.flat_map(|gateway| gateway.listeners.iter().map(|listener| (gateway.meta.created, listener)));
-    for (created, listener) in listeners.filter(|(_, listener)| listener.is_served()) {
+        served.flat_map(|(age, gateway)| gateway.listeners.iter().map(move |listener| (age, &gateway.meta, listener)));
+    for (age, meta, listener) in listeners.filter(|(.., listener)| listener.is_served()) {
         let ListenerState { port, protocol: Some(protocol), hostname, secrets, attached, .. } = listener else {
             continue;
         };
-        let (_, hosts) = ports.entry(*port).or_insert_with(|| (*protocol, HashMap::new()));
-        let made = hosts.entry(hostname.clone()).or_insert_with(|| Made {
-            created,
+        let of_port = ports.entry(*port).or_insert_with(|| MadePort {
+            protocol: *protocol,
+            wanted_by: Vec::new(),
+            hosts: HashMap::new(),
+        });
+        if wanted.insert((*port, &meta.namespace)) {
+            of_port.wanted_by.push(Wants { age, namespace: meta.namespace.clone() });
+        }
+        let made = of_port.hosts.entry(hostname.clone()).or_insert_with(|| Made {
+            created: meta.created,
             secrets: Vec::new(),
             attached: Vec::new(),
         });
@@ -41,11 +56,12 @@ pub(super) fn compile(resolved: &Resolved, generation: u64) -> Ports {
     }
     // Each rule once, however many listeners it is attached to.
     let routes: Vec<Vec<(PathMatch, Arc<Route>)>> = resolved.routes.iter().map(of_route).collect();
-    let port = |(number, (protocol, hosts)): (u16, (Protocol, HashMap<Hostname, Made<'_>>))| {
-        let mut of_port = PortRoutes { protocol, listeners: ByHost::default() };
+    let port = |(number, made): (u16, MadePort<'_>)| {
+        let MadePort { protocol, wanted_by, hosts } = made;
+        let mut of_port = PortRoutes { protocol, wanted_by, listeners: ByHost::default() };
         for (hostname, mut made) in hosts {
-            // The older ones first, as they are in the list.
-            made.attached.sort_by_key(|(at, _)| *at);
+            let precedence = |(at, _): &(usize, &[Hostname])| resolved.routes[*at].meta.precedence();
+            made.attached.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
             // By a host of its own a listener has it since the Gateway was made, by a more precise one since the oldest route was.
             let mut by_host: HashMap<&Hostname, (i64, Paths)> = HashMap::new();
             for (at, hosts) in made.attached {
@@ -170,7 +186,7 @@ mod tests {
         let asked = Asked::new(path, query, &method, &headers);
         match ports
             .get(80)
-            .and_then(|port| port.listener(words[1], |_| true)?.find(words[1], &asked))
+            .and_then(|port| port.listener(words[1], |_| true)?.find(words[1], &asked).unwrap())
             .map(|route| &route.backend)
         {
             Some(Backend::Split(forward)) => forward[0].target.as_ref().unwrap().name.to_string(),
@@ -298,6 +314,38 @@ mod tests {
         };
         assert_eq!(["a.x", "b.x", "c.b.x", "y", ""].map(|name| shown(name, "")), ["a", "wild", "wild", "any", "any"]);
         assert_eq!(shown("a.x", "a"), "wild", "one without a certificate is not served");
+    }
+
+    #[test]
+    fn a_port_is_wanted_by_each_namespace_once_the_oldest_first() {
+        let mut objects = Objects::default();
+        let class = Class::read(meta("coracle", 1), &json!({"controllerName": coracle_gateway::CONTROLLER}));
+        objects.classes.insert("coracle".into(), class);
+        for (namespace, name, created) in [("b", "old", 1), ("a", "young", 3), ("b", "younger", 4), ("a", "second", 2)]
+        {
+            let listeners = json!([http(&format!("{name}.x"))]);
+            let spec = json!({"gatewayClassName": "coracle", "listeners": listeners});
+            let meta = Meta { namespace: namespace.into(), ..meta(name, created) };
+            objects.gateways.insert(meta.key(), Gateway::read(meta, &spec).unwrap());
+        }
+        let ports = compile(&objects.resolve(&|_| None), 1);
+        let wants: Vec<_> = ports.get(80).unwrap().wanted_by.iter().map(|of| (of.age, &*of.namespace)).collect();
+        assert_eq!(wants, [(0, "b"), (1, "a")]);
+    }
+
+    #[test]
+    fn of_routes_of_one_age_the_name_decides_as_gateway_api_says() {
+        let mut objects = Objects::default();
+        let class = Class::read(meta("coracle", 1), &json!({"controllerName": coracle_gateway::CONTROLLER}));
+        objects.classes.insert("coracle".into(), class);
+        let spec = json!({"gatewayClassName": "coracle", "listeners": [http("")]});
+        objects.gateways.insert(meta("g0", 1).key(), Gateway::read(meta("g0", 1), &spec).unwrap());
+        for (name, uid) in [("a", "2"), ("b", "1")] {
+            let spec = json!({"parentRefs": [{"name": "g0"}], "rules": [rule(path("PathPrefix", "/"), name)]});
+            let meta = Meta { uid: uid.into(), ..meta(name, 1) };
+            objects.routes.insert(meta.key(), HttpRoute::read(meta, &spec).unwrap());
+        }
+        assert_eq!(found(&compile(&objects.resolve(&|_| None), 1), "GET h /"), "a");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Gateways of our classes and the HTTPRoutes that are attached to them, as routes of ports (`coracle_gateway` says what they mean).
 //!
 //! One task follows them ([`Gateways::run`]), while their definitions are there: people install those themselves, or do not. What changed
-//! in the same moment becomes one new [`Ports`]. All of it is made anew with each change, which its bound allows (`Objects::resolve`);
-//! changes that come soon after one another are taken together.
+//! in the same moment becomes one new [`Ports`]. All of it is made anew with each change that means something, which its bound allows
+//! (`Objects::resolve`); changes that come soon after one another are taken together.
 
 mod compile;
 mod follow;
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::follow::Change;
-use crate::asked::Asked;
+use crate::asked::{Asked, TooLong};
 use crate::routes::{ByHost, Claim, Route, RouteTable};
 use crate::{BATCH, SecretKey};
 
@@ -40,9 +40,9 @@ impl Ports {
         self.ports.get(&port)
     }
 
-    /// All ports, and what is spoken there.
-    pub fn all(&self) -> impl Iterator<Item = (u16, Protocol)> {
-        self.ports.iter().map(|(number, port)| (*number, port.protocol))
+    /// All ports.
+    pub fn all(&self) -> impl Iterator<Item = (u16, &PortRoutes)> {
+        self.ports.iter().map(|(number, port)| (*number, port))
     }
 
     /// All Secrets whose certificates are shown, each once, those of the oldest Gateways first.
@@ -57,11 +57,22 @@ impl Ports {
     }
 }
 
+/// Who wants a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wants {
+    /// The place of its oldest Gateway there among all, the older ones first.
+    pub age: usize,
+    /// The namespace of its Gateways.
+    pub namespace: Arc<str>,
+}
+
 /// Where requests go that come in at a port.
 #[derive(Debug, Clone)]
 pub struct PortRoutes {
     /// What is spoken there.
     pub protocol: Protocol,
+    /// Who wants it: each namespace once, that of the oldest Gateway first.
+    pub wanted_by: Vec<Wants>,
     /// By their hosts.
     listeners: ByHost<Arc<Listener>>,
 }
@@ -89,7 +100,7 @@ pub struct Listener {
 
 impl Listener {
     /// The route of a request. `host` is in lower case, without a port.
-    pub fn find(&self, host: &str, asked: &Asked<'_>) -> Option<&Arc<Route>> {
+    pub fn find(&self, host: &str, asked: &Asked<'_>) -> Result<Option<&Arc<Route>>, TooLong> {
         self.routes.find_for(host, asked)
     }
 
@@ -129,16 +140,18 @@ impl Gateways {
         let follow = follow::run(self.client.clone(), changes);
         let take = async {
             let mut known = Known::default();
+            // Whether the latest ports are not what is known.
+            let mut is_new = false;
             while let Some(first) = changed.recv().await {
-                follow::take(&mut known, first);
+                is_new |= follow::take(&mut known, first);
                 tokio::time::sleep(SETTLE).await;
                 for _ in 1..BATCH {
                     match changed.try_recv() {
-                        Ok(change) => follow::take(&mut known, change),
+                        Ok(change) => is_new |= follow::take(&mut known, change),
                         Err(_) => break,
                     }
                 }
-                if !known.is_complete() {
+                if !known.is_complete() || !std::mem::take(&mut is_new) {
                     continue;
                 }
                 let generation = self.ports.load().generation + 1;

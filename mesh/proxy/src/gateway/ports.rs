@@ -1,16 +1,18 @@
 //! Ports of Gateways: which they are, their listeners say, and they come and go. A port at which the node serves Ingresses is theirs,
 //! too, if the same is spoken there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_discovery::gateway_api::Protocol as Spoken;
-use coracle_discovery::{Gateways, Ports, Protocol};
+use coracle_discovery::gateway_api::{PORTS_MAX, PortState, Protocol as Spoken};
+use coracle_discovery::{Gateways, Ports, Protocol, Wants};
+use futures::future::join_all;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,9 +20,6 @@ use tokio_util::task::TaskTracker;
 use super::{Certificates, Inbound, connection, tls};
 use crate::Proxy;
 use crate::accept::{self, DRAIN, Door, RETRY_FIRST, RETRY_MAX};
-
-/// Ports of Gateways that a node opens. A port beyond it is as one that somebody else has.
-const PORTS_MAX: usize = 256;
 
 /// Routes of Gateways, and the certificates of their listeners.
 #[derive(Clone)]
@@ -45,6 +44,13 @@ pub struct OwnPort {
 /// Told of a port that cannot be opened, once.
 pub type Failed = Box<dyn Fn(u16, &io::Error) + Send + Sync>;
 
+/// A port that listeners want.
+struct Wanted<'a> {
+    port: u16,
+    spoken: Spoken,
+    by: &'a [Wants],
+}
+
 /// What is to be done about the ports of Gateways.
 #[derive(Debug, Default, PartialEq)]
 struct Plan {
@@ -52,13 +58,23 @@ struct Plan {
     open: BTreeMap<u16, Spoken>,
     /// Those that the node has anyway, and whether it serves them there.
     own: BTreeMap<u16, bool>,
-    /// Too many.
+    /// Too many, those of the oldest Gateways; of more than may be open nothing is said.
     beyond: Vec<u16>,
 }
 
-fn plan(wanted: impl Iterator<Item = (u16, Spoken)>, own: &[OwnPort], bind: IpAddr, ports_max: usize) -> Plan {
+/// Ports that are open stay so: nobody loses one to a Gateway that comes later. New ones are those of the oldest Gateways, and of one
+/// namespace half of all at most: it leaves as many for others.
+fn plan<'a>(
+    wanted: impl Iterator<Item = Wanted<'a>>,
+    own: &[OwnPort],
+    bind: IpAddr,
+    is_open: impl Fn(u16) -> bool,
+    ports_max: usize,
+) -> Plan {
     let mut plan = Plan::default();
-    for (port, spoken) in wanted {
+    let mut shares: HashMap<&str, usize> = HashMap::new();
+    let mut new: Vec<(usize, &str, u16, Spoken)> = Vec::new();
+    for Wanted { port, spoken, by } in wanted {
         let is_near = |of: &&OwnPort| {
             let ip = of.address.ip();
             of.address.port() == port && (ip == bind || ip.is_unspecified() || bind.is_unspecified())
@@ -69,16 +85,42 @@ fn plan(wanted: impl Iterator<Item = (u16, Spoken)>, own: &[OwnPort], bind: IpAd
             Some(OwnPort { is_open: Some(is_open), has_tls, .. }) => {
                 plan.own.insert(port, *is_open && *has_tls == (spoken == Spoken::Https));
             }
-            None if plan.open.len() >= ports_max => plan.beyond.push(port),
-            None => drop(plan.open.insert(port, spoken)),
+            None if is_open(port) => {
+                plan.open.insert(port, spoken);
+                if let Some(oldest) = by.first() {
+                    *shares.entry(&oldest.namespace).or_default() += 1;
+                }
+            }
+            None => new.extend(by.iter().map(|of| (of.age, &*of.namespace, port, spoken))),
         }
     }
+    new.sort_unstable_by_key(|(age, _, port, _)| (*age, *port));
+    let mut beyond = Vec::new();
+    for (_, namespace, port, spoken) in new {
+        // Another namespace wants it, too, and has had room.
+        if plan.open.contains_key(&port) {
+            continue;
+        }
+        let share = shares.entry(namespace).or_default();
+        if plan.open.len() >= ports_max || *share >= ports_max / 2 {
+            beyond.push(port);
+            continue;
+        }
+        *share += 1;
+        plan.open.insert(port, spoken);
+    }
+    let mut told = HashSet::new();
+    beyond.retain(|port| !plan.open.contains_key(port) && told.insert(*port));
+    beyond.truncate(ports_max);
+    plan.beyond = beyond;
     plan
 }
 
 struct Opened {
     spoken: Spoken,
     stop: CancellationToken,
+    /// Has the socket until its end.
+    accepting: JoinHandle<()>,
 }
 
 struct Failure {
@@ -150,33 +192,37 @@ impl Proxy {
         let _ = tokio::time::timeout(DRAIN, listeners.tasks.wait()).await;
     }
 
-    /// Ports of Gateways, and whether they are served.
-    pub fn gateway_ports(&self) -> watch::Receiver<BTreeMap<u16, bool>> {
+    /// Ports of Gateways, and what has become of them.
+    pub fn gateway_ports(&self) -> watch::Receiver<BTreeMap<u16, PortState>> {
         self.gateway_ports.subscribe()
     }
 }
 
 impl Listeners {
     /// Opens and closes ports; says what has become of them, and when one that is taken should be tried again.
-    async fn update(&mut self, ports: &Ports, own: &[OwnPort]) -> (BTreeMap<u16, bool>, Option<Instant>) {
-        let Plan { open: wanted, own, beyond } = plan(ports.all(), own, self.bind, PORTS_MAX);
-        self.open.retain(|port, opened| {
-            let stays = wanted.get(port) == Some(&opened.spoken);
-            if !stays {
-                opened.stop.cancel();
-            }
-            stays
-        });
+    async fn update(&mut self, ports: &Ports, own: &[OwnPort]) -> (BTreeMap<u16, PortState>, Option<Instant>) {
+        let all = ports.all().map(|(port, of)| Wanted { port, spoken: of.protocol, by: &of.wanted_by });
+        let is_open = |port| self.open.contains_key(&port);
+        let Plan { open: wanted, own, beyond } = plan(all, own, self.bind, is_open, PORTS_MAX);
+        let closed = self.open.extract_if(|port, opened| wanted.get(port) != Some(&opened.spoken));
+        // A port at which something else is spoken now is opened anew: by then nobody has it.
+        join_all(closed.map(|(_, opened)| {
+            opened.stop.cancel();
+            opened.accepting
+        }))
+        .await;
         self.failures.retain(|port, _| wanted.contains_key(port));
-        let mut states = own;
-        states.extend(beyond.into_iter().map(|port| (port, false)));
+        let state = |is_open| if is_open { PortState::Open } else { PortState::Taken };
+        let mut states: BTreeMap<u16, PortState> =
+            own.into_iter().map(|(port, is_open)| (port, state(is_open))).collect();
+        states.extend(beyond.into_iter().map(|port| (port, PortState::Beyond)));
         let now = Instant::now();
         for (port, spoken) in wanted {
             let is_due = self.failures.get(&port).is_none_or(|failure| failure.again <= now);
             if !self.open.contains_key(&port) && is_due {
                 self.open(port, spoken).await;
             }
-            states.insert(port, self.open.contains_key(&port));
+            states.insert(port, state(self.open.contains_key(&port)));
         }
         (states, self.failures.values().map(|failure| failure.again).min())
     }
@@ -215,8 +261,8 @@ impl Listeners {
             places: self.proxy.places.clone(),
         };
         let serve = move |stream, client, turns| connection(inbound.clone(), stream, client, turns);
-        self.tasks.spawn(accept::accept(door, socket, serve));
-        self.open.insert(port, Opened { spoken, stop });
+        let accepting = self.tasks.spawn(accept::accept(door, socket, serve));
+        self.open.insert(port, Opened { spoken, stop, accepting });
     }
 }
 
@@ -228,7 +274,11 @@ mod tests {
     fn a_port_of_the_node_s_own_is_shared_if_the_same_is_spoken_there() {
         let own = |text: &str, has_tls, is_open| OwnPort { address: text.parse().unwrap(), has_tls, is_open };
         let bind: IpAddr = "127.0.0.1".parse().unwrap();
-        let wanted = || [(80, Spoken::Http), (443, Spoken::Https), (8080, Spoken::Http)].into_iter();
+        let by = [Wants { age: 0, namespace: "n".into() }];
+        let wanted = || {
+            let all = [(80, Spoken::Http), (443, Spoken::Https), (8080, Spoken::Http)].into_iter();
+            all.map(|(port, spoken)| Wanted { port, spoken, by: &by })
+        };
         for (own, opens, shares) in [
             (vec![], vec![80, 443, 8080], vec![]),
             (vec![own("127.0.0.1:8080", false, Some(true))], vec![80, 443], vec![(8080, true)]),
@@ -238,10 +288,44 @@ mod tests {
             (vec![own("127.0.0.1:443", true, Some(false))], vec![80, 8080], vec![(443, false)]),
             (vec![own("127.0.0.1:443", true, None)], vec![80, 8080], vec![]),
         ] {
-            let plan = plan(wanted(), &own, bind, 8);
+            let plan = plan(wanted(), &own, bind, |_| false, 8);
             assert_eq!(plan.open.keys().copied().collect::<Vec<_>>(), opens, "{own:?}");
             assert_eq!(plan.own.into_iter().collect::<Vec<_>>(), shares, "{own:?}");
         }
-        assert_eq!(plan(wanted(), &[], bind, 2).beyond, [8080]);
+    }
+
+    /// What is open, and what beyond it, of ports that Gateways of these ages and namespaces want, of four.
+    fn planned(wanted: &[(u16, &[(usize, &str)])], open: &[u16]) -> (Vec<u16>, Vec<u16>) {
+        let by: Vec<Vec<Wants>> = wanted
+            .iter()
+            .map(|(_, by)| by.iter().map(|(age, of)| Wants { age: *age, namespace: (*of).into() }).collect())
+            .collect();
+        let all = wanted.iter().zip(&by).map(|((port, _), by)| Wanted { port: *port, spoken: Spoken::Http, by });
+        let plan = plan(all, &[], "127.0.0.1".parse().unwrap(), |port| open.contains(&port), 4);
+        (plan.open.into_keys().collect(), plan.beyond)
+    }
+
+    #[test]
+    fn ports_that_are_open_stay_and_the_oldest_gateways_have_the_others() {
+        let four: [(u16, &[(usize, &str)]); 4] =
+            [(7, &[(0, "a")]), (8, &[(1, "b")]), (9, &[(2, "c")]), (10, &[(3, "d")])];
+        let with = |young: &[(u16, &'static [(usize, &'static str)])]| [young, &four[..]].concat();
+        // A lower number is no reason.
+        assert_eq!(planned(&with(&[(1, &[(4, "e")])]), &[]), (vec![7, 8, 9, 10], vec![1]));
+        assert_eq!(planned(&with(&[(1, &[(4, "e")])]), &[1]), (vec![1, 7, 8, 9], vec![10]));
+        // What has gone makes room.
+        assert_eq!(planned(&[(1, &[(4, "e")]), (8, &[(1, "b")])], &[8]), (vec![1, 8], vec![]));
+    }
+
+    #[test]
+    fn a_namespace_has_half_of_all_ports() {
+        let of_a: [(u16, &[(usize, &str)]); 3] = [(1, &[(0, "a")]), (2, &[(1, "a")]), (3, &[(2, "a")])];
+        assert_eq!(planned(&of_a, &[]), (vec![1, 2], vec![3]));
+        // Another one that wants it has it.
+        let both: &[(usize, &str)] = &[(2, "a"), (3, "b")];
+        assert_eq!(planned(&[of_a[0], of_a[1], (3, both), (4, &[(4, "b")])], &[]), (vec![1, 2, 3, 4], vec![]));
+        // What is open counts, and stays.
+        assert_eq!(planned(&of_a, &[2, 3]), (vec![2, 3], vec![1]));
+        assert_eq!(planned(&of_a, &[1, 2, 3]), (vec![1, 2, 3], vec![]));
     }
 }

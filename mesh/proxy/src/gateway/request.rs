@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use coracle_discovery::gateway_api::{Filters, Protocol as Spoken};
-use coracle_discovery::{Asked, Backend, Ingresses, PortName, Protocol, Route as Rule, SecretKey};
+use coracle_discovery::{
+    Asked, Backend, Ingresses, MATCHED_BYTES_MAX, PortName, Protocol, Route as Rule, SecretKey, TooLong,
+};
 use coracle_policy::Source;
 use http::header::{
     FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
@@ -163,15 +165,22 @@ impl Inbound {
         let has_certificate = |secret: &SecretKey| self.gateways.as_ref().is_some_and(|of| of.certificates.has(secret));
         let listener = of_port.and_then(|port| port.listener(&to.name, has_certificate));
         let asked = Asked::new(path, uri.query(), request.method(), request.headers());
-        let of_gateway = || listener.and_then(|listener| listener.find(&to.name, &asked));
+        let of_gateway = || listener.map_or(Ok(None), |listener| listener.find(&to.name, &asked));
         let of_ingress = || routing.as_ref().and_then(|routing| routing.routes.find(&to.name, path));
         let ingress = routing.as_ref().and_then(|routing| routing.claim(&to.name));
         let found = match listener.zip(ingress) {
             Some((listener, ingress)) if ingress.is_before(listener.claim(&to.name)) => {
-                of_ingress().or_else(of_gateway)
+                of_ingress().map_or_else(of_gateway, |found| Ok(Some(found)))
             }
-            _ => of_gateway().or_else(of_ingress),
+            _ => of_gateway().map(|found| found.or_else(of_ingress)),
         };
+        let found = found.map_err(|TooLong| {
+            let words = format!(
+                "more than {MATCHED_BYTES_MAX} bytes of the request would have to be compared with regular expressions: its path, \
+                 its query or its headers are too long for so many of them"
+            );
+            Box::new(say(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &words))
+        })?;
         found.cloned().ok_or_else(|| {
             let kind = if routing.is_some() { "Ingress" } else { "HTTPRoute" };
             let (host, path) = (cut(&to.name), cut(path));

@@ -226,10 +226,10 @@ impl Listeners {
     }
 
     /// Tells of ports that Services do not get, once.
-    fn refuse(&mut self, refused: &[(Arc<Service>, Key, Refused)], opened: &mut Vec<Opened>) {
+    fn refuse(&mut self, refused: &[(Target, Key, Refused)], opened: &mut Vec<Opened>) {
         let told = std::mem::take(&mut self.refused);
         let mut counts: HashMap<(&str, &str), usize> = HashMap::new();
-        for (service, key, why) in refused {
+        for (Target { service, purpose, .. }, key, why) in refused {
             let count = counts.entry((&service.namespace, &service.name)).or_default();
             *count += 1;
             let known = (service.namespace.clone(), service.name.clone(), *key);
@@ -241,9 +241,7 @@ impl Listeners {
                 self.proxy.local.service_failed(service, failure);
             }
             self.refused.insert(known);
-            let is_balancer =
-                service.balanced.is_some() && service.ports.iter().any(|port| (port.port, port.protocol) == *key);
-            if is_balancer {
+            if *purpose == Purpose::Balancer {
                 self.note(service, *key, false, opened);
             }
         }

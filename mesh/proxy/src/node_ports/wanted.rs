@@ -61,7 +61,7 @@ pub(super) enum Refused {
 pub(super) struct Wanted {
     pub ports: HashMap<Key, Target>,
     /// Those that Services do not get.
-    pub refused: Vec<(Arc<Service>, Key, Refused)>,
+    pub refused: Vec<(Target, Key, Refused)>,
 }
 
 impl Wanted {
@@ -100,7 +100,8 @@ impl Wanted {
             }
         }
         let order = |(rank, _, Target { service, at, .. }): &(Rank, Key, Target)| {
-            (*rank, service.created, service.namespace.clone(), service.name.clone(), *at)
+            // Of one age by uid, which nobody chooses.
+            (*rank, service.created, service.uid.clone(), service.namespace.clone(), service.name.clone(), *at)
         };
         wants.sort_by_cached_key(order);
         let mut wanted = Wanted::default();
@@ -119,7 +120,7 @@ impl Wanted {
                     continue;
                 }
             };
-            wanted.refused.push((target.service, key, refused));
+            wanted.refused.push((target, key, refused));
         }
         wanted
     }
@@ -140,6 +141,8 @@ enum Rank {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use coracle_discovery::{Balanced, Port, ServiceKind, Traffic};
 
     use super::*;
@@ -157,12 +160,13 @@ mod tests {
         Arc::new(Service {
             namespace: "n".into(),
             name: name.into(),
-            uid: "".into(),
+            // Names and uids are in different orders.
+            uid: name.chars().rev().collect::<String>().into(),
             created,
             kind: ServiceKind::LoadBalancer,
             inside: Traffic::Cluster,
             outside: Traffic::Cluster,
-            balanced: is_balanced.then_some(Balanced { ranges: None, held: Vec::new() }),
+            balanced: is_balanced.then(|| Balanced { ranges: None, held: HashSet::new() }),
             health_port: (name == "healthy").then_some(32_000),
             cluster_ip: None,
             external_name: None,
@@ -191,6 +195,12 @@ mod tests {
                 vec!["30080 a NodePort", "443 a Balancer", "80 a Balancer"],
                 vec!["b 80 TakenBy a"],
             ),
+            // Of one age by uid, whatever the name.
+            (
+                vec![service("az", 1, &[(80, None)], true), service("ba", 1, &[(80, None)], true)],
+                vec!["80 ba Balancer"],
+                vec!["az 80 TakenBy ba"],
+            ),
             (
                 vec![service("old", 1, &[(30_080, None)], true), service("new", 9, &[(80, Some(30_080))], false)],
                 vec!["30080 new NodePort"],
@@ -218,7 +228,7 @@ mod tests {
             let told: Vec<String> = wanted
                 .refused
                 .iter()
-                .map(|(service, (number, _), why)| match why {
+                .map(|(Target { service, .. }, (number, _), why)| match why {
                     Refused::TakenBy(holder) => format!("{} {number} TakenBy {}", service.name, holder.name),
                     Refused::TooMany => format!("{} {number} TooMany", service.name),
                 })
@@ -240,7 +250,7 @@ mod tests {
         assert_eq!(holders(&all(young()), false), ["old", "np"]);
         assert_eq!(holders(&all(young()), true), ["young", "young"]);
         let mut told = Arc::into_inner(young()).unwrap();
-        let held = vec![(443, Protocol::Tcp), (30_080, Protocol::Tcp)];
+        let held = [(443, Protocol::Tcp), (30_080, Protocol::Tcp)].into();
         told.balanced = Some(Balanced { ranges: None, held });
         assert_eq!(holders(&all(Arc::new(told)), false), ["young", "young"]);
     }
@@ -261,7 +271,7 @@ mod tests {
     fn ranges_are_for_the_port_of_the_balancer_alone() {
         let mut of = Arc::into_inner(service("a", 1, &[(80, Some(30_080))], true)).unwrap();
         let ranges = coracle_policy::Block::of_ranges(["10.0.0.0/8"]);
-        of.balanced = Some(Balanced { ranges: Some(ranges), held: Vec::new() });
+        of.balanced = Some(Balanced { ranges: Some(ranges), held: HashSet::new() });
         let of = Arc::new(of);
         for (purpose, client, expected) in [
             (Purpose::Balancer, "10.1.2.3", true),

@@ -1,9 +1,11 @@
 //! What comes in for Ingresses.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use coracle_discovery::SecretKey;
+use coracle_discovery::gateway_api::PortState;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -569,10 +571,7 @@ async fn who_does_not_end_a_handshake_keeps_nobody_out() {
 async fn with_gateways(what: Local, own: Vec<OwnPort>) -> (Gateway, u16, u16, watch::Sender<Vec<OwnPort>>) {
     let gateway = Gateway::new(what).await;
     let world = &gateway.world;
-    for plural in ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"] {
-        let name = format!("{plural}.gateway.networking.k8s.io");
-        world.gateway_object("customresourcedefinitions", &name, json!({}));
-    }
+    world.define_gateways();
     let ours = json!({"spec": {"controllerName": "coracle.dev/gateway"}});
     world.gateway_object("gatewayclasses", "coracle", ours);
     let (plain, secure) = (free_port().await, free_port().await);
@@ -582,12 +581,12 @@ async fn with_gateways(what: Local, own: Vec<OwnPort>) -> (Gateway, u16, u16, wa
     tokio::spawn(world.gateways.clone().run(world.stop.clone()));
     let of = GatewayRoutes { routes: world.gateways.clone(), certificates: gateway.certificates.clone() };
     let (own, hears) = watch::channel(own);
-    let failed = Box::new(|_: u16, _: &std::io::Error| {});
+    let failed = Box::new(|port: u16, error: &std::io::Error| panic!("port {port}: {error}"));
     let serving = world.proxy.clone().serve_gateways([127, 0, 0, 1].into(), of, hears, failed, world.stop.clone());
     tokio::spawn(serving);
     let mut ports = world.proxy.gateway_ports();
     let are_open =
-        |ports: &std::collections::BTreeMap<u16, bool>| ports.values().filter(|is_open| **is_open).count() == 2;
+        |ports: &BTreeMap<u16, PortState>| ports.values().all(|of| *of == PortState::Open) && ports.len() == 2;
     tokio::time::timeout(SOON, ports.wait_for(are_open)).await.expect("both are open").unwrap();
     (gateway, plain, secure, own)
 }
@@ -686,6 +685,59 @@ async fn a_gateway_shows_the_certificates_of_its_listeners_and_its_ports_come_an
 }
 
 #[tokio::test]
+async fn who_is_not_told_of_definitions_any_more_goes_on_with_those_that_there_were() {
+    let (gateway, plain, ..) = with_gateways(echo().1, Vec::new()).await;
+    let world = &gateway.world;
+    let generation = *world.gateways.subscribe().borrow();
+    world.refuse_definitions().await;
+    assert_eq!(*world.gateways.subscribe().borrow(), generation);
+    let answer = exchange(&mut connect(plain).await, "GET / HTTP/1.1\r\nhost: a.x\r\n", "").await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    // What comes is heard, and what means nothing is not.
+    routed(world, "r", json!([{"backendRefs": [{"name": "web", "port": 80}]}])).await;
+    let answer = exchange(&mut connect(plain).await, "GET / HTTP/1.1\r\nhost: a.x\r\n", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_port_may_speak_something_else_from_one_moment_to_the_next() {
+    let (mut gateway, plain, secure, _own) = with_gateways(echo().1, Vec::new()).await;
+    gateway.certificates.set(&secret("a"), Some(certificate("a.x")));
+    let world = &gateway.world;
+    routed(world, "r", json!([{"backendRefs": [{"name": "web", "port": 80}]}])).await;
+    // Somebody is connected meanwhile.
+    let _connected = connect(plain).await;
+    let mut ports = world.proxy.gateway_ports();
+    ports.borrow_and_update();
+    let listeners =
+        json!([{"name": "a", "port": plain, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "a"}]}}]);
+    world.gateway_object("gateways", "g", json!({"spec": {"gatewayClassName": "coracle", "listeners": listeners}}));
+    let is_one = |ports: &BTreeMap<u16, PortState>| !ports.contains_key(&secure);
+    let now = tokio::time::timeout(SOON, ports.wait_for(is_one)).await.expect("the other port is closed").unwrap();
+    assert_eq!(now.get(&plain), Some(&PortState::Open), "nobody has it by then");
+    drop(now);
+    gateway.secure.set_port(plain);
+    let head = "GET / HTTP/1.1\r\nhost: a.x\r\n";
+    let answer = exchange(&mut gateway.connect_tls("a.x", &[]).await, head, "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_long_for_so_many_expressions_is_told_so() {
+    let (gateway, plain, ..) = with_gateways(mirror(), Vec::new()).await;
+    let of =
+        |at: usize| json!({"headers": [{"type": "RegularExpression", "name": "x-long", "value": format!("{at}")}]});
+    let to = json!([{"name": "web", "port": 80}]);
+    let many: Vec<Value> = (0..64).map(of).collect();
+    routed(&gateway.world, "r", json!([{"matches": many, "backendRefs": to}, {"backendRefs": to}])).await;
+    let asked = |bytes: usize| format!("GET / HTTP/1.1\r\nhost: a.x\r\nx-long: {}\r\n", "x".repeat(bytes));
+    let answer = exchange(&mut connect(plain).await, &asked(4 << 10), "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let answer = exchange(&mut connect(plain).await, &asked(20 << 10), "").await;
+    assert!(answer.starts_with("HTTP/1.1 431") && answer.contains("regular expressions"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_gateway_takes_a_host_from_an_ingress_only_with_a_certificate_and_if_it_is_older() {
     let mut gateway = Gateway::new(echo().1).await;
     let port = free_port().await;
@@ -714,10 +766,7 @@ async fn a_gateway_takes_a_host_from_an_ingress_only_with_a_certificate_and_if_i
     };
     let answer = asked().await;
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after"), "Gateways are not known: {answer}");
-    for plural in ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"] {
-        let name = format!("{plural}.gateway.networking.k8s.io");
-        world.gateway_object("customresourcedefinitions", &name, json!({}));
-    }
+    world.define_gateways();
     world.gateway_object("gatewayclasses", "coracle", json!({"spec": {"controllerName": "coracle.dev/gateway"}}));
     let put = |hostname: &str, secret: &str| {
         let listeners = json!([{"name": "l", "port": port, "protocol": "HTTPS", "hostname": hostname,

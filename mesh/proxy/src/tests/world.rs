@@ -19,7 +19,7 @@ use kube::client::Body as ApiBody;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -71,6 +71,12 @@ impl Kind {
         let _ = self.events.send(format!("{}\n", json!({"type": kind, "object": object})).into());
     }
 
+    /// One object.
+    fn one(&self, name: &str) -> Option<Response<Body>> {
+        let objects = self.objects.lock().unwrap();
+        objects.1.get(name).map(|object| Response::new(text(object.to_string())))
+    }
+
     fn answer(&self, is_watch: bool) -> Response<Body> {
         let objects = self.objects.lock().unwrap();
         let body = match is_watch {
@@ -98,6 +104,14 @@ impl Kind {
         response.headers_mut().insert("content-type", "application/json".parse().unwrap());
         response
     }
+}
+
+fn forbidden() -> Response<Body> {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden", "message": ""});
+    let mut response = Response::new(text(status.to_string()));
+    *response.status_mut() = http::StatusCode::FORBIDDEN;
+    response.headers_mut().insert("content-type", "application/json".parse().unwrap());
+    response
 }
 
 /// A pod of another node: a component, or nobody, and how often it was connected.
@@ -225,6 +239,8 @@ pub struct World {
     rules: Arc<Kind>,
     /// Of Gateway API, by their plurals, the definitions among them.
     gateway_kinds: HashMap<&'static str, Arc<Kind>>,
+    /// How often it was not told which definitions there are; `None` while it is told.
+    are_refused: watch::Sender<Option<usize>>,
     pub policies: Policies,
     /// Followed by who asks for it.
     pub routes: Ingresses,
@@ -259,14 +275,25 @@ impl World {
             ("/networkpolicies", rules.clone()),
             ("/namespaces", namespaces),
         ];
-        let rest = slices.clone();
+        let refused = watch::Sender::new(None);
+        let are_refused = refused.clone();
+        let (rest, definitions) = (slices.clone(), gateway_kinds["customresourcedefinitions"].clone());
         let api = tower::service_fn(move |request: Request<ApiBody>| {
             let path = request.uri().path();
             let named = kinds.iter().find(|(name, _)| path.ends_with(name)).map(|(_, kind)| kind);
             let of_gateways = || of_gateways.iter().find(|(name, _)| path.ends_with(name)).map(|(_, kind)| kind);
             let kind = named.or_else(of_gateways).unwrap_or(&rest);
             let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-            let answer = kind.answer(is_watch);
+            let definition = path.split_once("/customresourcedefinitions/").and_then(|(_, name)| definitions.one(name));
+            let is_refused = refused.borrow().is_some() && path.ends_with("/customresourcedefinitions");
+            let answer = match definition {
+                Some(definition) => definition,
+                None if is_refused => {
+                    refused.send_modify(|count| *count = count.map(|count| count + 1));
+                    forbidden()
+                }
+                None => kind.answer(is_watch),
+            };
             async move { Ok::<_, Infallible>(answer) }
         });
         let client = kube::Client::new(api, "default");
@@ -286,6 +313,7 @@ impl World {
             ingresses,
             rules,
             gateway_kinds,
+            are_refused,
             policies,
             routes,
             gateways,
@@ -320,6 +348,26 @@ impl World {
     pub fn ingress(&self, name: &str, annotations: Value, mut spec: Value) {
         spec["ingressClassName"] = json!("coracle");
         self.ingresses.put(name, json!({"metadata": {"uid": name, "annotations": annotations}, "spec": spec}));
+    }
+
+    /// The definitions of Gateway API's kinds.
+    pub fn define_gateways(&self) {
+        for plural in ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"] {
+            let versions = ["v1", "v1beta1"].map(|name| json!({"name": name, "served": true}));
+            let name = format!("{plural}.gateway.networking.k8s.io");
+            self.gateway_object("customresourcedefinitions", &name, json!({"spec": {"versions": versions}}));
+        }
+    }
+
+    /// It is not told any more which definitions there are; returns when somebody has asked twice: what came of the first time is
+    /// known by then.
+    pub async fn refuse_definitions(&self) {
+        self.are_refused.send_replace(Some(0));
+        let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired", "message": ""});
+        self.gateway_kinds["customresourcedefinitions"].tell("ERROR", &gone);
+        let mut refused = self.are_refused.subscribe();
+        let twice = refused.wait_for(|count| count.is_some_and(|count| count >= 2));
+        tokio::time::timeout(SOON, twice).await.expect("it is asked again").unwrap();
     }
 
     /// An object of Gateway API, or a definition.
