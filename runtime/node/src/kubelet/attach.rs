@@ -227,7 +227,7 @@ pub async fn any(
         return refusal(StatusCode::NOT_FOUND, format!("pod does not exist: {name:?}"));
     };
     let object = slot.pod();
-    let Some(index) = core::all_specs(&object).position(|spec| spec.name == container) else {
+    let Some(index) = core::names(&object).position(|name| name == container) else {
         return refusal(StatusCode::NOT_FOUND, format!("container not found ({container:?})"));
     };
     let has_run = slot.with_core(|core| {

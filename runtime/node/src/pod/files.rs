@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, Volume, VolumeMount};
 use tokio_util::sync::CancellationToken;
 
-use super::core::{Index, Run, all_specs};
+use super::core::{Index, Run, all_specs, mounted};
 use super::slot::Slot;
 use super::table::{Alarm, Pods};
 use crate::beneath;
@@ -365,14 +365,6 @@ impl Pods {
 fn until_first(moments: impl Iterator<Item = Timestamp>, now: Timestamp) -> Option<Duration> {
     let left = Duration::try_from(moments.min()?.duration_since(now)).unwrap_or_default();
     Some(left.max(Duration::from_secs(1)))
-}
-
-/// The volumes that some container mounts; the others are not made, as under the kubelet.
-fn mounted(pod: &Pod) -> impl Iterator<Item = &Volume> {
-    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
-    volumes.iter().filter(|volume| {
-        all_specs(pod).any(|container| container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name))
-    })
 }
 
 /// A mount's sub path, if it has one; nothing when it would be too long.
