@@ -149,7 +149,7 @@ impl Registration {
     async fn keep(&self, seen: &watch::Sender<Option<Value>>) {
         let mut changes = seen.subscribe();
         let mut disk = self.context.disk.changed();
-        let mut gateway = self.context.gateway.changed();
+        let mut gateway = self.context.gateway.ports();
         let mut opened = self.context.network.proxy.opened();
         let mut gateway_ports = self.context.network.proxy.gateway_ports();
         let mut gateway_secrets = self.context.gateway.gateways.changed();

@@ -25,6 +25,8 @@ pub struct Api {
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<Value>,
     node_events: broadcast::Sender<Value>,
+    /// ConfigMaps and Secrets that are put, by kind and name.
+    object_events: broadcast::Sender<(String, Value)>,
     changed: Arc<Notify>,
 }
 
@@ -56,6 +58,7 @@ impl Default for Api {
             state: Arc::default(),
             events: broadcast::Sender::new(1024),
             node_events: broadcast::Sender::new(64),
+            object_events: broadcast::Sender::new(1024),
             changed: Arc::default(),
         }
     }
@@ -77,8 +80,7 @@ impl Api {
 
     /// Puts a ConfigMap or Secret.
     pub fn put(&self, kind: &str, name: &str, data: Value) {
-        let object = json!({"metadata": {"name": name, "namespace": "default", "resourceVersion": "1"}, "data": data});
-        self.state.lock().objects.insert(format!("{kind}/{name}"), object);
+        self.put_object(kind, name, json!({"data": data}));
     }
 
     /// Puts an object of any kind into the namespace `default`, for whoever lists it.
@@ -86,7 +88,9 @@ impl Api {
         object["metadata"]["name"] = json!(name);
         object["metadata"]["namespace"] = json!("default");
         object["metadata"]["resourceVersion"] = json!("1");
-        self.state.lock().objects.insert(format!("{kind}/{name}"), object);
+        let key = format!("{kind}/{name}");
+        self.state.lock().objects.insert(key.clone(), object.clone());
+        let _ = self.object_events.send((key, object));
     }
 
     /// An object that was put.
@@ -332,12 +336,22 @@ impl Api {
             (&Method::GET, ["api", "v1", "persistentvolumes"]) if is_watch => {
                 self.listed("persistentvolumes", "PersistentVolume")
             }
+            (&Method::GET, ["api", "v1", "namespaces", _, kind @ ("configmaps" | "secrets")]) if is_watch => {
+                let key = format!("{kind}/{}", named(&query));
+                let later = tokio_stream::wrappers::BroadcastStream::new(self.object_events.subscribe());
+                // As it is now, for what happened since it was listed.
+                let now = self.state.lock().objects.get(&key).cloned();
+                let later = later.filter_map(move |event| {
+                    let object = event.ok().filter(|(of, _)| *of == key).map(|(_, object)| object);
+                    async { object }
+                });
+                let all = stream::iter(now).chain(later);
+                streamed(all.map(|object| json!({"type": "MODIFIED", "object": object})))
+            }
             (&Method::GET, _) if is_watch => streamed(stream::pending()),
             (&Method::GET, ["api", "v1", "nodes", _]) => answer(StatusCode::OK, &self.node()),
             (&Method::GET, ["api", "v1", "namespaces", _, kind @ ("configmaps" | "secrets")]) => {
-                let name =
-                    query.split("metadata.name%3D").nth(1).unwrap_or_default().split('&').next().unwrap_or_default();
-                let found = self.state.lock().objects.get(&format!("{kind}/{name}")).cloned();
+                let found = self.state.lock().objects.get(&format!("{kind}/{}", named(&query))).cloned();
                 let items: Vec<Value> = found.into_iter().collect();
                 answer(StatusCode::OK, &json!({"metadata": {"resourceVersion": "1"}, "items": items}))
             }
@@ -471,6 +485,11 @@ impl Api {
         let later = later.filter_map(|event| async { event.ok() });
         streamed(stream::iter(first).chain(later))
     }
+}
+
+/// The name that is asked for.
+fn named(query: &str) -> &str {
+    query.split("metadata.name%3D").nth(1).unwrap_or_default().split('&').next().unwrap_or_default()
 }
 
 fn not_found() -> Value {
