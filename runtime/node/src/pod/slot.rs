@@ -113,28 +113,26 @@ pub struct Stdin {
     pub pipe: Pipe,
     /// With `stdinOnce` it ends with the first client that says no more.
     is_once: bool,
-    is_over: AtomicBool,
 }
 
 impl Stdin {
     /// The input of a container that asks for one.
     pub(super) fn of(spec: &Spec) -> Option<Arc<Stdin>> {
         let is_once = spec.stdin_once == Some(true);
-        let stdin = || Stdin { pipe: Pipe::default(), is_once, is_over: AtomicBool::new(false) };
+        let stdin = || Stdin { pipe: Pipe::default(), is_once };
         (spec.stdin == Some(true)).then(|| Arc::new(stdin()))
     }
 
     /// A client says no more.
     pub fn leave(&self) {
         if self.is_once {
-            self.is_over.store(true, Ordering::Release);
             self.pipe.end();
         }
     }
 
-    /// Whether it has ended.
+    /// Whether it has ended: so, or by a key of a client's terminal.
     pub fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::Acquire)
+        self.pipe.is_ended()
     }
 }
 

@@ -48,6 +48,9 @@ struct State {
     labels: Value,
     /// Tokens that were asked for.
     tokens: u32,
+    /// How often the node's status, and its annotations, were written; annotations may be refused.
+    node_writes: [u32; 2],
+    refuses_annotations: bool,
     /// Requests with this in their path are not answered, this often.
     silent: Option<(&'static str, u32)>,
 }
@@ -150,6 +153,16 @@ impl Api {
     /// Does not answer the next `count` writes whose path has `part` in it.
     pub fn be_silent(&self, part: &'static str, count: u32) {
         self.state.lock().silent = Some((part, count));
+    }
+
+    /// Refuses annotations of the node from now on.
+    pub fn refuse_annotations(&self) {
+        self.state.lock().refuses_annotations = true;
+    }
+
+    /// How often the node's status, and its annotations, were written, or tried to be.
+    pub fn node_writes(&self) -> [u32; 2] {
+        self.state.lock().node_writes
     }
 
     /// How many tokens were given.
@@ -386,6 +399,13 @@ impl Api {
             }
             (&Method::PATCH, ["api", "v1", "nodes", _]) => {
                 let mut state = self.state.lock();
+                if body["metadata"].get("annotations").is_some() {
+                    state.node_writes[1] += 1;
+                    if state.refuses_annotations {
+                        self.changed.notify_waiters();
+                        return answer(StatusCode::UNPROCESSABLE_ENTITY, &json!({"message": "no"}));
+                    }
+                }
                 for (name, value) in body["metadata"]["annotations"].as_object().into_iter().flatten() {
                     state.node["metadata"]["annotations"][name] = value.clone();
                 }
@@ -413,6 +433,7 @@ impl Api {
             }
             (&Method::PATCH, ["api", "v1", "nodes", _, "status"]) => {
                 let mut state = self.state.lock();
+                state.node_writes[0] += 1;
                 for (field, value) in body["status"].as_object().unwrap() {
                     state.node["status"][field] = value.clone();
                 }

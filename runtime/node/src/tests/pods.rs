@@ -624,6 +624,21 @@ async fn an_api_server_that_does_not_answer_is_asked_again() {
     assert_eq!(world.api.silence_left(), 0);
 }
 
+/// What the API does not take of a node's annotations is no reason to write its status again, nor to go on asking.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn annotations_that_are_refused_hold_up_nothing() {
+    let world = World::start().await;
+    // At its registration, and once it is registered.
+    until("the status is written", || world.api.node_writes()[0] >= 2).await;
+    world.api.refuse_annotations();
+    let [status, annotations] = world.api.node_writes();
+    world.api.modify_node(|node| {
+        node["metadata"]["annotations"][crate::balancer::ANNOTATION] = json!("192.0.2.1,n/web:80/TCP");
+    });
+    until("they are tried again and again", || world.api.node_writes()[1] >= annotations + 3).await;
+    assert!(world.api.node_writes()[0] <= status + 1, "{:?} after {status}", world.api.node_writes());
+}
+
 /// Tokens run out by the clock on the wall: when that has gone on, as over a night, another one is written at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_is_renewed_when_the_clock_has_gone_on() {
