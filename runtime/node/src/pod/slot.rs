@@ -17,6 +17,7 @@ use super::files::Written;
 use super::probe::ProbeState;
 use super::report::Report;
 use crate::addresses::PodAddress;
+use crate::certificates::PodCertificates;
 use crate::logs::{ContainerLog, Stream};
 use crate::network::GuestNetwork;
 use crate::volumes::Shown;
@@ -32,6 +33,8 @@ pub struct Slot {
     state: Mutex<State>,
     /// Which volumes were written. Held while they are.
     pub(super) written: tokio::sync::Mutex<Written>,
+    /// Its certificates: who asks for one holds none of these locks.
+    pub(super) certificates: PodCertificates,
     /// Held by the thread that writes or removes anything below the pod's directory, until it is done.
     pub(super) on_disk: Arc<tokio::sync::Mutex<()>>,
     /// What it asks for of the node.
@@ -184,6 +187,7 @@ impl Slot {
                 wake: None,
             }),
             written: tokio::sync::Mutex::default(),
+            certificates: PodCertificates::default(),
             on_disk: Arc::default(),
             requested: admission::requested(pod),
             has_room: AtomicBool::new(false),
