@@ -67,6 +67,7 @@ pub fn run(
         });
     });
     let own = context.gateway.ports();
+    context.network.proxy.expect_gateways();
     let serving = context.network.proxy.clone().serve_gateways(bind, of.clone(), own, failed, until("gateway ports"));
     // Requests are served where guests may run.
     context.tasks.spawn_on(serving, context.engine.gateway());
