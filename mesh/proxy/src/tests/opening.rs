@@ -24,7 +24,7 @@ async fn a_node_that_begins_leaves_to_gateways_what_services_have_not_had() {
     world.service_with("new", 1, spec(json!([{"name": "a", "port": wanted}, {"name": "b", "port": free}])));
     world.service_at("old", 2, spec(json!([{"port": had}])), json!([{"ip": "127.0.0.2"}]));
     for service in ["new", "old"] {
-        world.placed(service, &[(1, NODE, true)], json!([{"port": 8080}]));
+        world.placed(service, &[(1, NODE, true)], json!([{"name": "a", "port": 8080}, {"port": 8080}]));
         world.known(service, 1).await;
     }
     for plural in ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"] {
