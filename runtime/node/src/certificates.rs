@@ -577,7 +577,7 @@ mod tests {
         provide(Need::Good, at(2)).now_or_never().expect("it is there").unwrap();
         refreshing.await.expect("what is issued is good");
 
-        // It runs out, and nobody has answered: the next is still waited for, and then asked for again.
+        // It runs out, and nobody has answered: another is asked for, and waited for.
         let error = provide(Need::Good, at(3)).await.unwrap_err();
         assert!(matches!(error, CertificateError::Unanswered(_)), "{error}");
         api.says(ended("Denied", "", at(9), at(9)));
