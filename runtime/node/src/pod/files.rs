@@ -220,26 +220,22 @@ impl Pods {
             let pod = slot.pod();
             let (signed, others): (Vec<&Volume>, Vec<&Volume>) =
                 mounted(&pod).partition(|volume| has_certificates(volume));
-            pods.rewrite(&slot, &pod, others.into_iter().map(|volume| (volume, Ok(())))).await;
+            let others: Vec<_> = others.into_iter().map(|volume| (volume, Ok(()))).collect();
+            pods.rewrite(&slot, &pod, others).await;
             let names = slot.written.lock().await.volumes.clone();
-            let signed = signed.into_iter().filter(|volume| names.contains(&volume.name));
+            let signed: Vec<&Volume> = signed.into_iter().filter(|volume| names.contains(&volume.name)).collect();
             // Nothing waits for who signs.
-            let provided = signed.map(|volume| {
-                let provided = pods.certificates(&slot, &pod, volume, Need::Fresh);
-                async move { (volume, provided.await) }
-            });
+            let mut provided = Vec::with_capacity(signed.len());
+            for volume in &signed {
+                provided.push(pods.certificates(&slot, &pod, volume, Need::Fresh));
+            }
             let provided = futures::future::join_all(provided).await;
-            pods.rewrite(&slot, &pod, provided.into_iter()).await;
+            pods.rewrite(&slot, &pod, signed.into_iter().zip(provided).collect()).await;
         });
     }
 
     /// Writes those of these volumes anew that were written; what cannot be is told.
-    async fn rewrite<'a>(
-        &self,
-        slot: &Slot,
-        pod: &Pod,
-        volumes: impl Iterator<Item = (&'a Volume, Result<(), String>)>,
-    ) {
+    async fn rewrite(&self, slot: &Slot, pod: &Pod, volumes: Vec<(&Volume, Result<(), String>)>) {
         let mut written = slot.written.lock().await;
         for (volume, mut done) in volumes {
             // The pod's files may have been removed meanwhile.
