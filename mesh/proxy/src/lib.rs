@@ -23,6 +23,7 @@ mod held;
 mod link;
 mod node_ports;
 mod observe;
+mod opening;
 mod outbound;
 mod places;
 mod retry;
@@ -51,8 +52,10 @@ use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::opening::{GATEWAYS_WITHIN, Turn};
 pub use demand::{Asked, Demands, Reader};
 pub use dial::KEPT_ELSEWHERE_MAX;
 pub use flows::Flows;
@@ -368,6 +371,7 @@ pub struct Proxy {
     by_ingress: Arc<observe::ByIngress>,
     /// What has become of the ports of Services that this node is a balancer of.
     opened: Arc<watch::Sender<Vec<Opened>>>,
+    opening: Arc<opening::Opening>,
     /// Ports of Gateways, and whether they are served.
     gateway_ports: Arc<watch::Sender<BTreeMap<u16, PortState>>>,
     tracer: Option<Tracer>,
@@ -381,7 +385,7 @@ impl Proxy {
         let places = places::Places::new(places::CONNECTIONS_MAX);
         let routes = Arc::new(routes::Routes::new(local.clone()));
         let (upstreams, taps, by_ingress) = Default::default();
-        let (opened, gateway_ports) = Default::default();
+        let (opened, opening, gateway_ports) = Default::default();
         let tracer = None;
         Proxy {
             discovery,
@@ -394,6 +398,7 @@ impl Proxy {
             taps,
             by_ingress,
             opened,
+            opening,
             gateway_ports,
             tracer,
         }
@@ -419,16 +424,35 @@ impl Proxy {
         self.upstreams.has(to, port)
     }
 
+    /// Says that [`Proxy::serve_gateways`] will be called, before [`Proxy::run`] is: Services leave the ports that they have not had to
+    /// Gateways until these were read once.
+    pub fn expect_gateways(&self) {
+        self.opening.expect_gateways();
+    }
+
     /// Keeps balancers in step with discovery, and runs the listeners of NodePort and LoadBalancer services at the address
     /// `node_ports` (`None`: no listeners), until shutdown.
     pub async fn run(self, node_ports: Option<IpAddr>, shutdown: CancellationToken) {
         let mut generations = self.discovery.subscribe();
+        let mut turns = self.opening.subscribe();
+        let mut gateways_until = None;
         let mut listeners = node_ports::Listeners::new(self.clone(), node_ports);
         loop {
             generations.borrow_and_update();
+            let turn = *turns.borrow_and_update();
             let snapshot = self.discovery.snapshot();
             self.routes.update(&snapshot);
-            let retry_at = listeners.update(&snapshot).await;
+            let retry_at = listeners.update(&snapshot, turn == Turn::All).await;
+            if turn == Turn::Held && snapshot.generation > 0 {
+                self.opening.held();
+                gateways_until = Some(Instant::now() + GATEWAYS_WITHIN);
+            }
+            let given_up = async {
+                match gateways_until.filter(|_| turn != Turn::All) {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             let retry = async {
                 match retry_at {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -438,6 +462,8 @@ impl Proxy {
             // Waiting is all that is cut here.
             tokio::select! {
                 changed = generations.changed() => if changed.is_err() { break },
+                Ok(()) = turns.changed() => {}
+                () = given_up => self.opening.all(),
                 () = retry => {}
                 () = shutdown.cancelled() => break,
             }

@@ -33,8 +33,9 @@ const MODULES_MAX: usize = 1_000;
 /// Producers that are looked at. A component has some dozens.
 const PRODUCERS_MAX: usize = 1_000;
 
-/// What interfaces of WASI 0.3 have in their names.
-const WASI_P3: &str = "@0.3.";
+/// Names of WASI's interfaces begin with this, and have this in them where they are those of WASI 0.3.
+const WASI: &str = "wasi:";
+const P3: &str = "@0.3.";
 
 /// Which component model a component is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl Model {
     pub(crate) fn of(wasm: &[u8]) -> Model {
         let mut depth = 0_usize;
         for payload in Parser::new(0).parse_all(wasm).map_while(Result::ok) {
-            let is_p3 = match payload {
+            let is_async = match payload {
                 Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
                     depth += 1;
                     false
@@ -62,19 +63,24 @@ impl Model {
                     false
                 }
                 Payload::ComponentImportSection(section) if depth == 0 => {
-                    section.into_iter().map_while(Result::ok).any(|import| import.name.name.contains(WASI_P3))
+                    section.into_iter().map_while(Result::ok).any(|import| is_p3(import.name.name))
                 }
                 Payload::ComponentExportSection(section) if depth == 0 => {
-                    section.into_iter().map_while(Result::ok).any(|export| export.name.name.contains(WASI_P3))
+                    section.into_iter().map_while(Result::ok).any(|export| is_p3(export.name.name))
                 }
                 _ => false,
             };
-            if is_p3 {
+            if is_async {
                 return Model::Async;
             }
         }
         Model::Sync
     }
+}
+
+/// Whether an interface is one of WASI 0.3: others have versions of their own.
+fn is_p3(name: &str) -> bool {
+    name.starts_with(WASI) && name.contains(P3)
 }
 
 /// What was found.
@@ -198,6 +204,8 @@ mod tests {
             ("(component (import \"wasi:cli/stdout@0.2.0\" (instance)))", Model::Sync),
             ("(component (import \"wasi:cli/stdout@0.3.0\" (instance)))", Model::Async),
             ("(component (core module) (instance) (export \"wasi:http/handler@0.3.0\" (instance 0)))", Model::Async),
+            ("(component (import \"acme:shop/stock@0.3.0\" (instance)))", Model::Sync),
+            ("(component (core module) (instance) (export \"acme:wasi/run@0.3.1\" (instance 0)))", Model::Sync),
             // What a part of it is made of is linked within it.
             ("(component (component (import \"wasi:cli/stdout@0.3.0\" (instance))))", Model::Sync),
         ] {

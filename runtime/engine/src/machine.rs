@@ -26,13 +26,17 @@ pub(crate) fn instances_max(wanted: u32) -> u32 {
 
 /// The same when there is a second pool, for so many.
 pub(crate) fn instances_max_beside(wanted: u32, second: u32) -> u32 {
-    fit(wanted, maps().saturating_sub(u64::from(second) * MAPS_PER_STACK))
+    fit_beside(wanted, second, maps())
 }
 
 /// Memory maps that this process may have.
 fn maps() -> u64 {
     let text = fs::read_to_string("/proc/sys/vm/max_map_count").ok();
     text.and_then(|text| text.trim().parse().ok()).unwrap_or(MAP_COUNT_DEFAULT)
+}
+
+fn fit_beside(wanted: u32, second: u32, maps: u64) -> u32 {
+    fit(wanted, maps.saturating_sub(u64::from(second) * MAPS_PER_STACK))
 }
 
 fn fit(wanted: u32, maps: u64) -> u32 {
@@ -106,8 +110,17 @@ mod tests {
         for (wanted, maps, fits) in table {
             assert_eq!(fit(wanted, maps), fits, "{wanted} with {maps} maps");
         }
-        assert_eq!(instances_max_beside(10, 1), 10, "a few fit in any case");
-        assert!(instances_max_beside(u32::MAX, 3_000) <= instances_max(u32::MAX));
+        let table = [
+            (10_000, 0, 65_530, 10_000),
+            (10_000, 265, 65_530, 10_000),
+            (10_000, 266, 65_530, 9_999),
+            (10_000, 3_000, 65_530, 9_088),
+            (50_000, 3_000, 1 << 20, 28_000),
+            (10_000, u32::MAX, 65_530, 1),
+        ];
+        for (wanted, second, maps, fits) in table {
+            assert_eq!(fit_beside(wanted, second, maps), fits, "{wanted} beside {second} with {maps} maps");
+        }
     }
 
     #[test]

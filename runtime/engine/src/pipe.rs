@@ -32,6 +32,8 @@ struct State {
     is_ended: bool,
     /// Nobody reads any more: what comes is dropped.
     is_abandoned: bool,
+    /// Who reads has had everything, and wants more.
+    is_asked: bool,
     /// Who waits for a change, at either end.
     waiting: Vec<Waker>,
 }
@@ -42,6 +44,18 @@ impl State {
             true => usize::MAX,
             false => BYTES_MAX.saturating_sub(self.bytes.len()),
         }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        if !self.is_abandoned {
+            self.bytes.extend_from_slice(bytes);
+            self.is_asked &= bytes.is_empty();
+        }
+    }
+
+    /// Whether everything was read, and more is wanted or none comes; or nobody reads.
+    fn is_drained(&self) -> bool {
+        self.is_abandoned || self.bytes.is_empty() && (self.is_asked || self.is_ended)
     }
 
     fn wait(&mut self, context: &Context<'_>) {
@@ -84,6 +98,25 @@ impl Pipe {
         self.change(|state| state.is_ended = true);
     }
 
+    /// Whether nothing more comes.
+    pub fn is_ended(&self) -> bool {
+        self.0.lock().is_ended
+    }
+
+    /// Waits until whoever reads has read everything and wants more, or reads no more: then what he does with it is done, as far as he
+    /// does one thing after another. Cancel-safe.
+    pub async fn drained(&self) {
+        poll_fn(|context| {
+            let mut state = self.0.lock();
+            if state.is_drained() {
+                return Poll::Ready(());
+            }
+            state.wait(context);
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Says that nobody reads any more.
     pub fn abandon(&self) {
         self.change(|state| {
@@ -109,16 +142,33 @@ impl Pipe {
         if !state.bytes.is_empty() || state.is_ended || state.is_abandoned {
             return Poll::Ready(());
         }
+        let told = self.ask(&mut state);
         state.wait(context);
+        drop(state);
+        told.into_iter().for_each(Waker::wake);
         Poll::Pending
+    }
+
+    /// Who reads finds nothing; returns who is to be told of it.
+    fn ask(&self, state: &mut State) -> Vec<Waker> {
+        match std::mem::replace(&mut state.is_asked, true) {
+            true => Vec::new(),
+            false => std::mem::take(&mut state.waiting),
+        }
     }
 
     /// What there is, perhaps nothing; none at the end.
     pub(crate) fn try_read(&self, bytes_max: usize) -> Option<Bytes> {
         {
-            let state = self.0.lock();
+            let mut state = self.0.lock();
             if state.bytes.is_empty() {
-                return if state.is_ended || state.is_abandoned { None } else { Some(Bytes::new()) };
+                if state.is_ended || state.is_abandoned {
+                    return None;
+                }
+                let told = self.ask(&mut state);
+                drop(state);
+                told.into_iter().for_each(Waker::wake);
+                return Some(Bytes::new());
             }
         }
         Some(self.change(|state| {
@@ -135,19 +185,15 @@ impl Sink for Pipe {
     fn take(&self, bytes: &[u8]) -> bool {
         self.change(|state| {
             let fits = state.is_abandoned || state.bytes.len() + bytes.len() <= BYTES_MAX + WRITE_BYTES_MAX;
-            if fits && !state.is_abandoned {
-                state.bytes.extend_from_slice(bytes);
+            if fits {
+                state.add(bytes);
             }
             fits
         })
     }
 
     fn write(&self, bytes: &[u8]) {
-        self.change(|state| {
-            if !state.is_abandoned {
-                state.bytes.extend_from_slice(bytes);
-            }
-        });
+        self.change(|state| state.add(bytes));
     }
 
     fn room(&self) -> usize {
@@ -204,6 +250,35 @@ mod tests {
         pipe.abandon();
         assert!(!writing.await, "nobody reads it");
         assert_eq!(pipe.0.lock().bytes.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn it_is_drained_when_its_reader_comes_back_for_more() {
+        let pipe = Pipe::default();
+        pipe.write(b"ab");
+        let mut drained = pin!(pipe.drained());
+        assert!(futures::poll!(drained.as_mut()).is_pending());
+        assert_eq!(pipe.read().await.as_deref(), Some(&b"ab"[..]));
+        assert!(futures::poll!(drained.as_mut()).is_pending(), "what he has read he is about to do");
+        assert_eq!(pipe.try_read(1).as_deref(), Some(&b""[..]));
+        drained.await;
+        pipe.write(b"c");
+        assert!(futures::poll!(pin!(pipe.drained())).is_pending());
+        assert_eq!(pipe.read().await.as_deref(), Some(&b"c"[..]));
+        // Who waits for that is woken by who waits for more.
+        let (reading, draining) = (pipe.read(), pipe.drained());
+        tokio::select! {
+            _ = reading => unreachable!("nothing is written"),
+            () = draining => {}
+        }
+        assert!(!pipe.is_ended());
+        pipe.end();
+        assert!(pipe.is_ended());
+        pipe.drained().await;
+        let unread = Pipe::default();
+        unread.write(b"d");
+        unread.abandon();
+        unread.drained().await;
     }
 
     #[test]

@@ -5,7 +5,10 @@
 //!  none ─► Waiting ─► Issued ─(its time has come)─► Issued, and the next is waited for ─► Issued
 //!             └─► Refused, and stays so
 //! ```
+//! Nothing else of a pod waits for who signs. One that has run out is nobody's beginning: a container that is started waits for the next.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_api::pem;
@@ -20,11 +23,13 @@ use kube::Api;
 use kube::api::PostParams;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
+use parking_lot::Mutex;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use tokio::time::timeout;
 
 use crate::volumes::{CertificateRequest, Credential};
 
-/// How long an answer is waited for at once: the pod's other volumes wait behind it. Whoever wants it comes again.
+/// How long an answer is waited for at once, of the API server and of who signs. Whoever wants it comes again.
 const ANSWER_MAX: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
 /// A request that is older is gone (the reference's `podcertificaterequestcleaner`).
 const STAYS: SignedDuration = SignedDuration::from_mins(15);
@@ -35,8 +40,69 @@ const LATE_SECONDS_MAX: i64 = 300;
 /// After a refresh that came to nothing.
 const RETRY: SignedDuration = SignedDuration::from_secs(60);
 
-/// What is known about a certificate that a pod wants.
-pub enum State {
+/// Certificates that one pod may have.
+const CERTIFICATES_MAX: usize = 100;
+
+/// Those of a pod, also the ones that it waits for.
+#[derive(Default)]
+pub struct PodCertificates(Mutex<HashMap<CertificateRequest, Arc<Certificate>>>);
+
+impl PodCertificates {
+    /// What there is of one that is wanted, from now on.
+    pub fn want(&self, wanted: &CertificateRequest) -> Result<Arc<Certificate>, CertificateError> {
+        let mut all = self.0.lock();
+        if let Some(known) = all.get(wanted) {
+            return Ok(known.clone());
+        }
+        if all.len() >= CERTIFICATES_MAX {
+            return Err(CertificateError::TooMany);
+        }
+        Ok(all.entry(wanted.clone()).or_default().clone())
+    }
+
+    /// The last one that was issued.
+    pub fn credential(&self, wanted: &CertificateRequest) -> Option<Credential> {
+        let known = self.0.lock().get(wanted).cloned()?;
+        match &*known.state.lock() {
+            Some(State::Issued { credential, .. }) => Some(credential.clone()),
+            _ => None,
+        }
+    }
+
+    /// When the next is asked for.
+    pub fn refresh_at(&self) -> Option<Timestamp> {
+        let all = self.0.lock();
+        let moments = all.values().filter_map(|certificate| match &*certificate.state.lock() {
+            Some(State::Issued { refresh_at, .. }) => Some(*refresh_at),
+            _ => None,
+        });
+        moments.min()
+    }
+
+    /// None is wanted any more.
+    pub fn forget(&self) {
+        self.0.lock().clear();
+    }
+}
+
+/// What a certificate is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// To begin with it: one that is good will do, whatever its age.
+    Good,
+    /// To go on with it: its time may have come, and the next is waited for.
+    Fresh,
+}
+
+/// A certificate that a pod wants, as far as it is known.
+#[derive(Default)]
+pub struct Certificate {
+    /// Whoever asks holds it, so that it is asked for once.
+    turn: tokio::sync::Mutex<()>,
+    state: Mutex<Option<State>>,
+}
+
+enum State {
     /// It was asked for.
     Waiting(Pending),
     /// It is there.
@@ -45,6 +111,8 @@ pub enum State {
         credential: Credential,
         /// When the next is asked for.
         refresh_at: Timestamp,
+        /// From then on it is good for nothing.
+        expires_at: Timestamp,
         /// The next, if it was asked for.
         next: Option<Pending>,
     },
@@ -53,7 +121,8 @@ pub enum State {
 }
 
 /// A request that nobody has answered.
-pub struct Pending {
+#[derive(Clone)]
+struct Pending {
     name: String,
     key: String,
     since: Timestamp,
@@ -71,6 +140,15 @@ pub enum CertificateError {
     /// The node has no keys of this type.
     #[error("keys of type {0} are not supported by this node, which makes ECDSAP256, ECDSAP384 and ED25519")]
     KeyType(String),
+    /// The last has run out, and the API server or who signs has not given another.
+    #[error("the certificate has expired, and there is no other yet")]
+    Expired,
+    /// There was no answer to the request for it.
+    #[error("the API server has not answered in time")]
+    Late,
+    /// The pod asks for too many.
+    #[error("the pod asks for more than {CERTIFICATES_MAX} certificates")]
+    TooMany,
     /// Whoever is to sign has not answered.
     #[error("PodCertificateRequest {0:?} is not answered yet")]
     Unanswered(String),
@@ -83,78 +161,102 @@ pub enum CertificateError {
 }
 
 enum Answer {
-    Issued { chain: String, refresh_at: Timestamp },
+    Issued { chain: String, refresh_at: Timestamp, expires_at: Timestamp },
     Refused(String),
     Gone,
 }
 
-/// Has a certificate that still lives, as far as that can be had now; `now` is on the wall's clock. What was reached is in `state`, also
-/// when this is dropped.
-pub async fn provide(
-    client: &kube::Client,
-    node: &str,
-    pod: &Pod,
-    wanted: &CertificateRequest,
-    state: &mut Option<State>,
-    now: Timestamp,
-) -> Result<(), CertificateError> {
-    let pending = match &*state {
-        Some(State::Refused(why)) => return Err(CertificateError::Refused(why.clone())),
-        Some(State::Issued { refresh_at, .. }) if *refresh_at > now => return Ok(()),
-        Some(State::Issued { next, .. }) => next.as_ref(),
-        Some(State::Waiting(pending)) => Some(pending),
-        None => None,
-    };
-    if pending.is_none_or(|pending| now.duration_since(pending.since) >= STAYS) {
-        match ask(client, node, pod, wanted, now).await {
-            Ok(asked) => match state {
-                Some(State::Issued { next, .. }) => *next = Some(asked),
-                _ => *state = Some(State::Waiting(asked)),
+impl Certificate {
+    /// Has a certificate that is good for this, as far as that can be had now; `now` is on the wall's clock. What was reached stays, also
+    /// when this is dropped.
+    pub async fn provide(
+        &self,
+        client: &kube::Client,
+        node: &str,
+        pod: &Pod,
+        wanted: &CertificateRequest,
+        need: Need,
+        now: Timestamp,
+    ) -> Result<(), CertificateError> {
+        // Who can begin with it does not wait for who refreshes it.
+        if self.is_enough(need, now) {
+            return Ok(());
+        }
+        let _turn = self.turn.lock().await;
+        if self.is_enough(need, now) {
+            return Ok(());
+        }
+        let pending = match &*self.state.lock() {
+            Some(State::Refused(why)) => return Err(CertificateError::Refused(why.clone())),
+            // There was a try a moment ago.
+            Some(State::Issued { refresh_at, next: None, .. }) if *refresh_at > now => {
+                return Err(CertificateError::Expired);
+            }
+            Some(State::Issued { next, .. }) => next.clone(),
+            Some(State::Waiting(pending)) => Some(pending.clone()),
+            None => None,
+        };
+        let pending = match pending.filter(|pending| now.duration_since(pending.since) < STAYS) {
+            Some(pending) => pending,
+            None => match timeout(ANSWER_MAX, ask(client, node, pod, wanted, now)).await {
+                Ok(Ok(asked)) => {
+                    match &mut *self.state.lock() {
+                        Some(State::Issued { next, .. }) => *next = Some(asked.clone()),
+                        state => *state = Some(State::Waiting(asked.clone())),
+                    }
+                    asked
+                }
+                Ok(Err(error)) => return self.later(now, error),
+                Err(_) => return self.later(now, CertificateError::Late),
             },
-            Err(error) => return later(state, now, error),
+        };
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let answer = timeout(ANSWER_MAX, answer(client, node, namespace, &pending.name)).await;
+        match answer {
+            Err(_) => self.later(now, CertificateError::Unanswered(pending.name)),
+            Ok(Answer::Issued { chain, refresh_at, expires_at }) => {
+                let late = SignedDuration::from_secs(rand::random_range(0..LATE_SECONDS_MAX));
+                let refresh_at = refresh_at.checked_add(late).unwrap_or(Timestamp::MAX).min(expires_at);
+                let credential = Credential { key: pending.key, chain };
+                *self.state.lock() = Some(State::Issued { credential, refresh_at, expires_at, next: None });
+                Ok(())
+            }
+            Ok(Answer::Gone) => {
+                match &mut *self.state.lock() {
+                    Some(State::Issued { next, .. }) => *next = None,
+                    state => *state = None,
+                }
+                self.later(now, CertificateError::Gone(pending.name))
+            }
+            Ok(Answer::Refused(why)) => {
+                // What is issued is good until it ends.
+                match &mut *self.state.lock() {
+                    Some(State::Issued { next, .. }) => *next = None,
+                    state => *state = Some(State::Refused(why.clone())),
+                }
+                self.later(now, CertificateError::Refused(why))
+            }
         }
     }
-    let (Some(State::Waiting(pending)) | Some(State::Issued { next: Some(pending), .. })) = &*state else {
-        return Ok(());
-    };
-    let (name, key) = (pending.name.clone(), pending.key.clone());
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-    let answer = tokio::time::timeout(ANSWER_MAX, answer(client, node, namespace, &name)).await;
-    match answer {
-        Err(_) => later(state, now, CertificateError::Unanswered(name)),
-        Ok(Answer::Issued { chain, refresh_at }) => {
-            let late = SignedDuration::from_secs(rand::random_range(0..LATE_SECONDS_MAX));
-            let refresh_at = refresh_at.checked_add(late).unwrap_or(Timestamp::MAX);
-            *state = Some(State::Issued { credential: Credential { key, chain }, refresh_at, next: None });
-            Ok(())
-        }
-        Ok(Answer::Gone) => {
-            match state {
-                Some(State::Issued { next, .. }) => *next = None,
-                _ => *state = None,
-            }
-            later(state, now, CertificateError::Gone(name))
-        }
-        Ok(Answer::Refused(why)) => {
-            // What is issued is good until it ends.
-            match state {
-                Some(State::Issued { next, .. }) => *next = None,
-                _ => *state = Some(State::Refused(why.clone())),
-            }
-            later(state, now, CertificateError::Refused(why))
-        }
-    }
-}
 
-/// A pod that has a certificate goes on with it, and comes again; one that has none waits for it.
-fn later(state: &mut Option<State>, now: Timestamp, error: CertificateError) -> Result<(), CertificateError> {
-    match state {
-        Some(State::Issued { refresh_at, .. }) => {
-            tracing::debug!(%error, "a pod's certificate is not refreshed");
-            *refresh_at = now + RETRY;
-            Ok(())
+    fn is_enough(&self, need: Need, now: Timestamp) -> bool {
+        match (&*self.state.lock(), need) {
+            (Some(State::Issued { expires_at, .. }), Need::Good) => *expires_at > now,
+            (Some(State::Issued { refresh_at, .. }), Need::Fresh) => *refresh_at > now,
+            _ => false,
         }
-        _ => Err(error),
+    }
+
+    /// A pod that has a certificate goes on with it while it is good, and comes again; one that has none waits for it.
+    fn later(&self, now: Timestamp, error: CertificateError) -> Result<(), CertificateError> {
+        match &mut *self.state.lock() {
+            Some(State::Issued { refresh_at, expires_at, .. }) => {
+                tracing::debug!(%error, "a pod's certificate is not refreshed");
+                *refresh_at = now + RETRY;
+                if *expires_at > now { Ok(()) } else { Err(error) }
+            }
+            _ => Err(error),
+        }
     }
 }
 
@@ -258,7 +360,8 @@ fn answered(request: &PodCertificateRequest) -> Option<Answer> {
             let Some(chain) = chain.filter(|chain| !chain.is_empty()) else { return refused("has no certificate") };
             let chain = chain.iter().map(|der| pem::certificate(der)).collect();
             let refresh_at = status.begin_refresh_at.as_ref().map_or(Timestamp::MAX, |time| time.0);
-            Some(Answer::Issued { chain, refresh_at })
+            let expires_at = status.not_after.as_ref().map_or(Timestamp::MAX, |time| time.0);
+            Some(Answer::Issued { chain, refresh_at, expires_at })
         }
         _ => None,
     }
@@ -267,11 +370,10 @@ fn answered(request: &PodCertificateRequest) -> Option<Answer> {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::sync::Arc;
 
+    use futures::FutureExt as _;
     use http::{Method, Request, Response};
     use http_body_util::{BodyExt as _, Full, StreamBody};
-    use parking_lot::Mutex;
     use serde_json::{Value, json};
     use x509_parser::certification_request::X509CertificationRequest;
     use x509_parser::prelude::FromDer as _;
@@ -370,11 +472,11 @@ mod tests {
 
     type BoxBody = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, Infallible>;
 
-    fn ended(kind: &str, chain: &str, refresh_at: Timestamp) -> Value {
-        let refresh_at = refresh_at.to_string();
+    fn ended(kind: &str, chain: &str, refresh_at: Timestamp, expires_at: Timestamp) -> Value {
+        let (refresh_at, expires_at) = (refresh_at.to_string(), expires_at.to_string());
         let condition =
             json!({"type": kind, "status": "True", "reason": "R", "message": "M", "lastTransitionTime": refresh_at});
-        json!({"conditions": [condition], "certificateChain": chain, "beginRefreshAt": refresh_at})
+        json!({"conditions": [condition], "certificateChain": chain, "beginRefreshAt": refresh_at, "notAfter": expires_at})
     }
 
     #[tokio::test(start_paused = true)]
@@ -393,11 +495,15 @@ mod tests {
         };
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let refresh_at = now + SignedDuration::from_hours(1);
-        let mut state = None;
         let at = |hours| now + SignedDuration::from_hours(hours);
+        let provide = async |certificate: &Certificate, now| {
+            certificate.provide(&client, "node", &pod, &wanted, Need::Fresh, now).await
+        };
+        let certificates = PodCertificates::default();
+        let certificate = certificates.want(&wanted).unwrap();
 
         // Who signs takes its time: the request stays, and is not made a second time.
-        let error = provide(&client, "node", &pod, &wanted, &mut state, now).await.unwrap_err();
+        let error = provide(&certificate, now).await.unwrap_err();
         assert!(matches!(error, CertificateError::Unanswered(name) if name == "req-1"));
         let spec = api.0.lock().0[0]["spec"].clone();
         let of_account = "uid of /api/v1/namespaces/n/serviceaccounts/acc";
@@ -411,31 +517,98 @@ mod tests {
         ] {
             assert_eq!(spec[field], expected, "{field}");
         }
-        api.says(ended("Issued", &pem::certificate(b"one"), refresh_at));
-        provide(&client, "node", &pod, &wanted, &mut state, now).await.unwrap();
-        let Some(State::Issued { credential, .. }) = &state else { panic!("it is issued") };
+        assert!(certificates.credential(&wanted).is_none() && certificates.refresh_at().is_none());
+        api.says(ended("Issued", &pem::certificate(b"one"), refresh_at, at(9)));
+        provide(&certificate, now).await.unwrap();
+        let credential = certificates.credential(&wanted).unwrap();
         assert_eq!((credential.chain.as_str(), api.asked()), (pem::certificate(b"one").as_str(), 1));
-        let key = credential.key.clone();
-        provide(&client, "node", &pod, &wanted, &mut state, refresh_at - SignedDuration::from_secs(1)).await.unwrap();
+        assert!(certificates.refresh_at().is_some_and(|at| at >= refresh_at));
+        let key = credential.key;
+        provide(&certificate, refresh_at - SignedDuration::from_secs(1)).await.unwrap();
         assert_eq!(api.asked(), 1, "it still lives");
 
         // The next is refused: the old one is good until it ends, and there is another try.
-        api.says(ended("Denied", "", at(9)));
-        provide(&client, "node", &pod, &wanted, &mut state, at(2)).await.unwrap();
-        assert!(matches!(&state, Some(State::Issued { credential, .. }) if credential.key == key));
-        api.says(ended("Issued", &pem::certificate(b"two"), at(9)));
-        provide(&client, "node", &pod, &wanted, &mut state, at(3)).await.unwrap();
-        let Some(State::Issued { credential, .. }) = &state else { panic!("it is issued") };
+        api.says(ended("Denied", "", at(9), at(9)));
+        provide(&certificate, at(2)).await.unwrap();
+        assert_eq!(certificates.credential(&wanted).unwrap().key, key);
+        api.says(ended("Issued", &pem::certificate(b"two"), at(9), at(12)));
+        provide(&certificate, at(3)).await.unwrap();
+        let credential = certificates.credential(&wanted).unwrap();
         assert_eq!((credential.chain.as_str(), api.asked()), (pem::certificate(b"two").as_str(), 3));
         assert_ne!(credential.key, key, "with a key of its own");
 
         // Who has none and is refused does not ask again.
-        let mut state = None;
-        api.says(ended("Denied", "", at(9)));
+        let certificate = Certificate::default();
+        api.says(ended("Denied", "", at(9), at(9)));
         for _ in 0..2 {
-            let error = provide(&client, "node", &pod, &wanted, &mut state, now).await.unwrap_err();
+            let error = provide(&certificate, now).await.unwrap_err();
             assert!(error.to_string().contains("was denied"), "{error}");
         }
         assert_eq!(api.asked(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_begins_does_not_wait_for_a_refresh_and_is_not_given_what_has_expired() {
+        let api = Api::default();
+        let client = api.client();
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}})).unwrap();
+        let wanted = CertificateRequest {
+            signer: "a.b/c".to_owned(),
+            key_type: "ED25519".to_owned(),
+            seconds_max: None,
+            annotations: Default::default(),
+        };
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let at = |hours| now + SignedDuration::from_hours(hours);
+        let certificate = Certificate::default();
+        let provide = async |need, now| certificate.provide(&client, "node", &pod, &wanted, need, now).await;
+        api.says(ended("Issued", &pem::certificate(b"one"), at(1), at(3)));
+        provide(Need::Good, now).await.unwrap();
+
+        // Nobody answers any more.
+        api.says(Value::Null);
+        let mut refreshing = Box::pin(provide(Need::Fresh, at(2)));
+        for _ in 0..100 {
+            assert!(futures::poll!(refreshing.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(api.asked(), 2, "the next is waited for");
+        provide(Need::Good, at(2)).now_or_never().expect("it is there").unwrap();
+        refreshing.await.expect("what is issued is good");
+
+        // It runs out, and nobody has answered: another is asked for, and waited for.
+        let error = provide(Need::Good, at(3)).await.unwrap_err();
+        assert!(matches!(error, CertificateError::Unanswered(_)), "{error}");
+        api.says(ended("Denied", "", at(9), at(9)));
+        let error = provide(Need::Good, at(3)).await.unwrap_err();
+        assert!(matches!(error, CertificateError::Refused(_)), "{error}");
+        let asked = api.asked();
+        let error = provide(Need::Good, at(3)).await.unwrap_err();
+        assert!(
+            matches!(error, CertificateError::Expired) && api.asked() == asked,
+            "it is asked for now and then: {error}"
+        );
+        api.says(ended("Issued", &pem::certificate(b"two"), at(8), at(9)));
+        provide(Need::Good, at(4)).await.unwrap();
+        assert_eq!(api.asked(), asked + 1);
+    }
+
+    #[test]
+    fn a_pod_has_so_many() {
+        let certificates = PodCertificates::default();
+        let wanted = |number: usize| CertificateRequest {
+            signer: format!("a.b/{number}"),
+            key_type: "ED25519".to_owned(),
+            seconds_max: None,
+            annotations: Default::default(),
+        };
+        for number in 0..CERTIFICATES_MAX {
+            certificates.want(&wanted(number)).unwrap();
+        }
+        assert!(matches!(certificates.want(&wanted(CERTIFICATES_MAX)), Err(CertificateError::TooMany)));
+        certificates.want(&wanted(0)).unwrap();
+        certificates.forget();
+        certificates.want(&wanted(CERTIFICATES_MAX)).unwrap();
     }
 }

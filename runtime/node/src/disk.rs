@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::beneath::{self, Seen, Unnamed, Usage};
-use crate::pod::core::{Input, all_specs, specs};
+use crate::pod::core::{Input, all_specs, names, specs};
 use crate::pod::files::{FILES_DIR, MESSAGES_DIR, VOLUMES_DIR};
 use crate::pod::{Pods, Slot};
 use crate::volumes::kept::Measured;
@@ -462,8 +462,7 @@ fn excess(
         }
         held(volume, used);
     }
-    for (index, container) in all_specs(pod).enumerate() {
-        let name = &container.name;
+    for (index, name) in names(pod).enumerate() {
         let shown_bytes = shown_bytes.get(index).copied().flatten();
         let mut used = measure(own.join(MESSAGES_DIR).join(name))?;
         if shown_bytes.is_some() {
@@ -479,7 +478,7 @@ fn excess(
         }
         used += measure(logs.join(name))?;
         total += used;
-        if let Some(limit) = limits.get(name.as_str())
+        if let Some(limit) = limits.get(name)
             && is_over(used.new_bytes, used, *limit)
         {
             return found(format!(

@@ -220,9 +220,10 @@ impl Node {
         context.tasks.spawn(network.policies.clone().run(until("policies")));
         context.tasks.spawn(peers.clone().run(context.client.clone(), until("peers")));
         let node_ports = Some(context.config.node_port_bind);
+        // Before Services may take a port.
+        ingress::run(context, &until);
         // Connections of clients are served where guests may run.
         context.tasks.spawn_on(network.proxy.clone().run(node_ports, until("proxy")), context.engine.gateway());
-        ingress::run(context, &until);
         if let (Some(otlp), Some(traces)) = (&context.config.otlp, traces.lock().take()) {
             context.tasks.spawn(otlp::run(otlp.clone(), context.config.name.clone(), traces, until("otlp")));
         }

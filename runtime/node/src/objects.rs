@@ -57,12 +57,13 @@ impl Bounds {
         namespace: 500,
         node: 5_000,
     };
-    /// Those of what Gateways refer to, likewise: all Gateways together are the one who does.
+    /// Those of what Gateways refer to, likewise: each is its own user. Who follows them (`ingress::gateways`) has bounds of his own, for those
+    /// that are there and for those that are not, which these hold.
     pub const GATEWAYS: Bounds = Bounds {
-        words: ["Gateways", "the namespace's Gateways", "all Gateways"],
-        user: 1_000,
-        namespace: 500,
-        node: 1_000,
+        words: ["Secret", "the namespace's listeners of Gateways", "all listeners of Gateways"],
+        user: 1,
+        namespace: 1_000,
+        node: 2_000,
     };
 }
 
@@ -183,6 +184,17 @@ struct Entry {
     stop: CancellationToken,
 }
 
+impl Entry {
+    /// Whether this was one of its users, which it is no more.
+    fn leave(&mut self, user: &str, now: Instant) -> bool {
+        let was_used = self.users.remove(user);
+        if was_used && self.users.is_empty() {
+            self.unused_since = Some(now);
+        }
+        was_used
+    }
+}
+
 /// What is followed, and how much of it is whose.
 #[derive(Debug, Default)]
 struct Table {
@@ -215,6 +227,16 @@ impl Table {
             }
             false
         });
+    }
+
+    /// A user has so many less.
+    fn has_less(&mut self, user: &str, less: usize) {
+        if let Some(count) = self.by_user.get_mut(user) {
+            *count -= less;
+            if *count == 0 {
+                self.by_user.remove(user);
+            }
+        }
     }
 
     fn in_namespace(&self, namespace: &str) -> usize {
@@ -286,23 +308,31 @@ impl Objects {
         let (mut is_unused, mut forgotten) = (false, 0);
         let mut table = self.table.lock();
         for (key, entry) in &mut table.entries {
-            if entry.users.contains(user) && !is_used(key) {
-                entry.users.remove(user);
-                forgotten += 1;
-                if entry.users.is_empty() {
-                    entry.unused_since = Some(now);
-                }
-            }
+            forgotten += usize::from(!is_used(key) && entry.leave(user, now));
             is_unused |= entry.unused_since.is_some();
         }
-        if let Some(count) = table.by_user.get_mut(user) {
-            *count -= forgotten;
-            if *count == 0 {
-                table.by_user.remove(user);
-            }
-        }
+        table.has_less(user, forgotten);
         drop(table);
-        if is_unused && !self.is_swept.swap(true, Ordering::SeqCst) {
+        if is_unused {
+            self.have_swept();
+        }
+        forgotten > 0
+    }
+
+    /// It does not use this one any more.
+    pub fn let_go(&self, key: &ObjectKey, user: &str) {
+        let mut table = self.table.lock();
+        let Some(entry) = table.entries.get_mut(key) else { return };
+        if entry.leave(user, Instant::now()) {
+            table.has_less(user, 1);
+            drop(table);
+            self.have_swept();
+        }
+    }
+
+    /// Somebody looks, later, at what nobody uses.
+    fn have_swept(&self) {
+        if !self.is_swept.swap(true, Ordering::SeqCst) {
             let objects = self.clone();
             tokio::spawn(async move {
                 // Only waits.
@@ -312,7 +342,6 @@ impl Objects {
                 }
             });
         }
-        forgotten > 0
     }
 
     #[cfg(test)]
@@ -513,7 +542,10 @@ mod tests {
         let key = ObjectKey { kind: Kind::Secret, namespace: "default".into(), name: "s".into() };
         let user: Arc<str> = "uid".into();
         assert!(objects.read(&key, &user).await.unwrap().is_some());
-        objects.forget(&user);
+        objects.let_go(&key, "another");
+        assert!(objects.is_used_by(&user));
+        objects.let_go(&key, &user);
+        assert!(!objects.is_used_by(&user));
         assert_eq!(objects.table.lock().entries.len(), 1, "the next pod of a rollout comes soon");
         // Nobody forgets anything any more.
         crate::tests::until("it is let go", || objects.table.lock().entries.is_empty()).await;

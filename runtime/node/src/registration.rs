@@ -4,7 +4,11 @@
 //! object: as soon as that does not say what is true (a condition has changed here, or a controller that has not heard of the
 //! node in a while has marked it as gone), the status is written, and every five minutes if nothing changes (kubelet:
 //! `nodeStatusReportFrequency`). A node that was taken for gone first ends the pods that were replaced.
+//!
+//! Where it serves, it says in annotations, after its status and apart from it: what others make of them, or a server that does not take
+//! them, is no reason to write the status again.
 
+mod attempts;
 mod object;
 
 use std::sync::Arc;
@@ -23,6 +27,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use self::attempts::Attempts;
 pub use self::object::Facts;
 use crate::balancer;
 use crate::context::Context;
@@ -51,6 +56,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 const INGRESS_BYTES_MAX: usize = 4 << 10;
 const BALANCER_BYTES_MAX: usize = 144 << 10;
 const GATEWAY_BYTES_MAX: usize = 48 << 10;
+
+/// What the object says of where a node serves, by the names of annotations.
+type Serves = [(&'static str, Option<String>); 3];
 
 /// Keeps the API server's picture of this node up to date.
 pub struct Registration {
@@ -149,14 +157,20 @@ impl Registration {
     async fn keep(&self, seen: &watch::Sender<Option<Value>>) {
         let mut changes = seen.subscribe();
         let mut disk = self.context.disk.changed();
-        let mut gateway = self.context.gateway.changed();
+        let mut gateway = self.context.gateway.ports();
         let mut opened = self.context.network.proxy.opened();
         let mut gateway_ports = self.context.network.proxy.gateway_ports();
         let mut gateway_secrets = self.context.gateway.gateways.changed();
         let mut written: Option<Instant> = None;
+        let mut saying = Attempts::default();
         loop {
-            let is_due =
-                written.is_none_or(|at| at.elapsed() >= STATUS_EVERY) || !self.agrees(&changes.borrow_and_update());
+            let serves = self.serves();
+            // One that was not seen yet says nothing wrong.
+            let (agrees, says_where) = match &*changes.borrow_and_update() {
+                Some(seen) => (self.facts.agrees(&self.context, &seen["status"]), says(seen, &serves)),
+                None => (true, true),
+            };
+            let is_due = written.is_none_or(|at| at.elapsed() >= STATUS_EVERY) || !agrees;
             if is_due {
                 match self.write_status().await {
                     Ok(()) => written = Some(Instant::now()),
@@ -169,9 +183,22 @@ impl Registration {
                     Err(error) => tracing::debug!(%error, "node status is not written"),
                 }
             }
+            let mut look_at = Instant::now() + LOOK_EVERY;
+            if says_where {
+                saying.succeeded(Instant::now());
+            } else {
+                if saying.due_at(&serves).is_none_or(|at| at <= Instant::now()) {
+                    if let Err(error) = self.say_where(&serves).await {
+                        tracing::debug!(%error, "where the node serves is not written");
+                    }
+                    // Whether it helps is seen in the object.
+                    saying.tried(serves.clone(), Instant::now());
+                }
+                look_at = saying.due_at(&serves).map_or(look_at, |at| at.min(look_at));
+            }
             // Everything here only waits.
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep_until(look_at) => {}
                 Ok(()) = changes.changed() => tokio::time::sleep(if is_due { STATUS_EVERY_MIN } else { Duration::ZERO }).await,
                 Ok(()) = disk.changed() => {}
                 Ok(()) = gateway.changed() => {}
@@ -182,14 +209,8 @@ impl Registration {
         }
     }
 
-    /// Whether the object as it was seen says what is true. One that was not seen yet says nothing wrong.
-    fn agrees(&self, seen: &Option<Value>) -> bool {
-        let says = |seen: &Value| self.says_where(seen) && self.facts.agrees(&self.context, &seen["status"]);
-        seen.as_ref().is_none_or(says)
-    }
-
-    /// What the object is to say of where this node serves, by the names of annotations.
-    fn serves(&self) -> [(&'static str, Option<String>); 3] {
+    /// What the object is to say of where this node serves.
+    fn serves(&self) -> Serves {
         let Context { config, network, gateway, .. } = &*self.context;
         let balances = balancer::annotation(config.node_port_bind, config.node_ip, &network.proxy.opened().borrow());
         let bind = config.ingress.bind;
@@ -205,12 +226,6 @@ impl Registration {
                     .map(|text| text::entries_within(text, GATEWAY_BYTES_MAX)),
             ),
         ]
-    }
-
-    /// Whether the object says it.
-    fn says_where(&self, seen: &Value) -> bool {
-        let said = &seen["metadata"]["annotations"];
-        self.serves().iter().all(|(name, value)| said[name].as_str() == value.as_deref())
     }
 
     /// Follows the node's own object.
@@ -269,7 +284,20 @@ impl Registration {
             }
             Err(error) => return Err(error),
         }
-        self.write_status().await
+        self.write_status().await?;
+        // The node is ready all the same: it is tried again.
+        if let Err(error) = self.say_where(&self.serves()).await {
+            tracing::debug!(%error, "where the node serves is not written");
+        }
+        Ok(())
+    }
+
+    /// Writes into the object where this node serves.
+    async fn say_where(&self, serves: &Serves) -> Result<(), Error> {
+        let annotations: Value = serves.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+        let patch = json!({"metadata": {"annotations": annotations}});
+        let path = format!("/api/v1/nodes/{}", self.context.config.name);
+        self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await.map(drop)
     }
 
     async fn write_status(&self) -> Result<(), Error> {
@@ -280,17 +308,9 @@ impl Registration {
             let ended = tokio::time::timeout(ANSWER_MAX, self.pods.end_replaced()).await;
             ended.map_err(|_| Error::Late)?.map_err(Error::Transport)?;
         }
-        let mut annotated = Ok(());
-        if !self.says_where(&old) {
-            let annotations: Value = self.serves().into_iter().map(|(name, value)| (name, json!(value))).collect();
-            let patch = json!({"metadata": {"annotations": annotations}});
-            // Without it the node is ready all the same.
-            annotated = self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await.map(drop);
-        }
         let patch = json!({"status": self.facts.status(&self.context, &old["status"])});
         let path = format!("{path}/status");
-        self.send(Method::PATCH, &path, "application/strategic-merge-patch+json", &patch).await?;
-        annotated
+        self.send(Method::PATCH, &path, "application/strategic-merge-patch+json", &patch).await.map(drop)
     }
 
     async fn renew(&self) -> Result<(), Error> {
@@ -341,4 +361,10 @@ impl Registration {
         let message = value["message"].as_str().unwrap_or_default().to_owned();
         Err(Error::Refused { code: status.as_u16(), message })
     }
+}
+
+/// Whether the object says where its node serves.
+fn says(seen: &Value, serves: &Serves) -> bool {
+    let said = &seen["metadata"]["annotations"];
+    serves.iter().all(|(name, value)| said[name].as_str() == value.as_deref())
 }

@@ -188,6 +188,14 @@ fn watches_and_follows() {
     let ended = "get pod ticker -o jsonpath={.status.ephemeralContainerStatuses[0].state.terminated.exitCode}";
     cluster.eventually(ended, |code| code == "0");
     assert_eq!(cluster.kubectl("logs ticker -c look"), "looked\nticker\n");
+    // An input that stays open for others: the client's part ends with what it says.
+    let debug = "debug ticker -i --quiet --image=probe-command --container=ask -- probe copy";
+    for (words, said, shown) in [(debug, "one\n", "one\n"), ("attach ticker -i --quiet -c ask", "two\n", "one\ntwo\n")]
+    {
+        let typed = cluster.kubectl_reading(words, said);
+        assert!(typed.status.success(), "{typed:?}");
+        assert_eq!(String::from_utf8_lossy(&typed.stdout), shown, "{typed:?}");
+    }
     cluster.kubectl("delete pod ticker --timeout=30s");
     watch.line(|line| line.contains("ticker") && line.contains("Terminating"));
 }

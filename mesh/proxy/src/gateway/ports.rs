@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::{Certificates, Inbound, connection, tls};
 use crate::Proxy;
 use crate::accept::{self, DRAIN, Door, RETRY_FIRST, RETRY_MAX};
+use crate::opening::Turn;
 
 /// Routes of Gateways, and the certificates of their listeners.
 #[derive(Clone)]
@@ -151,6 +152,14 @@ impl Proxy {
         failed: Failed,
         shutdown: CancellationToken,
     ) {
+        // Services have what they had before.
+        let (opening, mut turns) = (self.opening.clone(), self.opening.subscribe());
+        let come = async { turns.wait_for(|turn| *turn != Turn::Held).await.is_ok() };
+        // Waiting is all that is cut here.
+        tokio::select! {
+            _ = come => {}
+            () = shutdown.cancelled() => return,
+        }
         let mut generations = of.routes.subscribe();
         let states = self.gateway_ports.clone();
         let mut listeners = Listeners {
@@ -173,6 +182,9 @@ impl Proxy {
                 *before = now;
                 is_new
             });
+            if ports.generation > 0 {
+                opening.all();
+            }
             let retry = async {
                 match retry_at {
                     Some(at) => tokio::time::sleep_until(at).await,

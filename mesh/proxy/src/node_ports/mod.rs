@@ -179,8 +179,9 @@ impl Listeners {
         }
     }
 
-    /// Opens and closes listeners as the snapshot wants; says when a port that is taken should be tried again.
-    pub async fn update(&mut self, snapshot: &Snapshot) -> Option<Instant> {
+    /// Opens and closes listeners as the snapshot wants; says when a port that is taken should be tried again. Until `may_begin`, no
+    /// balancer's port is opened that the Service has not had.
+    pub async fn update(&mut self, snapshot: &Snapshot, may_begin: bool) -> Option<Instant> {
         let bind = self.bind?;
         let listeners = &self.listeners;
         let has = |service: &Service, key: Key| {
@@ -203,6 +204,9 @@ impl Listeners {
         self.failures.retain(|key, _| wanted.contains_key(key));
         let now = Instant::now();
         for (key, target) in wanted {
+            if !may_begin && !self.listeners.contains_key(&key) && target.is_new(key) {
+                continue;
+            }
             let balanced = (target.purpose == Purpose::Balancer).then(|| target.service.clone());
             if let Some(listener) = self.listeners.get(&key) {
                 listener.target.store(Arc::new(target));

@@ -45,6 +45,12 @@ impl Target {
         let balanced = self.service.balanced.as_ref().filter(|_| self.purpose == Purpose::Balancer);
         balanced.is_none_or(|balanced| balanced.lets_in(client))
     }
+
+    /// Whether it is a port of a balancer that no node has had for the Service.
+    pub fn is_new(&self, key: Key) -> bool {
+        let balanced = self.service.balanced.as_ref().filter(|_| self.purpose == Purpose::Balancer);
+        balanced.is_some_and(|balanced| !balanced.held.contains(&key))
+    }
 }
 
 /// Why a Service does not get a port of its own.

@@ -34,7 +34,7 @@ fn pair(name: &str) -> (String, String) {
     (certificate.pem(), key.serialize_pem())
 }
 
-fn certificate(name: &str) -> Certificate {
+pub fn certificate(name: &str) -> Certificate {
     let (certificate, key) = pair(name);
     Certificate::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()
 }

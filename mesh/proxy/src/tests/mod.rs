@@ -5,5 +5,6 @@ mod demand;
 mod gateway;
 mod node_ports;
 mod observe;
+mod opening;
 mod policies;
 pub(crate) mod world;

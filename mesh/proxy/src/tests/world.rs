@@ -402,6 +402,13 @@ impl World {
         self.services.put(name, json!({"metadata": metadata, "spec": spec}));
     }
 
+    /// The same, whose status says where it is served.
+    pub fn service_at(&self, name: &str, second: u8, spec: Value, ingress: Value) {
+        let metadata = json!({"uid": name, "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")});
+        let status = json!({"loadBalancer": {"ingress": ingress}});
+        self.services.put(name, json!({"metadata": metadata, "spec": spec, "status": status}));
+    }
+
     /// Ready endpoints of a Service, `10.9.0.N`, each on a node; those that are not ready any more end.
     pub fn placed(&self, service: &str, pods: &[(u8, &str, bool)], ports: Value) {
         let endpoint = |(n, node, is_ready): &(u8, &str, bool)| {

@@ -58,11 +58,25 @@ pub struct Follower {
     look_at_all: Option<Instant>,
 }
 
-/// Ingresses with a Secret that has changed.
+/// Users of Secrets that have changed.
 #[derive(Default)]
-struct Changed {
-    uids: Mutex<HashSet<Arc<str>>>,
+pub(super) struct Changed {
+    users: Mutex<HashSet<Arc<str>>>,
     more: Notify,
+}
+
+impl Changed {
+    /// One of this user's has.
+    pub fn add(&self, user: &str) {
+        self.users.lock().insert(user.into());
+        self.more.notify_one();
+    }
+
+    /// Those of whom it has not been said yet, once there are some. Cancel-safe.
+    pub async fn next(&self) -> HashSet<Arc<str>> {
+        self.more.notified().await;
+        std::mem::take(&mut *self.users.lock())
+    }
 }
 
 impl Follower {
@@ -76,10 +90,7 @@ impl Follower {
     ) -> Self {
         let changed: Arc<Changed> = Arc::default();
         let telling = changed.clone();
-        let on_change = Arc::new(move |uid: &str| {
-            telling.uids.lock().insert(uid.into());
-            telling.more.notify_one();
-        });
+        let on_change = Arc::new(move |uid: &str| telling.add(uid));
         Self {
             objects: Objects::new(client, Bounds::INGRESSES, shutdown, on_change),
             certificates,
@@ -116,10 +127,7 @@ impl Follower {
                     None => return,
                 },
                 Some((uid, secret, read)) = self.reads.next() => self.take(&uid, secret, read),
-                () = self.changed.more.notified() => {
-                    let changed = std::mem::take(&mut *self.changed.uids.lock());
-                    changed.iter().for_each(|uid| self.read(uid));
-                }
+                changed = self.changed.next() => changed.iter().for_each(|uid| self.read(uid)),
                 Ok(()) = services.changed() => {
                     self.look_at_all.get_or_insert_with(|| Instant::now() + LOOK_AFTER);
                 }
@@ -324,7 +332,7 @@ fn missing(snapshot: &coracle_discovery::Snapshot, backend: &Backend) -> Option<
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use coracle_discovery::Ingresses;
     use serde_json::{Value, json};
 
@@ -332,13 +340,13 @@ mod tests {
     use crate::tests::api::Api;
 
     /// A certificate and its key, for a Secret.
-    fn pair(name: &str) -> (String, String) {
+    pub fn pair(name: &str) -> (String, String) {
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
 
-    fn secret(certificate: &str, key: &str) -> Value {
+    pub fn secret(certificate: &str, key: &str) -> Value {
         let encoded = |text: &str| k8s_openapi::ByteString(text.as_bytes().to_vec());
         json!({"type": TLS, "data": {CERTIFICATE: encoded(certificate), KEY: encoded(key)}})
     }

@@ -27,27 +27,10 @@ const TOLD_MAX: usize = 256;
 /// The name in the certificate that is shown for hosts that have none.
 const DEFAULT_NAME: &str = "coracle-ingress.invalid";
 
-/// A port, and what has become of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
-    address: SocketAddr,
-    has_tls: bool,
-    state: State,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Untried,
-    Open,
-    Taken,
-}
-
 /// Where Ingresses are served.
 pub struct Gateway {
     node_ip: IpAddr,
-    ports: watch::Sender<Vec<Port>>,
-    /// The same as the proxy hears of them.
-    own: watch::Sender<Vec<OwnPort>>,
+    ports: watch::Sender<Vec<OwnPort>>,
     /// Sockets that are open already; gone when they are served.
     sockets: Mutex<Vec<Option<TcpListener>>>,
     certificates: Arc<Certificates>,
@@ -73,7 +56,7 @@ impl Gateway {
             if let Some(Ok(bound)) = socket.as_ref().map(TcpListener::local_addr) {
                 address = bound;
             }
-            ports.push(Port { address, has_tls, state: State::Untried });
+            ports.push(OwnPort { address, has_tls, is_open: None });
             sockets.push(socket);
         }
         let default = default_certificate()?;
@@ -81,7 +64,6 @@ impl Gateway {
         let node_ip = config.node_ip;
         Ok(Self {
             node_ip,
-            own: watch::Sender::new(ports.iter().map(Port::own).collect()),
             ports: watch::Sender::new(ports),
             sockets: Mutex::new(sockets),
             certificates,
@@ -91,19 +73,14 @@ impl Gateway {
         })
     }
 
-    /// The ports as the proxy hears of them.
-    pub fn own_ports(&self) -> watch::Receiver<Vec<OwnPort>> {
-        self.own.subscribe()
-    }
-
-    /// Tells when a port is open, or is not any more.
-    pub fn changed(&self) -> watch::Receiver<Vec<Port>> {
+    /// The ports, and what has become of them.
+    pub fn ports(&self) -> watch::Receiver<Vec<OwnPort>> {
         self.ports.subscribe()
     }
 
     /// Waits until it is known of each port whether it can be had.
     pub async fn tried(&self) {
-        let is_tried = |ports: &Vec<Port>| ports.iter().all(|port| port.state != State::Untried);
+        let is_tried = |ports: &Vec<OwnPort>| ports.iter().all(|port| port.is_open.is_some());
         // The sender lives as long as `self`.
         let _ = self.ports.subscribe().wait_for(is_tried).await;
     }
@@ -111,7 +88,7 @@ impl Gateway {
     /// Where requests are served now.
     pub fn urls(&self) -> Vec<String> {
         let ports = self.ports.borrow();
-        let open = ports.iter().filter(|port| port.state == State::Open);
+        let open = ports.iter().filter(|port| port.is_open == Some(true));
         open.map(|port| {
             let mut address = port.address;
             if address.ip().is_unspecified() {
@@ -135,7 +112,7 @@ impl Gateway {
     fn listeners(&self, routes: &Ingresses, gateways: &GatewayRoutes) -> Vec<Listener> {
         let ports = self.ports.borrow();
         let sockets = std::mem::take(&mut *self.sockets.lock());
-        let listener = |(port, bound): (&Port, Option<TcpListener>)| Listener {
+        let listener = |(port, bound): (&OwnPort, Option<TcpListener>)| Listener {
             address: port.address,
             bound,
             tls: port.has_tls.then(|| self.certificates.clone()),
@@ -147,30 +124,13 @@ impl Gateway {
 
     /// Notes what has become of a port; says whether it was another before.
     fn set(&self, at: usize, opened: Result<SocketAddr, &io::Error>) -> bool {
-        let is_new = self.ports.send_if_modified(|ports| {
+        self.ports.send_if_modified(|ports| {
             let Some(port) = ports.get_mut(at) else { return false };
-            let before = port.clone();
-            match opened {
-                Ok(address) => (port.address, port.state) = (address, State::Open),
-                Err(_) => port.state = State::Taken,
-            }
+            let before = *port;
+            port.is_open = Some(opened.is_ok());
+            port.address = opened.unwrap_or(port.address);
             *port != before
-        });
-        if is_new {
-            self.own.send_replace(self.ports.borrow().iter().map(Port::own).collect());
-        }
-        is_new
-    }
-}
-
-impl Port {
-    fn own(&self) -> OwnPort {
-        let is_open = match self.state {
-            State::Untried => None,
-            State::Open => Some(true),
-            State::Taken => Some(false),
-        };
-        OwnPort { address: self.address, has_tls: self.has_tls, is_open }
+        })
     }
 }
 

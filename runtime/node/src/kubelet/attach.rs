@@ -3,9 +3,15 @@
 //! Two forms: numbered channels of a WebSocket (kubectl), and SPDY/3.1 streams (older clients). What a container prints is what its
 //! log has, so that nothing of a short life is missed. What is typed goes to a container with `stdin`, from everybody who is attached;
 //! elsewhere it is dropped, and that is said once. A client that asks for a terminal has one of its own ([`Input`]); the container has none.
+//!
+//! A client that says no more ends the input of a container with `stdinOnce`, and sees it to its end. Any other input stays open for who
+//! comes next: there the client's part is over, as with the runtimes that a kubelet asks (containerd's `container_io.go`, CRI-O's
+//! `runtime_oci.go`); but what comes of the last that it said is shown before.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
@@ -19,6 +25,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::exec::Execution;
@@ -44,6 +51,8 @@ const ERROR: u8 = 3;
 const CLOSE: u8 = 255;
 /// Chunks between the reader of a log and the connection.
 const CHUNKS_MAX: usize = 4;
+/// How long a client that says no more waits for what comes of that, where it does not wait for the container's end.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Streams that a client opens: error, stdin, stdout, stderr, resize.
 const STREAMS_MAX: usize = 5;
 const NO_INPUT: &[u8] =
@@ -113,8 +122,7 @@ impl Shown {
     /// The client says no more.
     fn typed_all(&self) {
         match self {
-            Shown::Log(Output { typing: Some(typing), .. }) => typing.stdin.leave(),
-            Shown::Log(_) => {}
+            Shown::Log(output) => output.typed_all(),
             Shown::Command(execution) => execution.typed_all(),
         }
     }
@@ -145,6 +153,10 @@ pub(super) struct Output {
     name: String,
     is_terminal: bool,
     typing: Option<Typing>,
+    /// Whether its input is open for the next client, so that this one's part ends with what it says.
+    is_for_many: bool,
+    /// The client says no more.
+    is_said: CancellationToken,
 }
 
 /// What a client says to a container.
@@ -154,6 +166,7 @@ struct Typing {
     /// What its terminal shows of it.
     echo: Pipe,
     handle: Handle,
+    has_typed: AtomicBool,
 }
 
 impl Typing {
@@ -161,6 +174,7 @@ impl Typing {
         if self.stdin.is_over() {
             return;
         }
+        self.has_typed.store(true, Relaxed);
         if self.input.typed(bytes, Some(&self.echo)).await
             && let Handle::Command(command) = &self.handle
         {
@@ -182,12 +196,7 @@ impl Output {
         let (sender, mut printed) = mpsc::channel::<Bytes>(CHUNKS_MAX);
         let shown = out.clone();
         let showing = async {
-            while let Some(bytes) = printed.recv().await {
-                let bytes = if self.is_terminal { terminal::shown(&bytes).into() } else { bytes };
-                if shown.send(bytes).await.is_err() {
-                    break;
-                }
-            }
+            pass_on(&mut printed, &shown, self.is_terminal).await;
             // The log is left, too.
             drop(printed);
             if let Some(echo) = echo {
@@ -209,8 +218,55 @@ impl Output {
         let dir = logs::pod_dir(&self.pods.context.logs_dir, &self.slot.namespace, &self.slot.name, &self.slot.uid);
         let live = self.slot.live_log(self.container).filter(|(live, _)| *live == run).map(|(_, log)| log);
         let options = Options { follow: true, stream: Some(stream), ..Options::default() };
-        if let Err(error) = logs::read(logs::file(&dir, &self.name, run), live, options, out).await {
-            tracing::debug!(%error, "attach");
+        let stop = CancellationToken::new();
+        let reading = logs::read_until(logs::file(&dir, &self.name, run), live, options, &stop, out);
+        let parting = async {
+            self.parting().await;
+            stop.cancel();
+            std::future::pending().await
+        };
+        // Only a wait is cut.
+        tokio::select! {
+            read = reading => if let Err(error) = read {
+                tracing::debug!(%error, "attach");
+            },
+            () = parting => {}
+        }
+    }
+
+    /// The client says no more.
+    fn typed_all(&self) {
+        self.is_said.cancel();
+        if let Some(typing) = &self.typing {
+            typing.stdin.leave();
+        }
+    }
+
+    /// Waits until the client's part is over before the container's is.
+    async fn parting(&self) {
+        if !self.is_for_many {
+            return std::future::pending().await;
+        }
+        self.is_said.cancelled().await;
+        if let Some(typing) = self.typing.as_ref().filter(|typing| typing.has_typed.load(Relaxed)) {
+            // Who does not read, or computes for long, is not waited for.
+            let _ = tokio::time::timeout(ANSWER_MAX, typing.stdin.pipe.drained()).await;
+        }
+    }
+}
+
+/// Passes on what is printed, until its end or until the client has gone.
+async fn pass_on(printed: &mut mpsc::Receiver<Bytes>, shown: &mpsc::Sender<Bytes>, is_terminal: bool) {
+    loop {
+        // Only waits are cut. Who prints nothing keeps nothing of a client that has gone.
+        let bytes = tokio::select! {
+            bytes = printed.recv() => bytes,
+            () = shown.closed() => return,
+        };
+        let Some(bytes) = bytes else { return };
+        let bytes = if is_terminal { terminal::shown(&bytes).into() } else { bytes };
+        if shown.send(bytes).await.is_err() {
+            return;
         }
     }
 }
@@ -227,7 +283,7 @@ pub async fn any(
         return refusal(StatusCode::NOT_FOUND, format!("pod does not exist: {name:?}"));
     };
     let object = slot.pod();
-    let Some(index) = core::all_specs(&object).position(|spec| spec.name == container) else {
+    let Some((index, spec)) = core::all_specs(&object).enumerate().find(|(_, spec)| spec.name == container) else {
         return refusal(StatusCode::NOT_FOUND, format!("container not found ({container:?})"));
     };
     let has_run = slot.with_core(|core| {
@@ -241,13 +297,16 @@ pub async fn any(
         return refusal(StatusCode::BAD_REQUEST, format!("container {container} is not running"));
     }
     let name = container.to_owned();
+    let is_for_many = spec.stdin == Some(true) && spec.stdin_once != Some(true);
     converse(request, async |wishes| {
         let stdin = slot.stdin(index).filter(|(stdin, _)| wishes.stdin && !stdin.is_over());
         let typing = stdin.map(|(stdin, handle)| {
             let (input, echo) = (Input::new(stdin.pipe.clone(), wishes.tty), Pipe::default());
-            Typing { stdin, input, echo, handle }
+            Typing { stdin, input, echo, handle, has_typed: AtomicBool::new(false) }
         });
-        Ok(Shown::Log(Output { pods, slot, container: index, name, is_terminal: wishes.tty, typing }))
+        let is_said = CancellationToken::new();
+        let is_terminal = wishes.tty;
+        Ok(Shown::Log(Output { pods, slot, container: index, name, is_terminal, typing, is_for_many, is_said }))
     })
     .await
 }
@@ -434,7 +493,9 @@ async fn conversation<S: AsyncRead + AsyncWrite + Send + 'static>(io: S, shown: 
                 shown.typed(&buffer[..count]).await;
             }
         }
-        shown.typed_all();
+        if wishes.stdin {
+            shown.typed_all();
+        }
         std::future::pending::<()>().await;
     };
     let printing = async {
@@ -461,9 +522,22 @@ async fn conversation<S: AsyncRead + AsyncWrite + Send + 'static>(io: S, shown: 
 #[cfg(test)]
 mod tests {
     use tokio::time::Instant;
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_printed_is_left_with_the_client_that_sees_it() {
+        let ((print, mut printed), (sender, client)) = (mpsc::channel(1), mpsc::channel(1));
+        drop(client);
+        // Nothing is printed.
+        pass_on(&mut printed, &sender, false).await;
+        assert!(!print.is_closed());
+        let (sender, mut client) = mpsc::channel(1);
+        print.send(Bytes::from_static(b"a\n")).await.unwrap();
+        drop(print);
+        pass_on(&mut printed, &sender, true).await;
+        assert_eq!(client.recv().await.as_deref(), Some(&b"a\r\n"[..]));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_has_its_time_to_open_streams() {

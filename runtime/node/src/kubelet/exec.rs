@@ -135,7 +135,7 @@ pub async fn any(
     let Some(slot) = slot else {
         return refusal(StatusCode::NOT_FOUND, format!("pod does not exist: {name:?}"));
     };
-    if !core::all_specs(&slot.pod()).any(|spec| spec.name == container) {
+    if !core::names(&slot.pod()).any(|name| name == container) {
         return refusal(StatusCode::NOT_FOUND, format!("container not found ({container:?})"));
     }
     let running = slot.running().into_iter().find(|(name, ..)| **name == *container);

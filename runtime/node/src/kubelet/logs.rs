@@ -60,7 +60,7 @@ pub async fn get(
         return refusal(StatusCode::NOT_FOUND, format!("pod {pod:?} does not exist\n"));
     };
     let object = slot.pod();
-    let Some(index) = core::all_specs(&object).position(|spec| spec.name == container) else {
+    let Some(index) = core::names(&object).position(|name| name == container) else {
         return refusal(StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {pod:?}\n"));
     };
     let is_previous = is_true(wanted.previous.as_ref());

@@ -10,7 +10,7 @@ mod line;
 mod read;
 mod write;
 
-pub use self::read::{Options, read, tail};
+pub use self::read::{Options, read, read_until, tail};
 pub use self::write::{ContainerLog, OpenFiles, Stream};
 
 use std::path::{Path, PathBuf};

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::write::ContainerLog;
 use super::{FILES_MAX, LINE_BYTES_MAX, line, part};
@@ -39,6 +40,17 @@ pub async fn read(
     options: Options,
     out: mpsc::Sender<Bytes>,
 ) -> std::io::Result<()> {
+    read_until(path, live, options, &CancellationToken::new(), out).await
+}
+
+/// The same, and nothing that is printed after `stop` is cancelled.
+pub async fn read_until(
+    path: PathBuf,
+    live: Option<Arc<ContainerLog>>,
+    options: Options,
+    stop: &CancellationToken,
+    out: mpsc::Sender<Bytes>,
+) -> std::io::Result<()> {
     let mut sink = Sink { left: options.limit_bytes.unwrap_or(u64::MAX), options: &options, out: &out };
     let mut progress = live.as_ref().map(|live| live.progress());
     let mut files = open_parts(&path).await?;
@@ -68,6 +80,7 @@ pub async fn read(
     loop {
         // What is printed from here on is seen by the next wait.
         let is_finished = progress.as_mut().is_none_or(|progress| progress.borrow_and_update().is_finished);
+        let is_finished = is_finished || stop.is_cancelled();
         if let Some(file) = &mut current {
             if !sink.drain(file, &mut pending).await? {
                 return Ok(());
@@ -91,6 +104,7 @@ pub async fn read(
         // Waiting is all that is cut here.
         tokio::select! {
             changed = progress.changed() => if changed.is_err() { return Ok(()) },
+            () = stop.cancelled() => {}
             () = out.closed() => return Ok(()),
         }
     }

@@ -2,6 +2,8 @@
 //! by, and two may have counted at once. What the node has not is refused as the kubelet does
 //! (`pkg/kubelet/lifecycle/predicate.go`): the pod fails and says `OutOf…`, or `NodePorts` for a port of the node that another pod has.
 
+use std::collections::HashMap;
+
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use parking_lot::Mutex;
 
@@ -20,24 +22,19 @@ const NAMES: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pods"];
 /// Thousandths of CPUs, bytes of memory, bytes of storage, pods.
 type Amounts = [u64; 4];
 
+/// A number, and the protocol that is spoken there.
+type Port = (i32, String);
+
 /// A port of the node that a pod has for itself: nobody opens it here, and as with a kubelet no other pod has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostPort {
-    number: i32,
-    protocol: String,
+struct HostPort {
+    port: Port,
     /// Empty for every address.
     address: String,
 }
 
-impl HostPort {
-    /// The same port of the same protocol, at one address or at all of them.
-    fn conflicts(&self, other: &Self) -> bool {
-        let is_everywhere = self.address.is_empty() || other.address.is_empty();
-        self.number == other.number
-            && self.protocol == other.protocol
-            && (is_everywhere || self.address == other.address)
-    }
-}
+/// The addresses at which a port is taken, and by how many: pods that ran here before have what they had, whoever else has it.
+type Addresses = HashMap<String, usize>;
 
 /// What a pod asks for of its node.
 #[derive(Debug, Default)]
@@ -46,10 +43,17 @@ pub struct Requested {
     ports: Vec<HostPort>,
 }
 
+/// What was promised of the node.
+#[derive(Debug, Default)]
+struct Used {
+    amounts: Amounts,
+    ports: HashMap<Port, Addresses>,
+}
+
 /// What the node's pods have been promised.
 pub struct Room {
     allocatable: Amounts,
-    used: Mutex<Requested>,
+    used: Mutex<Used>,
 }
 
 /// Why a pod is refused.
@@ -81,8 +85,7 @@ impl Room {
                 return Err(Refusal { reason: REASONS[kind], message });
             }
         }
-        let is_taken = |port: &HostPort| used.ports.iter().any(|other| other.conflicts(port));
-        if requested.ports.iter().any(is_taken) {
+        if requested.ports.iter().any(|port| used.is_taken(port)) {
             let message = "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
             return Err(Refusal { reason: PORTS, message: message.to_owned() });
         }
@@ -97,20 +100,37 @@ impl Room {
 
     /// Takes back what a pod was promised.
     pub fn give_back(&self, requested: &Requested) {
-        let mut used = self.used.lock();
-        used.amounts = std::array::from_fn(|kind| used.amounts[kind].saturating_sub(requested.amounts[kind]));
-        for port in &requested.ports {
-            if let Some(at) = used.ports.iter().position(|other| other == port) {
-                used.ports.swap_remove(at);
-            }
-        }
+        self.used.lock().remove(requested);
     }
 }
 
-impl Requested {
-    fn add(&mut self, other: &Requested) {
-        self.amounts = std::array::from_fn(|kind| self.amounts[kind].saturating_add(other.amounts[kind]));
-        self.ports.extend_from_slice(&other.ports);
+impl Used {
+    /// Whether somebody has the same port of the same protocol, at one address or at all of them.
+    fn is_taken(&self, HostPort { port, address }: &HostPort) -> bool {
+        let Some(taken) = self.ports.get(port) else { return false };
+        address.is_empty() || taken.contains_key(address) || taken.contains_key("")
+    }
+
+    fn add(&mut self, requested: &Requested) {
+        self.amounts = std::array::from_fn(|kind| self.amounts[kind].saturating_add(requested.amounts[kind]));
+        for HostPort { port, address } in &requested.ports {
+            *self.ports.entry(port.clone()).or_default().entry(address.clone()).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, requested: &Requested) {
+        self.amounts = std::array::from_fn(|kind| self.amounts[kind].saturating_sub(requested.amounts[kind]));
+        for HostPort { port, address } in &requested.ports {
+            let Some(taken) = self.ports.get_mut(port) else { continue };
+            let Some(count) = taken.get_mut(address) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(address);
+            }
+            if taken.is_empty() {
+                self.ports.remove(port);
+            }
+        }
     }
 }
 
@@ -131,7 +151,7 @@ fn host_ports(pod: &Pod) -> Vec<HostPort> {
         let address = port.host_ip.clone().filter(|address| address != "0.0.0.0" && address != "::");
         let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
         let number = port.host_port.filter(|number| *number > 0)?;
-        Some(HostPort { number, protocol, address: address.unwrap_or_default() })
+        Some(HostPort { port: (number, protocol), address: address.unwrap_or_default() })
     });
     ports.collect()
 }
@@ -258,5 +278,26 @@ mod tests {
         }
         room.give_back(&first);
         room.take(&with(json!({"containerPort": 1, "hostPort": 80}))).unwrap();
+    }
+
+    /// As after a restart of the node, when all that ran is taken up before anybody is asked.
+    #[test]
+    fn a_port_that_two_pods_have_is_free_when_both_have_gone() {
+        let room = Room::of(&Machine { cpu_millis: 1000, memory_bytes: 1 << 30, storage_bytes: 0, pods: 9 });
+        let port = |address: &str| {
+            let port = json!({"containerPort": 1, "hostPort": 80, "hostIP": address});
+            requested(&pod(json!({"containers": [{"name": "a", "ports": [port]}]})))
+        };
+        let (here, everywhere) = (port("127.0.0.1"), port("0.0.0.0"));
+        for pod in [&here, &here, &everywhere] {
+            room.take_up(pod);
+        }
+        let is_free = |port: &Requested| room.take(port).map(|()| room.give_back(port)).is_ok();
+        room.give_back(&here);
+        room.give_back(&everywhere);
+        assert!(!is_free(&here) && !is_free(&everywhere) && is_free(&port("127.0.0.2")));
+        room.give_back(&here);
+        assert!(is_free(&here) && is_free(&everywhere));
+        assert!(room.used.lock().ports.is_empty(), "nothing is kept of ports that nobody has");
     }
 }

@@ -7,7 +7,7 @@ use coracle_policy::Workload;
 use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 
-use super::core::{Command, Input, list_of};
+use super::core::{Command, Input, part_of};
 use super::slot::{Container, Slot, State};
 use super::supported;
 use super::table::{Alarm, Pods};
@@ -42,7 +42,7 @@ impl Pods {
             }
             Command::Event { container, warning, reason, message } => {
                 let name = container.and_then(|index| state.core.containers().get(index));
-                let list = container.map(|index| list_of(state.core.pod(), index));
+                let list = container.map(|index| part_of(state.core.pod(), index).name());
                 let path = list.zip(name).map(|(list, container)| format!("spec.{list}{{{}}}", container.name));
                 self.event(slot, path, warning, reason, message);
                 None

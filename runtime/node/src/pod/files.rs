@@ -15,17 +15,17 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, Volume, VolumeMount};
 use tokio_util::sync::CancellationToken;
 
-use super::core::{Index, Run, all_specs};
+use super::core::{Index, Run, all_specs, mounted};
 use super::slot::Slot;
 use super::table::{Alarm, Pods};
 use crate::beneath;
-use crate::certificates;
+use crate::certificates::{CertificateError, Need};
 use crate::downward::Downward;
 use crate::env::{Contents, expand};
 use crate::objects::{Content, ObjectKey, ReadError};
 use crate::tokens::{self, Token};
 use crate::volumes::kept::{self, Held};
-use crate::volumes::{self, Access, COPIED_BYTES_MAX, CertificateRequest, Sources, TokenRequest};
+use crate::volumes::{self, Access, COPIED_BYTES_MAX, Sources, TokenRequest};
 
 /// Volumes that admission adds for the service account are called so.
 const CREDENTIALS_PREFIX: &str = "kube-api-access-";
@@ -40,8 +40,6 @@ pub(crate) const VOLUMES_DIR: &str = "volumes";
 const SUB_PATH_BYTES_MAX: usize = 4096;
 /// Tokens that one pod may have: each is asked for anew all its life.
 const TOKENS_MAX: usize = 100;
-/// Certificates that one pod may have.
-const CERTIFICATES_MAX: usize = 100;
 /// After a failed refresh of a token.
 const TOKEN_RETRY: Duration = Duration::from_secs(30);
 
@@ -53,8 +51,6 @@ pub struct Written {
     kept: HashMap<String, Held>,
     /// With the moment on the wall clock from which another is wanted: tokens run out by that clock.
     tokens: HashMap<TokenRequest, (Token, Timestamp)>,
-    /// Its certificates, those that it waits for among them.
-    certificates: HashMap<CertificateRequest, Option<certificates::State>>,
 }
 
 /// The directories of a container.
@@ -146,6 +142,10 @@ impl Pods {
                 skipped.push(volume.name.clone());
                 continue;
             }
+            // Before the lock: the pod's other containers do not wait for who signs.
+            self.certificates(slot, pod, volume, Need::Good)
+                .await
+                .map_err(|reason| MountFailed::Volume(set_up_failed(&volume.name, &reason)))?;
             let mut written = slot.written.lock().await;
             if kept::is_kept(volume) {
                 let held = written.kept.get(&volume.name).cloned();
@@ -156,7 +156,8 @@ impl Pods {
                 places.insert(volume.name.clone(), (held.dir, access));
                 continue;
             }
-            if !written.volumes.contains(&volume.name) {
+            // What is there may have been written with a certificate that has run out.
+            if !written.volumes.contains(&volume.name) || has_certificates(volume) {
                 self.write_volume(slot, pod, volume, &mut written)
                     .await
                     .map_err(|reason| MountFailed::Volume(set_up_failed(&volume.name, &reason)))?;
@@ -216,21 +217,47 @@ impl Pods {
         }
         let (pods, slot) = (self.clone(), slot.clone());
         self.context.tasks.spawn(async move {
-            let mut written = slot.written.lock().await;
             let pod = slot.pod();
-            let names = written.volumes.clone();
-            for volume in mounted(&pod).filter(|volume| names.contains(&volume.name)) {
-                if let Err(reason) = pods.write_volume(&slot, &pod, volume, &mut written).await {
-                    pods.event(&slot, None, true, "FailedMount", set_up_failed(&volume.name, &reason));
-                }
+            let (signed, others): (Vec<&Volume>, Vec<&Volume>) =
+                mounted(&pod).partition(|volume| has_certificates(volume));
+            let others: Vec<_> = others.into_iter().map(|volume| (volume, Ok(()))).collect();
+            pods.rewrite(&slot, &pod, others).await;
+            let names = slot.written.lock().await.volumes.clone();
+            let signed: Vec<&Volume> = signed.into_iter().filter(|volume| names.contains(&volume.name)).collect();
+            // Nothing waits for who signs.
+            let mut provided = Vec::with_capacity(signed.len());
+            for volume in &signed {
+                provided.push(pods.certificates(&slot, &pod, volume, Need::Fresh));
             }
+            let provided = futures::future::join_all(provided).await;
+            pods.rewrite(&slot, &pod, signed.into_iter().zip(provided).collect()).await;
         });
+    }
+
+    /// Writes those of these volumes anew that were written; what cannot be is told.
+    async fn rewrite(&self, slot: &Slot, pod: &Pod, volumes: Vec<(&Volume, Result<(), String>)>) {
+        let mut written = slot.written.lock().await;
+        for (volume, mut done) in volumes {
+            // The pod's files may have been removed meanwhile.
+            if !written.volumes.contains(&volume.name) {
+                continue;
+            }
+            if done.is_ok() {
+                done = self.write_volume(slot, pod, volume, &mut written).await;
+            } else {
+                self.wake_for_tokens(slot, &written, self.context.wall.now());
+            }
+            if let Err(reason) = done {
+                self.event(slot, None, true, "FailedMount", set_up_failed(&volume.name, &reason));
+            }
+        }
     }
 
     /// Removes everything of a pod but its logs.
     pub(super) async fn remove_files(self: &Arc<Self>, slot: &Slot) {
         let mut written = slot.written.lock().await;
         *written = Written::default();
+        slot.certificates.forget();
         let dir = self.context.pods_dir.join(&*slot.uid);
         let work = move |_: &CancellationToken| {
             beneath::remove_tree(&dir).map_err(|error| format!("{}: {error}", dir.display()))
@@ -263,12 +290,12 @@ impl Pods {
         for wanted in volumes::tokens(volume) {
             self.token(slot, pod, wanted, written).await?;
         }
-        for wanted in volumes::certificates(volume) {
-            self.certificate(slot, pod, wanted, written).await?;
+        if has_certificates(volume) {
+            self.wake_for_tokens(slot, written, self.context.wall.now());
         }
         let address = slot.address().ok_or_else(|| "the pod has no address any more".to_owned())?;
         let payload = {
-            let (tokens, certificates) = (&written.tokens, &written.certificates);
+            let (tokens, certificates) = (&written.tokens, &slot.certificates);
             let sources = Sources {
                 contents: &contents,
                 downward: Downward {
@@ -278,10 +305,7 @@ impl Pods {
                     allocatable: &self.context.allocatable,
                 },
                 tokens: &|wanted| tokens.get(wanted).map(|(token, _)| token.text.clone()),
-                certificates: &|wanted| match certificates.get(wanted) {
-                    Some(Some(certificates::State::Issued { credential, .. })) => Some(credential.clone()),
-                    _ => None,
-                },
+                certificates: &|wanted| certificates.credential(wanted),
             };
             volumes::payload(pod, volume, &sources).map_err(|error| error.to_string())?
         };
@@ -329,32 +353,20 @@ impl Pods {
         Ok(())
     }
 
-    /// Has a certificate that will still live for a while.
-    async fn certificate(
-        &self,
-        slot: &Slot,
-        pod: &Pod,
-        wanted: CertificateRequest,
-        written: &mut Written,
-    ) -> Result<(), String> {
+    /// Has the certificates of a volume.
+    async fn certificates(&self, slot: &Slot, pod: &Pod, volume: &Volume, need: Need) -> Result<(), String> {
         let now = self.context.wall.now();
-        if written.certificates.len() >= CERTIFICATES_MAX && !written.certificates.contains_key(&wanted) {
-            return Err(format!("the pod asks for more than {CERTIFICATES_MAX} certificates"));
-        }
-        let state = written.certificates.entry(wanted.clone()).or_default();
         let (client, node) = (&self.context.client, self.context.config.name.as_str());
-        let provided = certificates::provide(client, node, pod, &wanted, state, now).await;
-        self.wake_for_tokens(slot, written, now);
+        let provided = volumes::certificates(volume).into_iter().map(|wanted| async move {
+            slot.certificates.want(&wanted)?.provide(client, node, pod, &wanted, need, now).await
+        });
+        let provided: Result<(), CertificateError> = futures::future::join_all(provided).await.into_iter().collect();
         provided.map_err(|error| super::start::chain(&error))
     }
 
     /// A pod has one timer for all its tokens and certificates.
     fn wake_for_tokens(&self, slot: &Slot, written: &Written, now: Timestamp) {
-        let certificates = written.certificates.values().filter_map(|state| match state {
-            Some(certificates::State::Issued { refresh_at, .. }) => Some(*refresh_at),
-            _ => None,
-        });
-        let moments = written.tokens.values().map(|(_, refresh_at)| *refresh_at).chain(certificates);
+        let moments = written.tokens.values().map(|(_, refresh_at)| *refresh_at).chain(slot.certificates.refresh_at());
         if let Some(left) = until_first(moments, now) {
             self.timers.set((slot.uid.clone(), Alarm::Tokens), left);
         }
@@ -367,14 +379,6 @@ fn until_first(moments: impl Iterator<Item = Timestamp>, now: Timestamp) -> Opti
     Some(left.max(Duration::from_secs(1)))
 }
 
-/// The volumes that some container mounts; the others are not made, as under the kubelet.
-fn mounted(pod: &Pod) -> impl Iterator<Item = &Volume> {
-    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
-    volumes.iter().filter(|volume| {
-        all_specs(pod).any(|container| container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name))
-    })
-}
-
 /// A mount's sub path, if it has one; nothing when it would be too long.
 fn sub_path(mount: &VolumeMount, env: &HashMap<&str, &str>) -> Option<Option<String>> {
     match &mount.sub_path_expr {
@@ -383,6 +387,10 @@ fn sub_path(mount: &VolumeMount, env: &HashMap<&str, &str>) -> Option<Option<Str
         }
         _ => Some(mount.sub_path.clone()),
     }
+}
+
+fn has_certificates(volume: &Volume) -> bool {
+    !volumes::certificates(volume).is_empty()
 }
 
 fn is_credentials(volume: &Volume) -> bool {

@@ -17,6 +17,7 @@ use super::files::Written;
 use super::probe::ProbeState;
 use super::report::Report;
 use crate::addresses::PodAddress;
+use crate::certificates::PodCertificates;
 use crate::logs::{ContainerLog, Stream};
 use crate::network::GuestNetwork;
 use crate::volumes::Shown;
@@ -32,6 +33,8 @@ pub struct Slot {
     state: Mutex<State>,
     /// Which volumes were written. Held while they are.
     pub(super) written: tokio::sync::Mutex<Written>,
+    /// Its certificates: who asks for one holds none of these locks.
+    pub(super) certificates: PodCertificates,
     /// Held by the thread that writes or removes anything below the pod's directory, until it is done.
     pub(super) on_disk: Arc<tokio::sync::Mutex<()>>,
     /// What it asks for of the node.
@@ -113,28 +116,26 @@ pub struct Stdin {
     pub pipe: Pipe,
     /// With `stdinOnce` it ends with the first client that says no more.
     is_once: bool,
-    is_over: AtomicBool,
 }
 
 impl Stdin {
     /// The input of a container that asks for one.
     pub(super) fn of(spec: &Spec) -> Option<Arc<Stdin>> {
         let is_once = spec.stdin_once == Some(true);
-        let stdin = || Stdin { pipe: Pipe::default(), is_once, is_over: AtomicBool::new(false) };
+        let stdin = || Stdin { pipe: Pipe::default(), is_once };
         (spec.stdin == Some(true)).then(|| Arc::new(stdin()))
     }
 
     /// A client says no more.
     pub fn leave(&self) {
         if self.is_once {
-            self.is_over.store(true, Ordering::Release);
             self.pipe.end();
         }
     }
 
-    /// Whether it has ended.
+    /// Whether it has ended: so, or by a key of a client's terminal.
     pub fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::Acquire)
+        self.pipe.is_ended()
     }
 }
 
@@ -186,6 +187,7 @@ impl Slot {
                 wake: None,
             }),
             written: tokio::sync::Mutex::default(),
+            certificates: PodCertificates::default(),
             on_disk: Arc::default(),
             requested: admission::requested(pod),
             has_room: AtomicBool::new(false),

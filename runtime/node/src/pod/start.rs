@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::core::{Exit, Index, Input, Run, StartFailure, all_specs, list_of};
+use super::core::{Exit, Index, Input, Run, StartFailure, all_specs, part_of};
 use super::hooks::{self, Asker};
 use super::prepare::Ready;
 use super::slot::{Container, Handle, Life, Slot};
@@ -225,7 +225,7 @@ pub(super) fn container_id(slot: &Slot, container: Index, run: Run) -> String {
 }
 
 pub(super) fn field_path(pod: &Pod, container: Index, name: &str) -> String {
-    format!("spec.{}{{{name}}}", list_of(pod, container))
+    format!("spec.{}{{{name}}}", part_of(pod, container).name())
 }
 
 pub(super) fn kill(handle: &Handle) {

@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, Probe};
 
-use super::core::{all_specs, specs};
+use super::core::{mounted, specs};
 use crate::volumes;
 
 /// Refuses what the pod as a whole cannot have. The text goes into a `FailedMount` event.
@@ -15,14 +15,9 @@ pub fn pod(pod: &Pod) -> Result<(), String> {
                 .to_owned(),
         );
     }
-    let mounted = |name: &str| {
-        all_specs(pod).any(|container| container.volume_mounts.iter().flatten().any(|mount| mount.name == name))
-    };
-    for volume in spec.volumes.iter().flatten() {
-        if mounted(&volume.name) {
-            volumes::check(volume)
-                .map_err(|error| format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name))?;
-        }
+    for volume in mounted(pod) {
+        volumes::check(volume)
+            .map_err(|error| format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name))?;
     }
     Ok(())
 }

@@ -25,6 +25,8 @@ pub struct Api {
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<Value>,
     node_events: broadcast::Sender<Value>,
+    /// ConfigMaps and Secrets that are put, by kind and name.
+    object_events: broadcast::Sender<(String, Value)>,
     changed: Arc<Notify>,
 }
 
@@ -46,6 +48,9 @@ struct State {
     labels: Value,
     /// Tokens that were asked for.
     tokens: u32,
+    /// How often the node's status, and its annotations, were written; annotations may be refused.
+    node_writes: [u32; 2],
+    refuses_annotations: bool,
     /// Requests with this in their path are not answered, this often.
     silent: Option<(&'static str, u32)>,
 }
@@ -56,6 +61,7 @@ impl Default for Api {
             state: Arc::default(),
             events: broadcast::Sender::new(1024),
             node_events: broadcast::Sender::new(64),
+            object_events: broadcast::Sender::new(1024),
             changed: Arc::default(),
         }
     }
@@ -77,8 +83,7 @@ impl Api {
 
     /// Puts a ConfigMap or Secret.
     pub fn put(&self, kind: &str, name: &str, data: Value) {
-        let object = json!({"metadata": {"name": name, "namespace": "default", "resourceVersion": "1"}, "data": data});
-        self.state.lock().objects.insert(format!("{kind}/{name}"), object);
+        self.put_object(kind, name, json!({"data": data}));
     }
 
     /// Puts an object of any kind into the namespace `default`, for whoever lists it.
@@ -86,7 +91,9 @@ impl Api {
         object["metadata"]["name"] = json!(name);
         object["metadata"]["namespace"] = json!("default");
         object["metadata"]["resourceVersion"] = json!("1");
-        self.state.lock().objects.insert(format!("{kind}/{name}"), object);
+        let key = format!("{kind}/{name}");
+        self.state.lock().objects.insert(key.clone(), object.clone());
+        let _ = self.object_events.send((key, object));
     }
 
     /// An object that was put.
@@ -146,6 +153,16 @@ impl Api {
     /// Does not answer the next `count` writes whose path has `part` in it.
     pub fn be_silent(&self, part: &'static str, count: u32) {
         self.state.lock().silent = Some((part, count));
+    }
+
+    /// Refuses annotations of the node from now on.
+    pub fn refuse_annotations(&self) {
+        self.state.lock().refuses_annotations = true;
+    }
+
+    /// How often the node's status, and its annotations, were written, or tried to be.
+    pub fn node_writes(&self) -> [u32; 2] {
+        self.state.lock().node_writes
     }
 
     /// How many tokens were given.
@@ -332,12 +349,22 @@ impl Api {
             (&Method::GET, ["api", "v1", "persistentvolumes"]) if is_watch => {
                 self.listed("persistentvolumes", "PersistentVolume")
             }
+            (&Method::GET, ["api", "v1", "namespaces", _, kind @ ("configmaps" | "secrets")]) if is_watch => {
+                let key = format!("{kind}/{}", named(&query));
+                let later = tokio_stream::wrappers::BroadcastStream::new(self.object_events.subscribe());
+                // As it is now, for what happened since it was listed.
+                let now = self.state.lock().objects.get(&key).cloned();
+                let later = later.filter_map(move |event| {
+                    let object = event.ok().filter(|(of, _)| *of == key).map(|(_, object)| object);
+                    async { object }
+                });
+                let all = stream::iter(now).chain(later);
+                streamed(all.map(|object| json!({"type": "MODIFIED", "object": object})))
+            }
             (&Method::GET, _) if is_watch => streamed(stream::pending()),
             (&Method::GET, ["api", "v1", "nodes", _]) => answer(StatusCode::OK, &self.node()),
             (&Method::GET, ["api", "v1", "namespaces", _, kind @ ("configmaps" | "secrets")]) => {
-                let name =
-                    query.split("metadata.name%3D").nth(1).unwrap_or_default().split('&').next().unwrap_or_default();
-                let found = self.state.lock().objects.get(&format!("{kind}/{name}")).cloned();
+                let found = self.state.lock().objects.get(&format!("{kind}/{}", named(&query))).cloned();
                 let items: Vec<Value> = found.into_iter().collect();
                 answer(StatusCode::OK, &json!({"metadata": {"resourceVersion": "1"}, "items": items}))
             }
@@ -372,6 +399,13 @@ impl Api {
             }
             (&Method::PATCH, ["api", "v1", "nodes", _]) => {
                 let mut state = self.state.lock();
+                if body["metadata"].get("annotations").is_some() {
+                    state.node_writes[1] += 1;
+                    if state.refuses_annotations {
+                        self.changed.notify_waiters();
+                        return answer(StatusCode::UNPROCESSABLE_ENTITY, &json!({"message": "no"}));
+                    }
+                }
                 for (name, value) in body["metadata"]["annotations"].as_object().into_iter().flatten() {
                     state.node["metadata"]["annotations"][name] = value.clone();
                 }
@@ -399,6 +433,7 @@ impl Api {
             }
             (&Method::PATCH, ["api", "v1", "nodes", _, "status"]) => {
                 let mut state = self.state.lock();
+                state.node_writes[0] += 1;
                 for (field, value) in body["status"].as_object().unwrap() {
                     state.node["status"][field] = value.clone();
                 }
@@ -471,6 +506,11 @@ impl Api {
         let later = later.filter_map(|event| async { event.ok() });
         streamed(stream::iter(first).chain(later))
     }
+}
+
+/// The name that is asked for.
+fn named(query: &str) -> &str {
+    query.split("metadata.name%3D").nth(1).unwrap_or_default().split('&').next().unwrap_or_default()
 }
 
 fn not_found() -> Value {

@@ -561,23 +561,20 @@ async fn attach_is_the_input_of_a_container_that_has_one() {
     drop(websocket(&world, "/attach/default/goes/c?input=1&output=1", "v5.channel.k8s.io").await);
     world.status("goes", "Succeeded", |status| status["phase"] == "Succeeded").await;
 
-    // Else it stays open, for who comes next.
+    // Else it stays open, for who comes next: each client sees what comes of what it has said, and no more.
     let mut spec = spec;
     spec["containers"][0].as_object_mut().unwrap().remove("stdinOnce");
-    world.run_spec("stays", spec);
+    world.run_spec("stays", spec.clone());
     world.status("stays", "Running", |status| status["phase"] == "Running").await;
     let path = "/attach/default/stays/c?input=1&output=1&error=1";
-    for text in ["first\n", "second\n"] {
+    for (text, shown) in [("first\n", "first\n"), ("second\n", "first\nsecond\n"), ("", "first\nsecond\n")] {
         let mut socket = websocket(&world, path, "v5.channel.k8s.io").await;
         for message in [[b"\0".as_slice(), text.as_bytes()].concat(), vec![255, 0]] {
             socket.send(Message::Binary(message.into())).await.unwrap();
         }
-        let mut answer = String::new();
-        while !answer.ends_with(text) {
-            let bytes = socket.next().await.unwrap().unwrap().into_data();
-            assert_eq!(bytes[0], 1, "{bytes:?}");
-            answer.push_str(&String::from_utf8_lossy(&bytes[1..]));
-        }
+        let [_, stdout, _, status] = channels(&mut socket).await;
+        assert_eq!(stdout, shown);
+        assert!(status.contains("\"Success\""), "{status}");
     }
     world.status("stays", "Running", |status| status["phase"] == "Running").await;
 
@@ -587,6 +584,36 @@ async fn attach_is_the_input_of_a_container_that_has_one() {
     let [_, stdout, ..] = channels(&mut socket).await;
     assert!(stdout.contains("ab\x08 \x08c\r\n^C\r\n"), "{stdout:?}");
     world.status("stays", "ended", |status| status["phase"] == "Failed").await;
+}
+
+/// As with `kubectl attach -it` and its Ctrl-D, then another `kubectl attach -i`; and with a container that reads nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_attaches_where_nothing_is_read_any_more_is_told_and_let_go() {
+    let world = World::start().await;
+    let mut container = command(&["copy", "echo", "done", "sleep", "1000000"]);
+    container["stdin"] = json!(true);
+    world.run("ended", container);
+    world.run("web", json!({"image": "hello:1", "stdin": true}));
+    world.ready("ended").await;
+    world.ready("web").await;
+    let path = "/attach/default/ended/c?input=1&output=1&error=1";
+    let mut socket = websocket(&world, &format!("{path}&tty=1"), "v5.channel.k8s.io").await;
+    socket.send(Message::Binary(b"\0\x04".to_vec().into())).await.unwrap();
+    let mut shown = String::new();
+    while !shown.contains("done\r\n") {
+        let bytes = socket.next().await.unwrap().unwrap().into_data();
+        shown.push_str(&String::from_utf8_lossy(&bytes[1..]));
+    }
+    drop(socket);
+    for path in [path, "/attach/default/web/c?input=1&output=1&error=1"] {
+        let mut socket = websocket(&world, path, "v5.channel.k8s.io").await;
+        for message in [b"\0typed\n".as_slice(), &[255, 0]] {
+            socket.send(Message::Binary(message.to_vec().into())).await.unwrap();
+        }
+        let [_, _, stderr, status] = channels(&mut socket).await;
+        assert!(stderr.contains("no standard input, or none any more"), "{path}: {stderr}");
+        assert!(status.contains("\"Success\""), "{path}: {status}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -624,6 +624,42 @@ async fn an_api_server_that_does_not_answer_is_asked_again() {
     assert_eq!(world.api.silence_left(), 0);
 }
 
+/// What the API does not take of a node's annotations is no reason to write its status again, nor to go on asking.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn annotations_that_are_refused_hold_up_nothing() {
+    let world = World::start().await;
+    // At its registration, and once it is registered.
+    until("the status is written", || world.api.node_writes()[0] >= 2).await;
+    world.api.refuse_annotations();
+    let [status, annotations] = world.api.node_writes();
+    world.api.modify_node(|node| {
+        node["metadata"]["annotations"][crate::balancer::ANNOTATION] = json!("192.0.2.1,n/web:80/TCP");
+    });
+    until("they are tried again and again", || world.api.node_writes()[1] >= annotations + 3).await;
+    assert!(world.api.node_writes()[0] <= status + 1, "{:?} after {status}", world.api.node_writes());
+}
+
+/// Who signs takes its time, or the API server does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_wants_no_certificate_does_not_wait_for_one() {
+    let world = World::start().await;
+    world.api.be_silent("/podcertificaterequests", 1);
+    let source =
+        json!({"podCertificate": {"signerName": "a.b/c", "keyType": "ED25519", "credentialBundlePath": "pem"}});
+    let volumes = json!([{"name": "signed", "projected": {"sources": [source]}}, {"name": "own", "emptyDir": {}}]);
+    let container = |name: &str, volume: &str| {
+        let mut container = command(&["sleep", "600000"]);
+        container["name"] = json!(name);
+        container["volumeMounts"] = json!([{"name": volume, "mountPath": "/v"}]);
+        container
+    };
+    let containers = json!([container("a", "signed"), container("b", "own")]);
+    world.run_spec("signed", json!({"volumes": volumes, "containers": containers}));
+    let runs = |status: &Value, index: usize| status["containerStatuses"][index]["state"]["running"].is_object();
+    let status = world.status("signed", "b runs", |status| runs(status, 1)).await;
+    assert!(!runs(&status, 0) && world.api.silence_left() == 0, "{status}");
+}
+
 /// Tokens run out by the clock on the wall: when that has gone on, as over a night, another one is written at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_is_renewed_when_the_clock_has_gone_on() {

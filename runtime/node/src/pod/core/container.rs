@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, ContainerRestartRule};
 
 use super::backoff::{self, Backoff};
-use super::{Now, Run, StartFailure};
+use super::{Now, Part, Run, StartFailure};
 
 /// How long the first failure of a kind (`ErrImagePull`) is shown before the back-off (`ImagePullBackOff`) is.
 const SHOW_FAILURE: Duration = Duration::from_secs(2);
@@ -33,14 +33,6 @@ impl Kind {
     pub fn is_init(self) -> bool {
         matches!(self, Kind::Init | Kind::Sidecar)
     }
-}
-
-/// The list of the pod's spec that a container is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    Init,
-    Regular,
-    Ephemeral,
 }
 
 /// How a container ended.

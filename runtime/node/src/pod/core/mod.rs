@@ -34,9 +34,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{EphemeralContainer, Pod};
 
 pub use self::backoff::human;
-use self::container::Part;
 pub use self::container::{Container, Exit, FAILED_MOUNT, Kind, State};
-pub use self::specs::{all as all_specs, list as list_of, specs};
+pub use self::specs::{Part, all as all_specs, mounted, names, part as part_of, specs};
 pub(super) use self::status::OWNED_CONDITIONS;
 
 /// A moment: monotonic since the node's start for waiting, wall clock for showing.

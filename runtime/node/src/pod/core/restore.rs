@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 
-use super::container::{Container, Part, State, Terminated};
+use super::container::{Container, State, Terminated};
 use super::status::OWNED_CONDITIONS;
-use super::{Condition, Core, Failure, Now, REASONS, Run, SetupState, deadline_of, specs};
+use super::{Condition, Core, Failure, Now, Part, REASONS, Run, SetupState, deadline_of, specs};
 
 /// Exit code of a container whose end nobody saw.
 const LOST: i32 = 255;
@@ -68,10 +68,11 @@ fn containers(pod: &Pod, status: &PodStatus, now: Now) -> Vec<Container> {
     specs::all(pod)
         .enumerate()
         .map(|(index, spec)| {
-            let (part, list) = match specs::list(pod, index) {
-                "initContainers" => (Part::Init, &status.init_container_statuses),
-                "containers" => (Part::Regular, &status.container_statuses),
-                _ => (Part::Ephemeral, &status.ephemeral_container_statuses),
+            let part = specs::part(pod, index);
+            let list = match part {
+                Part::Init => &status.init_container_statuses,
+                Part::Regular => &status.container_statuses,
+                Part::Ephemeral => &status.ephemeral_container_statuses,
             };
             let mut container = Container::new(&spec, part, policy);
             if let Some(status) = find(list, &spec.name) {

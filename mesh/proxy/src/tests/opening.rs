@@ -1,0 +1,68 @@
+//! Who opens which port at a node that begins.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use super::gateway::certificate;
+use super::world::*;
+use crate::{Certificates, GatewayRoutes, Opened, Proxy};
+
+/// Of another node on the machine of the world's.
+const BIND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2));
+
+#[tokio::test]
+async fn a_node_that_begins_leaves_to_gateways_what_services_have_not_had() {
+    let world = World::new().await;
+    let (wanted, free, had) = (free_port().await, free_port().await, free_port().await);
+    // As long as the other is asked.
+    let at = |port: u16| TcpListener::bind((BIND, port));
+    let spec = |ports: serde_json::Value| json!({"type": "LoadBalancer", "clusterIP": "None", "ports": ports});
+    world.service_with("new", 1, spec(json!([{"name": "a", "port": wanted}, {"name": "b", "port": free}])));
+    world.service_at("old", 2, spec(json!([{"port": had}])), json!([{"ip": "127.0.0.2"}]));
+    for service in ["new", "old"] {
+        world.placed(service, &[(1, NODE, true)], json!([{"name": "a", "port": 8080}, {"port": 8080}]));
+        world.known(service, 1).await;
+    }
+    for plural in ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"] {
+        let name = format!("{plural}.gateway.networking.k8s.io");
+        world.gateway_object(
+            "customresourcedefinitions",
+            &name,
+            json!({"spec": {"versions": [{"name": "v1", "served": true}]}}),
+        );
+    }
+    world.gateway_object("gatewayclasses", "c", json!({"spec": {"controllerName": "coracle.dev/gateway"}}));
+    let listeners =
+        json!([{"name": "a", "port": wanted, "protocol": "HTTP"}, {"name": "b", "port": had, "protocol": "HTTP"}]);
+    world.gateway_object("gateways", "g", json!({"spec": {"gatewayClassName": "c", "listeners": listeners}}));
+
+    let proxy = Proxy::new(world.discovery.clone(), world.policies.clone(), world.pods.clone());
+    proxy.expect_gateways();
+    let certificates = Arc::new(Certificates::new(certificate("default.invalid")));
+    let of = GatewayRoutes { routes: world.gateways.clone(), certificates };
+    let (_own, own) = watch::channel(Vec::new());
+    tokio::spawn(proxy.clone().serve_gateways(BIND, of, own, Box::new(|_, _| {}), world.stop.clone()));
+    tokio::spawn(proxy.clone().run(Some(BIND), world.stop.clone()));
+    let said = |opened: &Vec<Opened>| -> Vec<(u16, bool)> {
+        let mut said: Vec<(u16, bool)> = opened.iter().map(|port| (port.port, port.is_open)).collect();
+        said.sort_unstable();
+        said
+    };
+    let mut opened = proxy.opened();
+    let is_held = |opened: &Vec<Opened>| said(opened) == [(had, true)];
+    tokio::time::timeout(SOON, opened.wait_for(is_held)).await.expect("what it had it has").unwrap();
+    for port in [wanted, free] {
+        drop(at(port).await.expect("nobody has it before Gateways are known"));
+    }
+    assert!(at(had).await.is_err());
+
+    tokio::spawn(world.gateways.clone().run(world.stop.clone()));
+    let mut all = vec![(wanted, false), (free, true), (had, true)];
+    all.sort_unstable();
+    let is_all = |opened: &Vec<Opened>| said(opened) == all;
+    tokio::time::timeout(SOON, opened.wait_for(is_all)).await.expect("it is whose it was").unwrap();
+}
