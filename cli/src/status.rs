@@ -61,6 +61,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 "certificates  the first ends in {} days",
                 day.map_or_else(|| "?".to_owned(), |day| day.to_string())
             );
+            if let Some(encryption) = &status.encryption {
+                let left = match encryption.left {
+                    0 => String::new(),
+                    left => format!(", {left} objects are not under it yet"),
+                };
+                println!("encryption  key {}{left}", crate::encryption::key(encryption));
+            }
             if status.members.len() > 1 {
                 println!();
                 crate::member::print(&status.members);

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use coracle_api::pem;
 use coracle_apiserver::FrontProxy;
 use coracle_controllers::{Asked, Signer};
+use coracle_keyspace::SecretKey;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType,
@@ -110,6 +111,19 @@ pub struct SharedKeys {
     pub authority_key: String,
     /// The key that signs tokens.
     pub token_key: String,
+}
+
+impl SharedKeys {
+    /// What the keys are sealed under that Secrets are encrypted under: all servers of a cluster know it, and it is written
+    /// nowhere. The same for the same authority.
+    pub fn root_key(&self) -> Option<SecretKey> {
+        root_key(&self.authority_key)
+    }
+}
+
+fn root_key(authority_key: &str) -> Option<SecretKey> {
+    let key = PrivateKeyDer::from_pem_slice(authority_key.as_bytes()).ok()?;
+    Some(SecretKey::derive(key.secret_der(), "coracle root key 1"))
 }
 
 /// Who a certificate is for.
@@ -215,6 +229,13 @@ impl Authority {
         validity(&mut params, SystemTime::now(), AUTHORITY_DAYS);
         let certificate = params.signed_by(&own, &issuer).map_err(failed)?.pem();
         Ok(FrontProxy { authority, certificate, key: own.serialize_pem() })
+    }
+
+    /// [`SharedKeys::root_key`] of the authority in `dir`, which is there.
+    pub fn root_key(dir: &Path) -> Result<SecretKey, Error> {
+        let path = dir.join("ca.key");
+        let key = root_key(&read(&path)?);
+        key.ok_or_else(|| Error::Pem { path, reason: "it is no private key".into() })
     }
 
     /// Whether everything that only founding makes is in `dir`; changes nothing.

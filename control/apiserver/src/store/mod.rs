@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::catalog::Resource;
 use crate::limits::{Class, Flow, Gate, Turn};
 use keyed::Keyed;
-pub(crate) use memo::{Row, Seen};
+pub(crate) use memo::{Row, Seen, check_opened};
 pub(crate) use warm::warm;
 
 /// How long a read that wants a revision of the future waits for it (kubernetes-api §10.2).

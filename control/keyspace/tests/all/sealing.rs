@@ -1,0 +1,92 @@
+//! Contents that are sealed, in a group: whoever writes them, whoever leads, and while the key is renewed.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use coracle_keyspace::{Guard, Key, Keyspace, Op, SecretKey, TransactError, Value};
+
+use crate::group::{Group, until};
+
+fn put(name: &str, text: &str, guard: Guard) -> Op {
+    let value = Value { bytes: Bytes::copy_from_slice(text.as_bytes()), revision_at: text.len() };
+    Op::Put { key: Key::new("secrets", name), value, guard }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_renewed_while_everybody_writes() {
+    let group = Group::three_with(Some(SecretKey::generate())).await;
+    for member in &group.members {
+        until("it is introduced", async || member.introduce("x", &[]).await.ok()).await;
+    }
+    until("there is a key", async || group.members[2].sealing().key).await;
+    let stop = AtomicBool::new(false);
+    // One object each, which nobody else writes: what was acknowledged last is there.
+    let write = async |at: usize, member: &Keyspace| {
+        let (name, mut count, mut last) = (format!("a/{at}"), 0_u64, None);
+        while !stop.load(Ordering::Relaxed) {
+            let guard = last.map_or(Guard::Absent, Guard::Revision);
+            match member.transact(vec![put(&name, &format!("{at}-{count}-"), guard)]).await {
+                Ok(done) => {
+                    assert!(done.records[0].bytes.starts_with(format!("{at}-{count}-").as_bytes()));
+                    (last, count) = (Some(done.revision), count + 1);
+                }
+                // The leader has sealed it anew: its content is the same.
+                Err(TransactError::Guard(failed)) => {
+                    let found = failed.found.expect("it is there");
+                    assert_eq!(found.why_unreadable(), None);
+                    assert!(found.bytes.starts_with(format!("{at}-{}-", count - 1).as_bytes()), "{:?}", found.bytes);
+                    last = Some(found.revision);
+                }
+                Err(error) => panic!("nobody who writes is refused: {error}"),
+            }
+        }
+        count
+    };
+    let renew = async {
+        for expected in 2..=5 {
+            // Whoever is asked.
+            let asked = &group.members[expected as usize % 3];
+            until("the next key", async || (asked.renew_key().await.unwrap() == expected).then_some(())).await;
+            until("all is under it", async || (asked.sealing().unsettled == 0).then_some(())).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+    };
+    let [first, second, third] = [0, 1, 2].map(|at| write(at, &group.members[at]));
+    let ((), first, second, third) = tokio::join!(renew, first, second, third);
+    for (at, count) in [first, second, third].into_iter().enumerate() {
+        assert!(count > 3, "member {at} wrote {count} times");
+    }
+    for member in &group.members {
+        until("it has caught up", async || member.barrier().await.ok()).await;
+        let records = member.snapshot("secrets").records;
+        let keys: BTreeSet<_> = records.values().map(|record| record.sealed_by()).collect();
+        assert_eq!((records.len(), keys), (3, BTreeSet::from([Some(5)])));
+        let expected = [first, second, third].map(|count| count - 1);
+        for (at, (record, last)) in records.values().zip(expected).enumerate() {
+            assert!(record.bytes.starts_with(format!("{at}-{last}-").as_bytes()), "{:?}", record.bytes);
+        }
+    }
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_joins_late_gets_a_snapshot_that_it_can_open() {
+    let root = Some(SecretKey::generate());
+    let mut group = Group::found_with(root).await;
+    group.members[0].introduce("first", &[]).await.unwrap();
+    group.members[0].begin_sealing().await;
+    assert_eq!(group.members[0].sealing().key, Some(1));
+    // So much that the log is cut, and only a snapshot has the beginning.
+    let large = "x".repeat(1 << 20);
+    for at in 0..40 {
+        group.members[0].transact(vec![put(&format!("a/{at}"), &format!("{at}{large}"), Guard::Absent)]).await.unwrap();
+    }
+    group.join("second").await;
+    let second = &group.members[1];
+    until("it has caught up", async || second.barrier().await.ok()).await;
+    let records = second.snapshot("secrets").records;
+    assert!(records.len() == 40 && records.values().all(|record| record.sealed_by() == Some(1)));
+    assert!(records.values().all(|record| record.why_unreadable().is_none() && record.bytes.len() > 1 << 20));
+    group.shutdown().await;
+}
