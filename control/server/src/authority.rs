@@ -79,6 +79,17 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The authority's key is not that of its certificate.
+    #[error(
+        "{key} does not belong to {certificate}: one of them is another cluster's; put back what was there, from another server of \
+         the cluster or a backup. Certificates are signed with that key, and Secrets are encrypted under what is made of it"
+    )]
+    NoPair {
+        /// The key.
+        key: PathBuf,
+        /// The certificate.
+        certificate: PathBuf,
+    },
 }
 
 /// A certificate with its key, both as PEM.
@@ -115,15 +126,20 @@ pub struct SharedKeys {
 
 impl SharedKeys {
     /// What the keys are sealed under that Secrets are encrypted under: all servers of a cluster know it, and it is written
-    /// nowhere. The same for the same authority.
-    pub fn root_key(&self) -> Option<SecretKey> {
-        root_key(&self.authority_key)
+    /// nowhere. The same for the same authority. `dir` is where the keys are, or are to be.
+    pub fn root_key(&self, dir: &Path) -> Result<SecretKey, Error> {
+        root_key(dir, &self.authority, &self.authority_key)
     }
 }
 
-fn root_key(authority_key: &str) -> Option<SecretKey> {
-    let key = PrivateKeyDer::from_pem_slice(authority_key.as_bytes()).ok()?;
-    Some(SecretKey::derive(key.secret_der(), "coracle root key 1"))
+fn root_key(dir: &Path, certificate: &str, key: &str) -> Result<SecretKey, Error> {
+    let path = dir.join("ca.key");
+    if !is_pair(certificate, key) {
+        return Err(Error::NoPair { key: path, certificate: dir.join("ca.crt") });
+    }
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes());
+    let key = key.map_err(|error| Error::Pem { path, reason: error.to_string() })?;
+    Ok(SecretKey::derive(key.secret_der(), "coracle root key 1"))
 }
 
 /// Who a certificate is for.
@@ -233,9 +249,7 @@ impl Authority {
 
     /// [`SharedKeys::root_key`] of the authority in `dir`, which is there.
     pub fn root_key(dir: &Path) -> Result<SecretKey, Error> {
-        let path = dir.join("ca.key");
-        let key = root_key(&read(&path)?);
-        key.ok_or_else(|| Error::Pem { path, reason: "it is no private key".into() })
+        root_key(dir, &read(&dir.join("ca.crt"))?, &read(&dir.join("ca.key"))?)
     }
 
     /// Whether everything that only founding makes is in `dir`; changes nothing.

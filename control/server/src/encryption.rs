@@ -104,13 +104,14 @@ fn refused(error: &SealingError) -> Response {
         SealingError::Transact(TransactError::NoRoom(NoRoom::Disk { .. } | NoRoom::Quota { .. })) => {
             StatusCode::INSUFFICIENT_STORAGE
         }
+        SealingError::Transact(TransactError::Unsealed(_)) => StatusCode::INTERNAL_SERVER_ERROR,
         SealingError::Transact(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
     status(code, &error.to_string())
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::Path;
     use std::time::Duration;
 
@@ -121,10 +122,10 @@ mod tests {
     use crate::tests::config;
     use crate::{Authority, Server};
 
-    const PLAIN: &str = "Zq7RmV2xK9tLw4Ns8Yc1";
+    pub const PLAIN: &str = "Zq7RmV2xK9tLw4Ns8Yc1";
     /// The same in base64.
-    const ENCODED: &str = "WnE3Um1WMnhLOXRMdzROczhZYzE=";
-    const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+    pub const ENCODED: &str = "WnE3Um1WMnhLOXRMdzROczhZYzE=";
+    pub const SECRETS: &str = "/api/v1/namespaces/default/secrets";
 
     /// The answer, or code and message of the refusal.
     async fn ask(client: &kube::Client, method: &str, path: &str, body: Value) -> Result<Value, (u16, String)> {
@@ -144,20 +145,31 @@ mod tests {
         })
     }
 
-    /// Files below `dir`, and those that hold `text`.
-    fn holding(dir: &Path, text: &str) -> (usize, Vec<String>) {
-        let (mut left, mut files, mut found) = (vec![dir.to_owned()], 0, Vec::new());
+    /// Files below `dir` that hold `text`.
+    pub fn holding(dir: &Path, text: &str) -> Vec<String> {
+        let (mut left, mut found) = (vec![dir.to_owned()], Vec::new());
         while let Some(path) = left.pop() {
             if path.is_dir() {
                 left.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
                 continue;
             }
-            files += 1;
             if std::fs::read(&path).unwrap().windows(text.len()).any(|window| window == text.as_bytes()) {
                 found.push(path.display().to_string());
             }
         }
-        (files, found)
+        found
+    }
+
+    /// What is in the files of the keys and of the keyspace, by their names; what only says who has them open is left out.
+    fn bytes(dir: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+        let (mut left, mut found) = (vec![dir.join("pki"), dir.join("control")], std::collections::BTreeMap::new());
+        while let Some(path) = left.pop() {
+            match path.is_dir() {
+                true => left.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path())),
+                false => drop(found.insert(path.clone(), std::fs::read(path).unwrap())),
+            }
+        }
+        found
     }
 
     /// Of a Secret of the API; a ConfigMap is found, so what is looked at is looked at.
@@ -201,10 +213,14 @@ mod tests {
         let told = ask(&client, "GET", "/coracle/v1/encryption", Value::Null).await.unwrap();
         assert_eq!((&told["key"], &told["left"], &told["unreadableCount"]), (&1.into(), &0.into(), &0.into()));
         server.shutdown().await;
-        assert!(!holding(&dir.join("control"), open).1.is_empty());
+        // What is not encrypted is found, in the log and in the checkpoint: so they are looked at.
+        let looked = holding(&dir, open);
+        assert!(
+            ["/log/", "/state.redb"].iter().all(|part| looked.iter().any(|path| path.contains(part))),
+            "{looked:?}"
+        );
         for text in [PLAIN, ENCODED] {
-            let (files, found) = holding(&dir, text);
-            assert!(files > 8 && found.is_empty(), "{text} is in {found:?}");
+            assert_eq!(holding(&dir, text), Vec::<String>::new(), "{text}");
         }
     }
 
@@ -303,20 +319,32 @@ mod tests {
             assert_eq!(ask(&nobody, method, path, Value::Null).await.unwrap_err().0, 403, "{method}");
         }
         server.shutdown().await;
-        // Another authority's key opens nothing: the server says so, and starts with its own.
-        let (key, away) = (dir.join("pki/ca.key"), temp.path().join("ca.key"));
-        std::fs::rename(&key, &away).unwrap();
-        Authority::open(&temp.path().join("other"), false).unwrap();
-        std::fs::copy(temp.path().join("other/ca.key"), &key).unwrap();
-        let error = Server::start(config(&dir)).await.err().expect("it is refused");
-        let mut said = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(next) = source {
-            said = format!("{said}: {next}");
-            source = next.source();
+        // A key that is gone, or another authority's, opens nothing: the server says so, changes nothing, and starts with its own.
+        let (pki, away, other) = (dir.join("pki"), temp.path().join("away"), temp.path().join("other"));
+        std::fs::create_dir(&away).unwrap();
+        Authority::open(&other, false).unwrap();
+        let refused = async |expected: &[&str]| {
+            let before = bytes(&dir);
+            let error = Server::start(config(&dir)).await.err().expect("it is refused");
+            let mut said = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(next) = source {
+                said = format!("{said}: {next}");
+                source = next.source();
+            }
+            assert!(expected.iter().all(|expected| said.contains(expected)), "{said}");
+            assert!(before == bytes(&dir), "nothing is changed: {said}");
+        };
+        std::fs::rename(pki.join("ca.key"), away.join("ca.key")).unwrap();
+        refused(&["pki/ca.key is missing"]).await;
+        std::fs::copy(other.join("ca.key"), pki.join("ca.key")).unwrap();
+        refused(&["pki/ca.key does not belong to", "put back"]).await;
+        std::fs::rename(pki.join("ca.crt"), away.join("ca.crt")).unwrap();
+        std::fs::copy(other.join("ca.crt"), pki.join("ca.crt")).unwrap();
+        refused(&["encryption key 1 cannot be opened", "pki/ca.key", "put that back"]).await;
+        for name in ["ca.key", "ca.crt"] {
+            std::fs::rename(away.join(name), pki.join(name)).unwrap();
         }
-        assert!(said.contains("pki/ca.key"), "{said}");
-        std::fs::rename(&away, &key).unwrap();
         Server::start(config(&dir)).await.unwrap().shutdown().await;
     }
 }

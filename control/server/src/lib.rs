@@ -232,12 +232,14 @@ impl Server {
         let audit = config.audit.take().map(Audit::read).transpose()?;
         let founded = founding::is_founded(&dir)?;
         // Read before anything is written anywhere: a cluster that lacks its authority stays as it is.
+        let pki = dir.join("pki");
         let root = match (&config.joining, founded) {
             (_, true) => {
-                Authority::check(&dir.join("pki"))?;
-                Some(Authority::root_key(&dir.join("pki"))?)
+                Authority::check(&pki)?;
+                Some(Authority::root_key(&pki)?)
             }
-            (Some(joining), false) => joining.keys.root_key(),
+            (Some(joining), false) => Some(joining.keys.root_key(&pki)?),
+            // It is made below, once the directory is locked.
             (None, false) => None,
         };
         // First: this locks the directory, so that two servers cannot both go on.
@@ -254,10 +256,10 @@ impl Server {
         let data_failed = |source| Error::Data { dir: dir.clone(), source };
         let prepared = Keyspace::prepare(keyspace).await.map_err(data_failed)?;
         if let (Some(joining), false) = (&config.joining, founded) {
-            Authority::adopt(&dir.join("pki"), &joining.keys)?;
+            Authority::adopt(&pki, &joining.keys)?;
         }
         let founder = prepared.founds();
-        let authority = Arc::new(Authority::open(&dir.join("pki"), founded || !prepared.founds())?);
+        let authority = Arc::new(Authority::open(&pki, founded || !prepared.founds())?);
         match founded {
             true => founding::settled(&dir)?,
             false => founding::founded(&dir)?,
@@ -266,7 +268,7 @@ impl Server {
         let prepared = match founded || config.joining.is_some() {
             true => prepared,
             // Its authority was made just now.
-            false => prepared.with_root(Authority::root_key(&dir.join("pki"))?),
+            false => prepared.with_root(Authority::root_key(&pki)?),
         };
         let (cluster, member) = (prepared.cluster(), prepared.member());
         let (streams, called) = mpsc::channel(STREAMS_QUEUED);

@@ -280,6 +280,8 @@ fn refused(error: TransactError) -> Refused {
         TransactError::NoRoom(NoRoom::Disk { .. } | NoRoom::Quota { .. }) => {
             Status::insufficient_storage(error.to_string())
         }
+        // It will not go better in a second.
+        TransactError::Unsealed(_) => Status::internal_error(error),
         error => Status::service_unavailable(error.to_string()).with_retry_after(1),
     })
 }

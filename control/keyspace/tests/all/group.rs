@@ -60,7 +60,7 @@ impl Group {
         self.join_with(name, Formats::OWN).await
     }
 
-    async fn join_with(&mut self, name: &str, formats: Formats) -> u64 {
+    pub async fn join_with(&mut self, name: &str, formats: Formats) -> u64 {
         self.join_until(name, formats, Promotion::WhenCaughtUp).await
     }
 
@@ -89,6 +89,17 @@ impl Group {
         // Changes happen one after the other: this one is refused when the last entry of that promotion is in the log.
         assert!(group.members[0].remove(BTreeSet::from([9])).await.is_err());
         group
+    }
+
+    /// Ends a member, and starts it again as one that knows these formats.
+    pub async fn restart(&mut self, at: usize, formats: Formats) {
+        self.members.remove(at).shutdown().await;
+        let config =
+            Config { begin: Begin::Resume, formats, root: self.root.clone(), ..Config::new(self.dirs[at].path()) };
+        let next = Keyspace::open_at(config, &self.hub).await.unwrap();
+        until("it has caught up", async || next.barrier().await.ok()).await;
+        until("it is introduced", async || next.introduce("x", &[]).await.ok()).await;
+        self.members.insert(at, next);
     }
 
     /// Who leads of those that are not cut off.

@@ -1,16 +1,82 @@
 //! Contents that are sealed, in a group: whoever writes them, whoever leads, and while the key is renewed.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use coracle_keyspace::{Guard, Key, Keyspace, Op, SecretKey, TransactError, Value};
+use coracle_keyspace::{Formats, Guard, Key, Keyspace, Op, SealingError, SecretKey, TransactError, Value};
 
-use crate::group::{Group, until};
+use crate::group::{Group, until, voters};
 
 fn put(name: &str, text: &str, guard: Guard) -> Op {
     let value = Value { bytes: Bytes::copy_from_slice(text.as_bytes()), revision_at: text.len() };
     Op::Put { key: Key::new("secrets", name), value, guard }
+}
+
+/// Files below `dir` that hold `text`.
+fn holding(dir: &Path, text: &str) -> Vec<String> {
+    let (mut left, mut found) = (vec![dir.to_owned()], Vec::new());
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if std::fs::read(&path).unwrap().windows(text.len()).any(|window| window == text.as_bytes()) {
+            found.push(path.strip_prefix(dir).unwrap().display().to_string());
+        }
+    }
+    found
+}
+
+/// Servers are upgraded one after the other. What a member that does not know of keys has to read is as it was; from the moment that
+/// all know, no disk of a member is given it in the clear, whoever leads and whoever wrote.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sealed_before_all_know_how_and_then_no_member_s_disk_has_it_in_the_clear() {
+    let (before, after, open) = ("Jd6Rb0Wp3Yx9Kc5Ge2Vu", "Zq7RmV2xK9tLw4Ns8Yc1", "Xw2Bk8Hd5Jq0Mz7Tn3Uv");
+    let mut group = Group::found_with(Some(SecretKey::generate())).await;
+    group.join_with("second", Formats::FIRST).await;
+    group.join("third").await;
+    until("three voters", async || (voters(&group.members[2]) == [1, 2, 3]).then_some(())).await;
+    for (at, member) in group.members.iter().enumerate() {
+        member.begin_sealing().await;
+        member.transact(vec![put(&format!("a/{at}"), before, Guard::Absent)]).await.unwrap();
+    }
+    assert!(
+        matches!(group.members[0].renew_key().await, Err(SealingError::Refused(why)) if why.contains("all servers"))
+    );
+    for member in &group.members {
+        member.barrier().await.unwrap();
+        assert_eq!((member.format(), member.sealing().key), (Some(2), None));
+        let records = member.snapshot("secrets").records;
+        assert!(records.len() == 3 && records.values().all(|record| record.sealed_by().is_none()));
+    }
+    assert!(group.dirs.iter().all(|dir| !holding(dir.path(), before).is_empty()), "it is looked at");
+    group.restart(1, Formats::OWN).await;
+    for member in &group.members {
+        until("there is a key", async || member.sealing().key).await;
+        until("all is under it", async || (member.sealing().unsettled == 0).then_some(())).await;
+    }
+    for (at, member) in group.members.iter().enumerate() {
+        let done = member.transact(vec![put(&format!("b/{at}"), after, Guard::Absent)]).await.unwrap();
+        assert!(done.records[0].bytes.starts_with(after.as_bytes()));
+        let value = Value { bytes: Bytes::from(open), revision_at: 0 };
+        let put = Op::Put { key: Key::new("things", format!("{at}")), value, guard: Guard::Absent };
+        member.transact(vec![put]).await.unwrap();
+    }
+    for member in &group.members {
+        member.barrier().await.unwrap();
+        member.flush_history().await;
+        let records = member.snapshot("secrets").records;
+        let opened =
+            |record: &coracle_keyspace::Record| record.sealed_by() == Some(1) && record.why_unreadable().is_none();
+        assert!(records.len() == 6 && records.values().all(|record| opened(record)));
+    }
+    for member in group.members.drain(..) {
+        member.shutdown().await;
+    }
+    for dir in &group.dirs {
+        assert!(!holding(dir.path(), open).is_empty(), "it is looked at");
+        assert_eq!(holding(dir.path(), after), Vec::<String>::new());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
