@@ -107,11 +107,50 @@ fn print(encryption: &Encryption) {
     }
 }
 
+/// What is encrypted and under which key, in a line.
+pub fn in_words(encryption: &Encryption) -> String {
+    if encryption.key.is_none() {
+        return "none yet: not all servers have a version that knows of it".to_owned();
+    }
+    let resources: Vec<&str> = encryption.resources.iter().map(String::as_str).collect();
+    let left = match encryption.left {
+        0 => String::new(),
+        left => format!("; {left} objects are not under it yet"),
+    };
+    format!("{} under key {}{left}", resources.join(" "), key(encryption))
+}
+
 /// The newest key, in words.
-pub fn key(encryption: &Encryption) -> String {
+fn key(encryption: &Encryption) -> String {
     match (encryption.key, encryption.age_days()) {
         (Some(key), Some(days)) => format!("{key}, {days} days old"),
         (Some(key), None) => key.to_string(),
         (None, _) => "none as long as not all servers know of it".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_whether_secrets_are_encrypted_and_under_which_key() {
+        let none = Encryption {
+            key: None,
+            created: None,
+            older_keys: Vec::new(),
+            resources: BTreeSet::new(),
+            objects: 0,
+            left: 0,
+            unreadable: Vec::new(),
+            unreadable_count: 0,
+        };
+        assert!(in_words(&none).starts_with("none yet"));
+        let resources = ["secrets", "configmaps"].map(str::to_owned).into();
+        let some = Encryption { key: Some(3), created: Some(0), resources, ..none };
+        let said = in_words(&some);
+        assert!(said.starts_with("configmaps secrets under key 3, ") && said.ends_with(" days old"), "{said}");
+        let said = in_words(&Encryption { left: 2, ..some });
+        assert!(said.ends_with("; 2 objects are not under it yet"), "{said}");
     }
 }

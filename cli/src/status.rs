@@ -62,11 +62,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 day.map_or_else(|| "?".to_owned(), |day| day.to_string())
             );
             if let Some(encryption) = &status.encryption {
-                let left = match encryption.left {
-                    0 => String::new(),
-                    left => format!(", {left} objects are not under it yet"),
-                };
-                println!("encryption  key {}{left}", crate::encryption::key(encryption));
+                println!("encryption  {}", crate::encryption::in_words(encryption));
             }
             if status.members.len() > 1 {
                 println!();

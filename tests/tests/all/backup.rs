@@ -106,7 +106,10 @@ fn a_backup_under_load_becomes_a_cluster_that_goes_on() {
     assert!(holds("w00000") && !holds("PRIVATE KEY"));
     assert!(PASSWORD.iter().all(|text| !holds(text)));
     let status = cluster.coracle(&["status"]);
-    assert!(String::from_utf8_lossy(&status.stdout).contains("encryption  key 1, 0 days old"), "{status:?}");
+    assert!(
+        String::from_utf8_lossy(&status.stdout).contains("encryption  secrets under key 1, 0 days old"),
+        "{status:?}"
+    );
     let rotated = cluster.coracle(&["encryption", "rotate"]);
     assert!(String::from_utf8_lossy(&rotated.stdout).contains("key        2, 0 days old"), "{rotated:?}");
     let refused = cluster.kubectl_fails("get --raw /coracle/v1/backup --as=somebody");
