@@ -259,6 +259,11 @@ impl Record {
         (self.key.collection.len() + self.key.name.len() + self.bytes.len() + sealed) as u64
     }
 
+    /// Bytes of key and content as it is kept outside of memory.
+    pub(crate) fn kept_size(&self) -> u64 {
+        (self.key.collection.len() + self.key.name.len() + self.stored().0.len()) as u64
+    }
+
     /// A record read back from disk.
     pub(crate) fn restored(key: Key, revision: Revision, bytes: Bytes, revision_at: Range<u32>) -> Record {
         Record {
