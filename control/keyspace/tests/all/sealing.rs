@@ -39,6 +39,7 @@ async fn nothing_is_sealed_before_all_know_how_and_then_no_member_s_disk_has_it_
     group.join("third").await;
     until("three voters", async || (voters(&group.members[2]) == [1, 2, 3]).then_some(())).await;
     for (at, member) in group.members.iter().enumerate() {
+        until("it is introduced", async || member.introduce("x", &[]).await.ok()).await;
         member.begin_sealing().await;
         member.transact(vec![put(&format!("a/{at}"), before, Guard::Absent)]).await.unwrap();
     }
