@@ -705,7 +705,7 @@ pub(crate) mod tests {
     }
 
     /// Everything below `dir`: what is open to others, and contents.
-    fn below(dir: &Path) -> (Vec<String>, BTreeMap<PathBuf, Vec<u8>>) {
+    pub(crate) fn below(dir: &Path) -> (Vec<String>, BTreeMap<PathBuf, Vec<u8>>) {
         let (mut open, mut contents) = (Vec::new(), BTreeMap::new());
         let mut left = vec![dir.to_owned()];
         while let Some(path) = left.pop() {
