@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use rustix::fs::{FlockOperation, OFlags};
 
+use crate::backup_key::{self, Key};
 use crate::cluster::{Which, default_dir};
 use crate::output::Step;
 
 /// Write everything of a running cluster into a file: objects, keys, images
 ///
-/// It is of one moment, and nobody who writes meanwhile waits. Whoever has the file has the cluster's keys and Secrets: it is
-/// written for its owner alone.
+/// It is of one moment, and nobody who writes meanwhile waits. The cluster's keys are sealed in it under a backup key, and Secrets under
+/// the cluster's: whoever has both files has the cluster, and without the key nobody can restore it.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Where it goes; `-` is standard output
@@ -26,30 +27,51 @@ pub struct Arguments {
     /// Leave out the registry: pods of images that were pushed to the cluster start only after they were pushed again
     #[arg(long)]
     no_images: bool,
+    /// The backup key, made where there is none; one may be used for many backups [default: FILE.key]
+    #[arg(long, value_name = "KEY")]
+    key_file: Option<PathBuf>,
     #[command(flatten)]
     which: Which,
 }
 
 /// Runs `coracle backup`.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { file, force, no_images, which } = arguments;
+    let Arguments { file, force, no_images, key_file, which } = arguments;
+    let is_stream = file == Path::new("-");
+    let key_file = match key_file {
+        Some(key_file) => key_file,
+        None if is_stream => bail!("a backup on standard output needs --key-file: where its key is, or is to be"),
+        None => backup_key::beside(&file),
+    };
     let remote = which.connect().await?;
     let step = Step::begin(format!("back up to {}", file.display()));
-    let contents = if file == Path::new("-") {
-        remote.backup(!no_images, BufWriter::new(io::stdout())).await.context(WHAT)?.0
+    let (contents, is_new);
+    if is_stream {
+        let key = Key::of(&key_file)?;
+        contents = remote.backup(!no_images, &key.key, BufWriter::new(io::stdout())).await.context(WHAT)?.0;
+        is_new = key.keep()?;
     } else {
         if !force && file.exists() {
             bail!("{} is there already; --force replaces it", file.display());
         }
         let part = Part::create(&file)?;
+        let key = Key::of(&key_file)?;
         let to = BufWriter::new(part.file.try_clone().context("write the backup")?);
-        let (contents, _) = remote.backup(!no_images, to).await.context(WHAT)?;
+        (contents, _) = remote.backup(!no_images, &key.key, to).await.context(WHAT)?;
+        // First: no backup has its place without its key.
+        is_new = key.keep()?;
         part.finish(&file)?;
-        contents
-    };
+    }
     step.done();
     let images = if no_images { String::new() } else { format!(", {} files of the registry", contents.files) };
     eprintln!("revision {}: {} objects{images}, {} MiB", contents.revision, contents.records, contents.bytes >> 20);
+    let new = if is_new { "the new" } else { "the" };
+    eprintln!(
+        "its keys are sealed under {new} backup key {} in {}: keep that apart from the backup, and keep it; nothing restores the \
+         backup without it",
+        contents.key,
+        key_file.display()
+    );
     if !contents.lacking.is_empty() {
         eprintln!("warning: no server has these images whole, so that the backup lacks them; push them again:");
         contents.lacking.iter().for_each(|image| eprintln!("  {image}"));
@@ -132,6 +154,9 @@ pub struct RestoreArguments {
     /// The backup; `-` is standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// The backup key that it was made with [default: FILE.key]
+    #[arg(long, value_name = "KEY")]
+    key_file: Option<PathBuf>,
     /// Directory of the new cluster's data; must not be there, or be empty [default: ~/.local/share/coracle]
     #[arg(long, env = "CORACLE_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -144,12 +169,19 @@ pub async fn restore(arguments: RestoreArguments) -> anyhow::Result<()> {
         Some(dir) => std::path::absolute(dir)?,
         None => default_dir("coracle")?,
     };
+    let beside = backup_key::beside(&arguments.file);
+    let key = match &arguments.key_file {
+        Some(key_file) => Some(backup_key::read(key_file)?),
+        None if arguments.file != Path::new("-") && beside.exists() => Some(backup_key::read(&beside)?),
+        // One of an earlier version takes none; it says which one it takes.
+        None => None,
+    };
     let from: Box<dyn Read + Send> = match arguments.file.as_path() {
         path if path == Path::new("-") => Box::new(BufReader::new(io::stdin())),
         path => Box::new(BufReader::new(File::open(path).with_context(|| format!("open {}", path.display()))?)),
     };
     let step = Step::begin(format!("restore into {}", dir.display()));
-    let restored = coracle_sdk::restore(from, &dir).await.context("restore the cluster")?;
+    let restored = coracle_sdk::restore(from, &dir, key).await.context("restore the cluster")?;
     step.done();
     eprintln!(
         "cluster {} has the {} objects of revision {}{}; `coracle up` starts it",

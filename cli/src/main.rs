@@ -2,11 +2,13 @@
 
 mod anew;
 mod backup;
+mod backup_key;
 mod bench;
 mod cluster;
 mod completion;
 mod demo;
 mod down;
+mod encryption;
 mod logs;
 mod member;
 mod memory;
@@ -53,6 +55,7 @@ enum Command {
     Node(node::Arguments),
     Member(member::Arguments),
     Token(token::Arguments),
+    Encryption(encryption::Arguments),
     Push(push::Arguments),
     Status(status::Arguments),
     Logs(logs::Arguments),
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
         Command::Node(arguments) => run(node::run(arguments)),
         Command::Member(arguments) => run(member::run(arguments)),
         Command::Token(arguments) => run(token::run(arguments)),
+        Command::Encryption(arguments) => run(encryption::run(arguments)),
         Command::Push(arguments) => run(push::run(arguments)),
         Command::Status(arguments) => run(status::run(arguments)),
         Command::Upgrade(arguments) => run(upgrade::run(arguments)),

@@ -61,6 +61,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 "certificates  the first ends in {} days",
                 day.map_or_else(|| "?".to_owned(), |day| day.to_string())
             );
+            if let Some(encryption) = &status.encryption {
+                println!("encryption  {}", crate::encryption::in_words(encryption));
+            }
             if status.members.len() > 1 {
                 println!();
                 crate::member::print(&status.members);

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use coracle_server::SecretKey;
 use coracle_server::backup::{Contents, Error, RestoreError, Restored, verify};
 use http::Request;
 use http_body_util::{BodyExt as _, Limited};
@@ -32,16 +33,27 @@ pub enum BackupError {
 }
 
 impl Remote {
-    /// Writes a backup of the cluster to `to`, checking it on its way; without `images` the registry's files stay out of it.
+    /// Writes a backup of the cluster to `to`, checking it on its way; without `images` the registry's files stay out of it. The
+    /// cluster's keys are sealed in it under `key`, without which nobody can restore it.
     /// When this fails, what was written is no whole backup, and no restore takes it for one.
-    pub async fn backup<W: Write + Send + 'static>(&self, images: bool, to: W) -> Result<(Contents, W), BackupError> {
-        let request = Request::get(format!("/coracle/v1/backup?images={images}"));
-        let request = request.body(Body::empty()).expect("a request of constants");
+    pub async fn backup<W: Write + Send + 'static>(
+        &self,
+        images: bool,
+        key: &SecretKey,
+        to: W,
+    ) -> Result<(Contents, W), BackupError> {
+        let request = Request::post(format!("/coracle/v1/backup?images={images}"));
+        let request = request.body(Body::from(key.to_hex().into_bytes())).expect("a request of constants");
         let answer = self.client().send(request).await.map_err(AskError::from)?;
         let (parts, mut body) = answer.into_parts();
         if !parts.status.is_success() {
             let said = Limited::new(body, REFUSAL_BYTES_MAX).collect().await.map(|body| body.to_bytes());
-            let message = String::from_utf8_lossy(&said.unwrap_or_default()).into_owned();
+            let mut message = String::from_utf8_lossy(&said.unwrap_or_default()).into_owned();
+            if parts.status == http::StatusCode::METHOD_NOT_ALLOWED {
+                message =
+                    "the server has a version that does not seal the keys in a backup: use the coracle of its version"
+                        .into();
+            }
             return Err(AskError::Refused { code: parts.status.as_u16(), message }.into());
         }
         let (send, pieces) = mpsc::channel(PIECES_QUEUED);
@@ -104,11 +116,16 @@ impl<W: Write> Read for Tee<W> {
 }
 
 /// Makes the data directory `dir`, where there is none or an empty one, of the backup that `from` gives. A cluster that is
-/// started there has the backup's objects, keys and images, and a new id; its only server is the one that is started.
-pub async fn restore(from: impl Read + Send + 'static, dir: &Path) -> Result<Restored, RestoreError> {
+/// started there has the backup's objects, keys and images, and a new id; its only server is the one that is started. `key` is what
+/// the backup was made with; one of version 1 takes none.
+pub async fn restore(
+    from: impl Read + Send + 'static,
+    dir: &Path,
+    key: Option<SecretKey>,
+) -> Result<Restored, RestoreError> {
     let dir: PathBuf = dir.to_owned();
     let failed = |path: PathBuf| move |error| RestoreError::File { path, source: io::Error::other(error) };
     let path = dir.clone();
-    let made = tokio::task::spawn_blocking(move || coracle_server::backup::restore(from, &dir));
+    let made = tokio::task::spawn_blocking(move || coracle_server::backup::restore(from, &dir, key.as_ref()));
     made.await.map_err(failed(path))?
 }

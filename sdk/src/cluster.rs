@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use coracle_node::{Node, Otlp};
 use coracle_server::{Audit, Joining, Listeners, Peering, Preparation, Program, Registry, Server};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -91,10 +92,17 @@ impl Options {
     }
 }
 
-/// Has every file that this process makes from now on be for its owner alone. For programs whose only purpose is a cluster;
-/// what is secret is closed without it.
+/// Has every file that this process makes from now on be for its owner alone, and the kernel write no core file of its memory, in
+/// which Secrets and keys are open. For programs whose only purpose is a cluster; what is secret on the disk is closed without it.
 pub fn close_new_files() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    // One byte and not none: the kernel hands a core to a program (`|` in core_pattern) whatever the limit is, but for this one
+    // (core(5), `fs/coredump.c`). The hard limit stays, for whoever wants a core file of a process and says so with prlimit(1).
+    let limit = getrlimit(Resource::Core);
+    let limit = Rlimit { current: Some(limit.maximum.map_or(1, |most| most.min(1))), ..limit };
+    if let Err(error) = setrlimit(Resource::Core, limit) {
+        tracing::warn!(%error, "core files of this process may be written, with what is secret in them");
+    }
 }
 
 /// Why a cluster could not start.

@@ -20,6 +20,7 @@
 mod backup;
 mod build;
 mod cluster;
+mod encryption;
 mod failover;
 mod members;
 mod mesh;
@@ -39,7 +40,8 @@ pub use build::{BuildError, component};
 pub use cluster::{Cluster, Compiler, IngressPort, IngressPorts, Options, StartError, close_new_files, compile_worker};
 pub use coracle_node::{NoOtlpEndpoint, Otlp, OtlpEndpoint, Unfit};
 pub use coracle_server::backup::{Contents, RestoreError, Restored};
-pub use coracle_server::{Audit, Formats, Listeners, Log, Next, Preparation, Program, Running, Version};
+pub use coracle_server::{Audit, Formats, Listeners, Log, Next, Preparation, Program, Running, SecretKey, Version};
+pub use encryption::{Encryption, Unreadable};
 pub use failover::Moved;
 pub use members::{Certificate, Member};
 pub use mesh::{RoutesOf, TapLine, Tapped};

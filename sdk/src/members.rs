@@ -77,6 +77,7 @@ impl Status {
         };
         words.extend(certificates_in_words(&self.certificates));
         words.extend(self.alarms.iter().cloned());
+        words.extend(self.encryption.iter().flat_map(crate::Encryption::in_words));
         words
     }
 }

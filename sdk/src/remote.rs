@@ -140,6 +140,9 @@ pub struct Status {
     /// What is wrong with the data, in the server's words.
     #[serde(default)]
     pub alarms: Vec<String>,
+    /// What is encrypted, and under which key; nothing of a server of an earlier version.
+    #[serde(default)]
+    pub encryption: Option<crate::Encryption>,
     /// Size of the data on disk.
     pub disk_bytes: u64,
     /// Resident memory of the server's process.

@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dir::Dir;
+use crate::formats;
 use crate::group::{Admission, Begin, ClusterId, GROUP};
 use crate::host::{self, Host};
 use crate::raft;
 use crate::record::{Record, Revision};
+use crate::seal::KEYS;
 use crate::state::Records;
 use crate::{Keyspace, OpenError};
 
@@ -66,7 +68,7 @@ impl Whole {
             while bytes < PART_BYTES
                 && let Some(record) = records.next()
             {
-                bytes += record.bytes.len() + record.key.name.len();
+                bytes += record.stored().0.len() + record.key.name.len();
                 part.push(record);
             }
             (!part.is_empty()).then(|| raft::encode_records(part.iter().copied()))
@@ -123,8 +125,14 @@ impl Restoring {
 
     /// Makes the data directory `path`, where there is none, of a cluster that had all of this at `revision`. It can be opened
     /// when this returns.
-    pub async fn finish(self, path: &Path, revision: Revision) -> Result<ClusterId, OpenError> {
+    pub async fn finish(mut self, path: &Path, revision: Revision) -> Result<ClusterId, OpenError> {
         let host = Host::real();
+        // What is sealed only a version reads that knows of it.
+        if self.records.contains_key(KEYS) {
+            let record = Arc::new(formats::written(formats::SEALED, revision));
+            let group = self.records.entry(Arc::from(GROUP)).or_default();
+            group.insert(record.key.name.clone(), record);
+        }
         let begin = begin_after(revision, host::since_1970());
         // Nobody's node has the founder's range because of this: its records say who has which.
         let cluster = ClusterId::new([host.random(), host.random()]);

@@ -381,11 +381,12 @@ fn put(table: &mut RecordsTable<'_>, key: &Key, record: Option<&Record>, sums: &
     let place = (&*key.collection, &*key.name);
     let before = match record {
         Some(record) => {
-            let (start, length) = (record.revision_at.start, record.revision_at.end - record.revision_at.start);
+            let (bytes, at) = record.stored();
+            let (start, length) = (at.start, at.end - at.start);
             let revision = record.revision.get();
-            let crc = checksum(key, revision, start, length, &record.bytes);
+            let crc = checksum(key, revision, start, length, bytes);
             sums.add(crc);
-            table.insert(place, (revision, start, length, crc, &record.bytes[..]))?
+            table.insert(place, (revision, start, length, crc, &bytes[..]))?
         }
         None => table.remove(place)?,
     };

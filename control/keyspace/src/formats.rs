@@ -9,15 +9,18 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::group::{self, GROUP};
 use crate::raft::MemberId;
-use crate::record::{Guard, Key, Op};
+use crate::record::{Guard, Key, Op, Record, Revision, Value};
 use crate::state::{Records, State};
 
 /// The version in use while no record says otherwise, and all that a member understands that has told none.
 const FIRST: u32 = 2;
+/// Since which version contents may be sealed ([`crate::seal`]).
+pub(crate) const SEALED: u32 = 3;
 /// The record that says which version is in use.
 const IN_USE: &str = "format";
 
@@ -31,8 +34,9 @@ pub struct Formats {
 }
 
 impl Formats {
-    /// Those of this build. The second version was the first that clusters were kept in (docs/formats.md).
-    pub const OWN: Formats = Formats { oldest: FIRST, newest: FIRST };
+    /// Those of this build. The second version was the first that clusters were kept in; since the third, contents may be sealed
+    /// (docs/formats.md).
+    pub const OWN: Formats = Formats { oldest: FIRST, newest: SEALED };
     /// Those of a member that says nothing of them.
     pub const FIRST: Formats = Formats { oldest: FIRST, newest: FIRST };
     /// None: of a member whose record of them cannot be read. It says them again at its next start.
@@ -108,6 +112,12 @@ pub(crate) fn tell(state: &State, member: MemberId, formats: Formats) -> Result<
     }
     let text = format!("{} {}", formats.oldest, formats.newest);
     Ok(vec![not_raised(state), group::line(key_of(member), &text, Guard::None)])
+}
+
+/// The record that says that `version` is in use, as if it had been written at `revision`.
+pub(crate) fn written(version: u32, revision: Revision) -> Record {
+    let bytes = Bytes::from(format!("{version}\n"));
+    Record::new(group::key(IN_USE), &Value { revision_at: bytes.len(), bytes }, revision)
 }
 
 /// The condition that the version in use is what it is.

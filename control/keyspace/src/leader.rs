@@ -45,6 +45,7 @@ pub(crate) async fn run(member: Arc<Member>, lead: watch::Sender<Option<Lead>>, 
                 member.tend();
                 member.make_room();
                 member.raise_format().await;
+                member.begin_sealing().await;
             }
             member.leader_changes(patience).await;
         }

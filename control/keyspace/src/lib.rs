@@ -26,6 +26,7 @@ mod raft;
 mod record;
 mod recover;
 mod renewals;
+mod seal;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;
 mod state;
@@ -57,6 +58,7 @@ pub use record::{
 };
 pub use recover::{Lost, RecoverError, Survivor};
 pub use renewals::Renewal;
+pub use seal::{Sealing, SealingError, SecretKey};
 pub use state::{GuardFailed, Records, Retention};
 pub use watcher::{Batch, Compacted, WatchEnded, Watcher};
 
@@ -91,6 +93,9 @@ pub struct Config {
     pub stored_max: u64,
     /// Which versions of the log's entries this member understands; others than this build's are for tests.
     pub formats: Formats,
+    /// What the keys are sealed under that contents are sealed under, the same for all members; without, nothing is sealed
+    /// and nothing opened. It is written nowhere.
+    pub root: Option<SecretKey>,
 }
 
 /// How a member and the others of its group reach each other.
@@ -116,6 +121,7 @@ impl Config {
             retention: Retention { age: Duration::from_secs(360), bytes: 2 << 30, memory: 16 << 20 },
             stored_max: STORED_MAX,
             formats: Formats::OWN,
+            root: None,
         }
     }
 }
@@ -169,6 +175,9 @@ pub enum TransactError {
     /// There is no room for it; nothing was done.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
+    /// Nothing was done: its contents are to be sealed, and cannot be.
+    #[error("it cannot be encrypted: {0}")]
+    Unsealed(String),
     /// It may or may not be done, now or later.
     #[error("the outcome of the transaction is unknown")]
     Unknown,
@@ -312,6 +321,7 @@ pub struct Prepared {
     path: PathBuf,
     stored_max: u64,
     formats: Formats,
+    remembered: Duration,
     loaded: raft::Loaded,
 }
 
@@ -329,6 +339,13 @@ impl Prepared {
     /// Whether it made the cluster, and was not admitted to one.
     pub fn founds(&self) -> bool {
         self.loaded.owner().founder
+    }
+
+    /// Has the keys that are to be made sealed under `root`, where [`Config::root`] was not known yet: of a cluster that is just being
+    /// founded, which has none.
+    pub fn with_root(self, root: SecretKey) -> Prepared {
+        self.loaded.machine().state.write().set_root(root);
+        self
     }
 
     /// Starts it. A founder that is alone leads when this returns; whoever was admitted has what the others have once it is
@@ -350,7 +367,7 @@ impl Prepared {
     }
 
     async fn start_with(self, transport: Arc<dyn Transport>) -> Result<Keyspace, OpenError> {
-        let Prepared { host, path, stored_max, formats, loaded } = self;
+        let Prepared { host, path, stored_max, formats, remembered, loaded } = self;
         let start_failed = |source| OpenError::Start { path: path.clone(), source };
         let (cluster, id) = (loaded.owner().cluster, loaded.owner().member);
         // Before the log is applied: what it says again goes to the history at once.
@@ -358,6 +375,13 @@ impl Prepared {
         let historian = tokio::spawn(historian::run(loaded.machine().clone(), stopped.clone()));
         let surroundings = Surroundings { host, transport, stored_max };
         let member = Arc::new(Member::start(loaded, surroundings).await.map_err(start_failed)?);
+        // What the log says beyond the checkpoint, where that is applied already.
+        let broken = member.machine().state.read().keys().broken().map(str::to_owned);
+        if let Some(why) = broken {
+            stop.send_replace(true);
+            member.stop().await;
+            return Err(start_failed(io::Error::new(io::ErrorKind::InvalidData, why)));
+        }
         // Whoever leads at once has said so when it is open.
         let lead = watch::channel(member.take_lead().await).0;
         let (barriers, waiting) = mpsc::channel(BARRIERS_QUEUED);
@@ -366,6 +390,7 @@ impl Prepared {
             historian,
             tokio::spawn(watcher::pace(member.machine().clone(), stopped.clone())),
             tokio::spawn(leader::run(member.clone(), lead.clone(), stopped.clone())),
+            tokio::spawn(seal::run(member.clone(), lead.subscribe(), remembered, stopped.clone())),
             tokio::spawn(confirm_reads(member.clone(), waiting, stopped)),
         ];
         Ok(Keyspace(Arc::new(Inner {
@@ -408,7 +433,7 @@ impl Keyspace {
     }
 
     async fn prepare_on(host: Host, config: Config) -> Result<Prepared, OpenError> {
-        let Config { dir: path, begin, retention, stored_max, formats } = config;
+        let Config { dir: path, begin, retention, stored_max, formats, root } = config;
         let failed = |source| OpenError::Start { path: path.clone(), source };
         let load = {
             let (host, path) = (host.clone(), path.clone());
@@ -418,12 +443,12 @@ impl Keyspace {
                     raft::found(&host, &mut dir)?;
                 }
                 // Everything is read and checked before anything is written.
-                let read = Member::read(&host, dir, retention, formats);
+                let read = Member::read(&host, dir, retention, formats, root);
                 read.and_then(raft::Read::start).map_err(|source| OpenError::Load { path, source })
             }
         };
         let loaded = host::spawn_blocking(load).await.map_err(|e| failed(io::Error::other(e)))??;
-        Ok(Prepared { host, path, stored_max, formats, loaded })
+        Ok(Prepared { host, path, stored_max, formats, remembered: retention.age, loaded })
     }
 
     /// Carries out all of `ops` or none of them; they see the state before all of them. When this returns, the change is
@@ -444,8 +469,40 @@ impl Keyspace {
         if *self.0.stop.borrow() {
             return Err(TransactError::Stopped);
         }
-        let transaction = Transaction::new(ops);
         let give_up = tokio::time::Instant::now() + PROPOSAL_TIMEOUT;
+        loop {
+            let keys = self.0.machine.state.read().keys().clone();
+            let sealed = keys.seal(&ops).map_err(TransactError::Unsealed)?;
+            let failed = match self.propose(sealed.unwrap_or_else(|| ops.clone()), give_up).await {
+                Err(TransactError::Guard(failed)) => failed,
+                outcome => return outcome,
+            };
+            // Where the condition held, the content is to be sealed otherwise since: nothing was done, and it is sealed anew.
+            let is_sealed_otherwise = ops
+                .get(failed.op)
+                .is_some_and(|op| matches!(op, Op::Put { .. }) && op.condition().1.holds(failed.found.as_deref()));
+            if !is_sealed_otherwise {
+                return Err(TransactError::Guard(failed));
+            }
+            // Another member may know more, which leads.
+            self.caught_up(give_up).await?;
+            if Arc::ptr_eq(self.0.machine.state.read().keys(), &keys) {
+                return Err(TransactError::Guard(failed));
+            }
+        }
+    }
+
+    /// Returns when this member has what whoever leads has, for a transaction that has done nothing so far.
+    async fn caught_up(&self, give_up: tokio::time::Instant) -> Result<(), TransactError> {
+        let unavailable = TransactError::Unavailable { leader: None };
+        match tokio::time::timeout_at(give_up, self.barrier()).await {
+            Ok(read) => read.map(drop).map_err(|_| unavailable),
+            Err(_) => Err(unavailable),
+        }
+    }
+
+    async fn propose(&self, ops: Vec<Op>, give_up: tokio::time::Instant) -> Result<Committed, TransactError> {
+        let transaction = Transaction::new(ops);
         // Callers' own futures stay small.
         let asked = Box::pin(self.0.member.ask(Ask::Write(transaction)));
         let asked = tokio::time::timeout_at(give_up, asked).await;
@@ -460,14 +517,33 @@ impl Keyspace {
             Ok(Err(Refusal::Removed(_))) => return Err(TransactError::Unavailable { leader: None }),
             Ok(Ok(_) | Err(Refusal::Unknown)) | Err(_) => return Err(TransactError::Unknown),
         };
-        let committed = outcome.map_err(TransactError::Guard)?;
+        let mut committed = match outcome {
+            Ok(committed) => committed,
+            Err(mut failed) => {
+                // The leader has told of it as it is kept, perhaps under a key that is not known here yet.
+                if failed.found.as_ref().is_some_and(|found| found.is_closed()) {
+                    self.caught_up(give_up).await?;
+                    failed.found = failed.found.map(|found| self.opened(found));
+                }
+                return Err(TransactError::Guard(failed));
+            }
+        };
         // Another member leads: what it says is there is here before it is said, or nothing is.
         if self.revision() < revision
             && !matches!(tokio::time::timeout_at(give_up, self.wait_for(revision)).await, Ok(Ok(())))
         {
             return Err(TransactError::Unknown);
         }
+        committed.records = committed.records.into_iter().map(|record| self.opened(record)).collect();
         Ok(committed)
+    }
+
+    /// The record with its content opened, as the state has it.
+    fn opened(&self, record: Arc<Record>) -> Arc<Record> {
+        match record.is_closed() {
+            true => Arc::new(self.0.machine.state.read().keys().opened(record.detached())),
+            false => record,
+        }
     }
 
     /// The record `name` of `collection`, as applied here.

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
+use crate::seal::sealed_by;
+
 /// Most operations in one transaction (kubernetes-api §3.10 needs far fewer).
 pub const OPS_MAX: usize = 512;
 /// Most bytes of content in one transaction.
@@ -148,6 +150,15 @@ impl Op {
     }
 }
 
+/// How a sealed record is kept outside of memory.
+#[derive(Clone)]
+struct Kept {
+    /// The content as it was sealed. Its revision stands beside it.
+    frame: Bytes,
+    /// Why it cannot be opened; the record's bytes are the frame then.
+    unreadable: Option<String>,
+}
+
 /// A record as it is kept: final bytes, with the revision in them.
 pub struct Record {
     /// Where it is kept.
@@ -158,6 +169,8 @@ pub struct Record {
     pub bytes: Bytes,
     /// Where in the content its revision stands.
     pub revision_at: Range<u32>,
+    /// How it is kept outside of memory, where that is not as it is here.
+    kept: Option<Box<Kept>>,
     memo: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
     /// The memo was asked for since the last [`Record::rest`].
     memo_used: AtomicBool,
@@ -166,6 +179,9 @@ pub struct Record {
 impl Record {
     /// The record made of `value` at `revision`.
     pub(crate) fn new(key: Key, value: &Value, revision: Revision) -> Record {
+        if sealed_by(&value.bytes).is_some() {
+            return Record::restored(key, revision, value.bytes.clone(), 0..0);
+        }
         let at = value.revision_at.min(value.bytes.len());
         Record::spliced(key, &value.bytes[..at], revision, &value.bytes[at..])
     }
@@ -173,7 +189,53 @@ impl Record {
     /// The same content with another revision in its place.
     pub fn at_revision(&self, revision: Revision) -> Record {
         let (start, end) = (self.revision_at.start as usize, self.revision_at.end as usize);
-        Record::spliced(self.key.clone(), &self.bytes[..start], revision, &self.bytes[end..])
+        let record = match sealed_by(&self.bytes) {
+            Some(_) => Record::restored(self.key.clone(), revision, self.bytes.clone(), 0..0),
+            None => Record::spliced(self.key.clone(), &self.bytes[..start], revision, &self.bytes[end..]),
+        };
+        Record { kept: self.kept.clone(), ..record }
+    }
+
+    /// The same record with its content opened, which is `value`.
+    pub(crate) fn opened(&self, value: &Value) -> Record {
+        let kept = Some(Box::new(Kept { frame: self.bytes.clone(), unreadable: None }));
+        Record { kept, ..Record::new(self.key.clone(), value, self.revision) }
+    }
+
+    /// The same record, of which nothing but this can be said.
+    pub(crate) fn unreadable(self, why: String) -> Record {
+        let kept = Some(Box::new(Kept { frame: self.bytes.clone(), unreadable: Some(why) }));
+        Record { kept, ..self }
+    }
+
+    /// Whether its content is sealed and nobody has tried to open it.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.kept.is_none() && sealed_by(&self.bytes).is_some()
+    }
+
+    /// Why its content cannot be opened, and what to do: nothing of it may be shown or changed then.
+    pub fn why_unreadable(&self) -> Option<&str> {
+        self.kept.as_ref()?.unreadable.as_deref()
+    }
+
+    /// Under which key its content is sealed outside of memory.
+    pub fn sealed_by(&self) -> Option<u64> {
+        sealed_by(self.stored().0)
+    }
+
+    /// Its content as it is kept outside of memory, and where in it the revision stands.
+    pub(crate) fn stored(&self) -> (&Bytes, Range<u32>) {
+        match &self.kept {
+            Some(kept) => (&kept.frame, 0..0),
+            None => (&self.bytes, self.revision_at.clone()),
+        }
+    }
+
+    /// Its content without the revision, to be written again.
+    pub(crate) fn value(&self) -> Value {
+        let (start, end) = (self.revision_at.start as usize, self.revision_at.end as usize);
+        let bytes = Bytes::from([&self.bytes[..start], &self.bytes[end..]].concat());
+        Value { bytes, revision_at: start }
     }
 
     /// The same record with another content.
@@ -191,20 +253,38 @@ impl Record {
         Record::restored(key, revision, bytes.freeze(), start..start + digits.len() as u32)
     }
 
-    /// Bytes it counts for: key and content.
+    /// Bytes it counts for: key and content, opened and sealed.
     pub(crate) fn size(&self) -> u64 {
-        (self.key.collection.len() + self.key.name.len() + self.bytes.len()) as u64
+        let sealed = self.kept.as_ref().map_or(0, |kept| kept.frame.len());
+        (self.key.collection.len() + self.key.name.len() + self.bytes.len() + sealed) as u64
+    }
+
+    /// Bytes of key and content as it is kept outside of memory.
+    pub(crate) fn kept_size(&self) -> u64 {
+        (self.key.collection.len() + self.key.name.len() + self.stored().0.len()) as u64
     }
 
     /// A record read back from disk.
     pub(crate) fn restored(key: Key, revision: Revision, bytes: Bytes, revision_at: Range<u32>) -> Record {
-        Record { key, revision, bytes, revision_at, memo: Mutex::default(), memo_used: AtomicBool::new(false) }
+        Record {
+            key,
+            revision,
+            bytes,
+            revision_at,
+            kept: None,
+            memo: Mutex::default(),
+            memo_used: AtomicBool::new(false),
+        }
     }
 
     /// The same record in memory of its own.
     pub(crate) fn detached(&self) -> Record {
         let bytes = Bytes::copy_from_slice(&self.bytes);
-        Record::restored(self.key.clone(), self.revision, bytes, self.revision_at.clone())
+        let kept = self.kept.clone().map(|mut kept| {
+            kept.frame = Bytes::copy_from_slice(&kept.frame);
+            kept
+        });
+        Record { kept, ..Record::restored(self.key.clone(), self.revision, bytes, self.revision_at.clone()) }
     }
 
     /// Lets go of the memo unless somebody asked for it since the last call.
@@ -273,6 +353,11 @@ pub struct Event {
 impl Event {
     pub(crate) fn new(kind: EventKind, record: Arc<Record>, previous: Option<Arc<Record>>) -> Event {
         Event { kind, record, previous, frames: Default::default(), cold: AtomicBool::new(false) }
+    }
+
+    /// Whether a content of it is sealed and nobody has tried to open it.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.record.is_closed() || self.previous.as_ref().is_some_and(|previous| previous.is_closed())
     }
 
     /// The same event with other contents, as somebody sees them.

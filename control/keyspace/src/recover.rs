@@ -82,7 +82,8 @@ impl Survivor {
         let dir = Dir::open(&host, path, &Begin::Resume)?;
         let failed = |source| RecoverError::Read { path: path.into(), source };
         let retention = Retention { age: Duration::ZERO, bytes: 0, memory: 0 };
-        let whole = Member::read(&host, dir, retention, Formats::OWN).and_then(raft::Read::whole).map_err(failed)?;
+        let whole =
+            Member::read(&host, dir, retention, Formats::OWN, None).and_then(raft::Read::whole).map_err(failed)?;
         let member = whole.owner.member;
         if whole.state.applied == Revision::default() || whole.voters.is_empty() {
             return Err(RecoverError::Empty(member));

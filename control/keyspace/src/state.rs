@@ -13,6 +13,7 @@ use imbl::OrdMap;
 use tokio::sync::watch;
 
 use crate::record::{Committed, Event, EventKind, Key, Op, Record, Revision, duplicate};
+use crate::seal::{KEYS, Keyring, SecretKey};
 
 /// Records of one collection by name.
 pub type Records = OrdMap<Arc<str>, Arc<Record>>;
@@ -184,10 +185,17 @@ pub(crate) struct State {
     pub dirty_bytes: usize,
     /// Bytes of all current records with their keys: what the bound on stored data counts.
     pub stored_bytes: u64,
+    /// What content is sealed under, as applied so far.
+    keys: Arc<Keyring>,
 }
 
 impl State {
     pub fn new(retention: Retention) -> State {
+        State::with_root(retention, None)
+    }
+
+    /// One that opens what is sealed, by keys that are sealed under `root`.
+    pub fn with_root(retention: Retention, root: Option<SecretKey>) -> State {
         State {
             applied: Revision::default(),
             collections: HashMap::new(),
@@ -205,11 +213,26 @@ impl State {
             dirty: HashMap::new(),
             dirty_bytes: 0,
             stored_bytes: 0,
+            keys: Arc::new(Keyring::new(root)),
         }
+    }
+
+    /// Has the keys that come be sealed under `root`.
+    pub fn set_root(&mut self, root: SecretKey) {
+        self.keys = Arc::new(Keyring::new(Some(root)));
+        let records = self.collections.get(KEYS).map(|keys| keys.records.clone());
+        Arc::make_mut(&mut self.keys).replace(records.as_ref());
+    }
+
+    /// What content is sealed under.
+    pub fn keys(&self) -> &Arc<Keyring> {
+        &self.keys
     }
 
     /// Replaces everything by what a checkpoint or another member's snapshot held; the past is forgotten.
     pub fn replace(&mut self, applied: Revision, mut records: HashMap<Arc<str>, Records>) {
+        Arc::make_mut(&mut self.keys).replace(records.get(KEYS));
+        records.values_mut().for_each(|records| self.keys.opened_all(records));
         self.order.clear();
         self.order_bytes = 0;
         self.warm.clear();
@@ -314,7 +337,7 @@ impl State {
             let previous = self.record(key).cloned();
             let key = &previous.as_ref().map_or_else(|| self.shared(key), |previous| previous.key.clone());
             let record = match (op, &previous) {
-                (Op::Put { value, .. }, _) => Arc::new(Record::new(key.clone(), value, revision)),
+                (Op::Put { value, .. }, _) => Arc::new(self.keys.opened(Record::new(key.clone(), value, revision))),
                 (Op::Delete { .. }, Some(previous)) => Arc::new(previous.at_revision(revision)),
                 // `check` lets none through; a deletion of nothing does nothing, and a check never gets here.
                 (Op::Delete { .. } | Op::Check { .. }, _) => continue,
@@ -342,6 +365,10 @@ impl State {
             self.order_bytes += size;
             self.dirty.insert(key.clone(), (kind == EventKind::Put).then(|| record.clone()));
             self.dirty_bytes += size;
+            if &*key.collection == KEYS {
+                let written = (kind == EventKind::Put).then_some(&*record);
+                Arc::make_mut(&mut self.keys).learn(&key.name, written);
+            }
             records.push(record);
         }
         Ok(Committed { revision, records })
@@ -358,7 +385,8 @@ impl State {
             let found = self.record(key);
             let holds = guard.holds(found.map(Arc::as_ref));
             let deletes_nothing = matches!(step, Op::Delete { .. }) && found.is_none();
-            if !holds || deletes_nothing {
+            let is_sealed_otherwise = matches!(step, Op::Put { key, value, .. } if !self.keys.takes(key, value));
+            if !holds || deletes_nothing || is_sealed_otherwise {
                 return Err(GuardFailed { op, found: found.cloned() });
             }
         }
@@ -557,7 +585,7 @@ impl State {
 
 /// Bytes that a change with this record counts for, about.
 fn event_size(record: &Record) -> usize {
-    record.bytes.len() + record.key.name.len() + 256
+    record.size() as usize - record.key.collection.len() + 256
 }
 
 /// The present records and the changes to undo, taken together under the lock so that the work is done outside it.

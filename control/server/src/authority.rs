@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use coracle_api::pem;
 use coracle_apiserver::FrontProxy;
 use coracle_controllers::{Asked, Signer};
+use coracle_keyspace::SecretKey;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType,
@@ -78,6 +79,17 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The authority's key is not that of its certificate.
+    #[error(
+        "{key} does not belong to {certificate}: one of them is another cluster's; put back what was there, from another server of \
+         the cluster or a backup. Certificates are signed with that key, and Secrets are encrypted under what is made of it"
+    )]
+    NoPair {
+        /// The key.
+        key: PathBuf,
+        /// The certificate.
+        certificate: PathBuf,
+    },
 }
 
 /// A certificate with its key, both as PEM.
@@ -110,6 +122,24 @@ pub struct SharedKeys {
     pub authority_key: String,
     /// The key that signs tokens.
     pub token_key: String,
+}
+
+impl SharedKeys {
+    /// What the keys are sealed under that Secrets are encrypted under: all servers of a cluster know it, and it is written
+    /// nowhere. The same for the same authority. `dir` is where the keys are, or are to be.
+    pub fn root_key(&self, dir: &Path) -> Result<SecretKey, Error> {
+        root_key(dir, &self.authority, &self.authority_key)
+    }
+}
+
+fn root_key(dir: &Path, certificate: &str, key: &str) -> Result<SecretKey, Error> {
+    let path = dir.join("ca.key");
+    if !is_pair(certificate, key) {
+        return Err(Error::NoPair { key: path, certificate: dir.join("ca.crt") });
+    }
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes());
+    let key = key.map_err(|error| Error::Pem { path, reason: error.to_string() })?;
+    Ok(SecretKey::derive(key.secret_der(), "coracle root key 1"))
 }
 
 /// Who a certificate is for.
@@ -215,6 +245,11 @@ impl Authority {
         validity(&mut params, SystemTime::now(), AUTHORITY_DAYS);
         let certificate = params.signed_by(&own, &issuer).map_err(failed)?.pem();
         Ok(FrontProxy { authority, certificate, key: own.serialize_pem() })
+    }
+
+    /// [`SharedKeys::root_key`] of the authority in `dir`, which is there.
+    pub fn root_key(dir: &Path) -> Result<SecretKey, Error> {
+        root_key(dir, &read(&dir.join("ca.crt"))?, &read(&dir.join("ca.key"))?)
     }
 
     /// Whether everything that only founding makes is in `dir`; changes nothing.

@@ -221,6 +221,7 @@ mod tests {
     use sha2::Digest as _;
 
     use super::*;
+    use crate::encryption::tests::{ENCODED, PLAIN, SECRETS, holding};
     use crate::{Config, Listeners, MASTERS, Server};
 
     const LIMIT: Duration = Duration::from_secs(60);
@@ -352,6 +353,23 @@ mod tests {
         // Written at one, done by the leader, read at another; tokens and certificates are the same everywhere.
         ask(&servers[1], "POST", DEPLOYMENTS, Some(deployment("first"))).await.unwrap();
         is_reconciled(&servers[2], "first").await;
+        // A Secret of each: all have the key that the founder made, and read it.
+        for (at, server) in servers.iter().enumerate() {
+            let secret = json!({
+                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": format!("s{at}")}, "stringData": {"password": PLAIN},
+            });
+            ask(server, "POST", SECRETS, Some(secret)).await.unwrap();
+            let told = ask(server, "GET", "/coracle/v1/encryption", None).await.unwrap();
+            assert_eq!((&told["key"], &told["unreadableCount"]), (&json!(1), &json!(0)));
+        }
+        for server in &servers {
+            server.keyspace().barrier().await.unwrap();
+            let found = ask(server, "GET", SECRETS, None).await.unwrap();
+            let found: Vec<&Value> =
+                found["items"].as_array().unwrap().iter().map(|item| &item["data"]["password"]).collect();
+            assert_eq!(found, [ENCODED; 3]);
+            server.keyspace().flush_history().await;
+        }
         let addresses: BTreeSet<u16> = until("the API's endpoints are all servers", async || {
             let found = ask(&servers[2], "GET", "/api/v1/namespaces/default/endpoints/kubernetes", None).await.ok()?;
             let ports = found["subsets"].as_array()?.iter().filter_map(|subset| subset["ports"][0]["port"].as_u64());
@@ -375,6 +393,10 @@ mod tests {
         servers.push(first);
         for server in servers {
             server.shutdown().await;
+        }
+        for dir in &dirs {
+            assert!(!holding(dir.path(), "rollingUpdate").is_empty(), "it is looked at");
+            assert_eq!([holding(dir.path(), PLAIN), holding(dir.path(), ENCODED)].concat(), Vec::<String>::new());
         }
     }
 }

@@ -11,6 +11,7 @@ mod addresses;
 mod authority;
 pub mod backup;
 mod door;
+mod encryption;
 mod founding;
 mod group;
 mod images;
@@ -50,7 +51,7 @@ pub use coracle_api::codec::yaml;
 pub use coracle_apiserver::Log;
 pub use coracle_controllers::Config as DutiesConfig;
 pub use coracle_keyspace::bench as keyspace_bench;
-pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role};
+pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role, SecretKey};
 pub use coracle_scheduler::bench as placements_bench;
 pub use group::{Joining, Peering, duties};
 pub use join::hash as join_token_hash;
@@ -231,9 +232,16 @@ impl Server {
         let audit = config.audit.take().map(Audit::read).transpose()?;
         let founded = founding::is_founded(&dir)?;
         // Read before anything is written anywhere: a cluster that lacks its authority stays as it is.
-        if founded {
-            Authority::check(&dir.join("pki"))?;
-        }
+        let pki = dir.join("pki");
+        let root = match (&config.joining, founded) {
+            (_, true) => {
+                Authority::check(&pki)?;
+                Some(Authority::root_key(&pki)?)
+            }
+            (Some(joining), false) => Some(joining.keys.root_key(&pki)?),
+            // It is made below, once the directory is locked.
+            (None, false) => None,
+        };
         // First: this locks the directory, so that two servers cannot both go on.
         let keyspace = coracle_keyspace::Config {
             stored_max: config.stored_max,
@@ -242,20 +250,26 @@ impl Server {
                 (None, true) => Begin::Resume,
                 (None, false) => Begin::Found,
             },
+            root,
             ..coracle_keyspace::Config::new(dir.join("control"))
         };
         let data_failed = |source| Error::Data { dir: dir.clone(), source };
         let prepared = Keyspace::prepare(keyspace).await.map_err(data_failed)?;
         if let (Some(joining), false) = (&config.joining, founded) {
-            Authority::adopt(&dir.join("pki"), &joining.keys)?;
+            Authority::adopt(&pki, &joining.keys)?;
         }
         let founder = prepared.founds();
-        let authority = Arc::new(Authority::open(&dir.join("pki"), founded || !prepared.founds())?);
+        let authority = Arc::new(Authority::open(&pki, founded || !prepared.founds())?);
         match founded {
             true => founding::settled(&dir)?,
             false => founding::founded(&dir)?,
         }
         let certificates = Arc::new(Certificates::default());
+        let prepared = match founded || config.joining.is_some() {
+            true => prepared,
+            // Its authority was made just now.
+            false => prepared.with_root(Authority::root_key(&pki)?),
+        };
         let (cluster, member) = (prepared.cluster(), prepared.member());
         let (streams, called) = mpsc::channel(STREAMS_QUEUED);
         let peers = config.peers.take();
@@ -311,7 +325,7 @@ impl Server {
             join_urls: join_urls(api_address),
             data_dir: dir.clone(),
         });
-        let own_facts = own_facts.merge(members::router(keyspace.clone()));
+        let own_facts = own_facts.merge(members::router(keyspace.clone())).merge(encryption::router(keyspace.clone()));
         let door = Door::new(keyspace.clone(), own_facts.clone());
         let accept = Some(TlsAcceptor::from(Arc::new(tls)));
         let listening = [api_listener.clone(), registry_listener.clone()];
@@ -327,6 +341,8 @@ impl Server {
         written.write()?;
         group::caught_up(&keyspace).await?;
         group::introduced(&keyspace, &config.name, &names).await?;
+        // Before the first Secret is written.
+        keyspace.begin_sealing().await;
         let api = ApiServer::start(
             keyspace.clone(),
             coracle_apiserver::Config {
@@ -689,7 +705,7 @@ pub(crate) mod tests {
     }
 
     /// Everything below `dir`: what is open to others, and contents.
-    fn below(dir: &Path) -> (Vec<String>, BTreeMap<PathBuf, Vec<u8>>) {
+    pub(crate) fn below(dir: &Path) -> (Vec<String>, BTreeMap<PathBuf, Vec<u8>>) {
         let (mut open, mut contents) = (Vec::new(), BTreeMap::new());
         let mut left = vec![dir.to_owned()];
         while let Some(path) = left.pop() {

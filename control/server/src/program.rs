@@ -364,7 +364,7 @@ mod tests {
         let (code, why) = post(&program, &process).await;
         assert!(code == StatusCode::CONFLICT && why.contains("the log is in format"), "{code} {why}");
         assert!(!program.0.asked.is_cancelled());
-        put(Formats::OWN.newest);
+        put(Formats::OWN.oldest);
         assert_eq!(post(&program, &process).await.0, StatusCode::ACCEPTED);
         assert!(program.0.asked.is_cancelled());
         // Whoever has not heard so asks again.

@@ -14,8 +14,8 @@ use coracle_registry::Registry;
 use serde_json::{Value, json};
 
 use crate::authority::Authority;
-use crate::members;
 use crate::tls::Certificates;
+use crate::{encryption, members};
 
 /// What the answer is made of.
 #[derive(Clone)]
@@ -59,9 +59,14 @@ async fn status(State(facts): State<Facts>) -> Json<Value> {
     let mut alarms: Vec<String> = facts.keyspace.alarms().iter().map(ToString::to_string).collect();
     alarms.extend(facts.images.alarms());
     let (keyspace, authority, shown) = (facts.keyspace.clone(), facts.authority.clone(), facts.certificates.clone());
-    // Walks directories: not on a thread that serves requests.
-    let looked = tokio::task::spawn_blocking(move || (keyspace.disk_bytes(), shown.ends(&authority))).await.ok();
-    let (disk_bytes, ends) = looked.unzip();
+    // Walks directories and records: not on a thread that serves requests.
+    let looked = tokio::task::spawn_blocking(move || {
+        (keyspace.disk_bytes(), shown.ends(&authority), encryption::told(&keyspace))
+    });
+    let (disk_bytes, ends, encryption) = match looked.await {
+        Ok((bytes, ends, encryption)) => (Some(bytes), Some(ends), Some(encryption)),
+        Err(_) => (None, None, None),
+    };
     let certificates: Vec<Value> =
         ends.into_iter().flatten().map(|(name, ends)| json!({"name": name, "ends": ends})).collect();
     Json(json!({
@@ -83,6 +88,7 @@ async fn status(State(facts): State<Facts>) -> Json<Value> {
         "storedBytes": raft.stored_bytes,
         "diskBytes": disk_bytes,
         "alarms": alarms,
+        "encryption": encryption,
         "memoryBytes": resident_bytes(),
         "processId": std::process::id(),
     }))

@@ -36,7 +36,7 @@ const PLANTED: Range<u64> = 0..40;
 
 #[test]
 fn whatever_happens_to_a_group_it_keeps_its_promises() {
-    Scene::Group.must_hold(GROUPS, &["registers", "watches"]);
+    Scene::Group.must_hold(GROUPS, &["registers", "watches", "sealed", "renewed"]);
 }
 
 #[test]

@@ -24,7 +24,15 @@ kind: ClusterRoleBinding
 metadata: {name: everything}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: everything}
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: somebody}]
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: db}
+stringData: {password: Zq7RmV2xK9tLw4Ns8Yc1}
 ";
+
+/// What the Secret holds, as it is and in base64.
+const PASSWORD: [&str; 2] = ["Zq7RmV2xK9tLw4Ns8Yc1", "WnE3Um1WMnhLOXRMdzROczhZYzE="];
 
 /// What is listed at `path`, by name: each object as it is.
 fn listed(cluster: &Cluster, path: &str) -> BTreeMap<String, Value> {
@@ -84,11 +92,26 @@ fn a_backup_under_load_becomes_a_cluster_that_goes_on() {
         .and_then(|number| number.parse().ok())
         .unwrap_or_else(|| panic!("no revision: {said}"));
     assert_eq!(std::fs::metadata(&file).expect("the backup").permissions().mode() & 0o777, 0o600);
-    assert_eq!(std::fs::read_dir(temp.path()).expect("list").count(), 1, "nothing is left beside it");
+    let key = temp.path().join("cluster.backup.key");
+    assert_eq!(std::fs::metadata(&key).expect("its key").permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::read_dir(temp.path()).expect("list").count(), 2, "nothing is left beside them");
     let again = cluster.coracle(&["backup".as_ref(), file.as_os_str()]);
     assert!(!again.status.success(), "a backup that is there is not overwritten");
-    let standard = cluster.coracle(&["backup", "--no-images", "-"]);
-    assert!(standard.status.success() && standard.stdout.starts_with(b"coracle backup 1\n"));
+    assert!(!cluster.coracle(&["backup", "--no-images", "-"]).status.success(), "its key has no place");
+    let key_file = key.display().to_string();
+    let standard = cluster.coracle(&["backup", "--no-images", "--key-file", &key_file, "-"]);
+    assert!(standard.status.success() && standard.stdout.starts_with(b"coracle backup 2\n"));
+    // Neither a Secret nor a key of the cluster stands in it in the clear; other objects do.
+    let holds = |text: &str| standard.stdout.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(holds("w00000") && !holds("PRIVATE KEY"));
+    assert!(PASSWORD.iter().all(|text| !holds(text)));
+    let status = cluster.coracle(&["status"]);
+    assert!(
+        String::from_utf8_lossy(&status.stdout).contains("encryption  secrets under key 1, 0 days old"),
+        "{status:?}"
+    );
+    let rotated = cluster.coracle(&["encryption", "rotate"]);
+    assert!(String::from_utf8_lossy(&rotated.stdout).contains("key        2, 0 days old"), "{rotated:?}");
     let refused = cluster.kubectl_fails("get --raw /coracle/v1/backup --as=somebody");
     assert!(refused.contains("system:masters"), "{refused}");
 
@@ -111,14 +134,30 @@ fn a_backup_under_load_becomes_a_cluster_that_goes_on() {
         ("damaged", wrong, "damaged at byte"),
         ("cut", whole[..whole.len() - 1].to_vec(), "before its end"),
         ("foreign", b"PK\x03\x04".to_vec(), "no backup of coracle"),
-        ("next", b"coracle backup 2\n".to_vec(), "version"),
+        ("next", b"coracle backup 3\n".to_vec(), "version"),
+        ("keyless", whole.clone(), "--key-file"),
+        ("locked", whole.clone(), "and the one that was given is"),
+        ("spoilt", whole.clone(), "no backup key"),
     ] {
         let path = temp.path().join(name);
         std::fs::write(&path, bytes).expect("write it");
+        let beside = temp.path().join(format!("{name}.key"));
+        match name {
+            "keyless" => (),
+            "locked" => {
+                let other = format!("coracle backup key 1\n{}\n", "0a".repeat(32));
+                std::fs::write(&beside, other).expect("write another key");
+            }
+            "spoilt" => std::fs::write(&beside, "coracle backup key 1\n").expect("write no key"),
+            _ => drop(std::fs::copy(&key, &beside).expect("copy the key")),
+        }
         let (code, said) = restore(&path, &dir);
         assert!(code == Some(1) && said.contains(expected), "{name}: {said}");
         std::fs::remove_file(path).expect("remove it");
-        assert_eq!(std::fs::read_dir(temp.path()).expect("list").count(), 1, "{name} left something");
+        if name != "keyless" {
+            std::fs::remove_file(beside).expect("remove its key");
+        }
+        assert_eq!(std::fs::read_dir(temp.path()).expect("list").count(), 2, "{name} left something");
     }
     std::fs::create_dir(&dir).and_then(|()| std::fs::write(dir.join("mine"), "x")).expect("a directory");
     let (code, said) = restore(&file, &dir);
@@ -135,6 +174,8 @@ fn a_backup_under_load_becomes_a_cluster_that_goes_on() {
         found.retain(|name, _| expected.contains_key(name));
         assert_eq!(&found, expected, "{path}");
     }
+    let password = restored.kubectl("get secret db -o jsonpath={.data.password}");
+    assert_eq!(password, PASSWORD[1]);
     // The old node's range is its own, gone or not.
     let ranges = restored.kubectl("get nodes -o jsonpath={.items[*].spec.podCIDR}");
     let ranges: Vec<&str> = ranges.split_whitespace().collect();

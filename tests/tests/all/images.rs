@@ -69,6 +69,6 @@ fn an_image_outlives_the_server_that_it_was_pushed_to() {
     second.kubectl("rollout status deployment/again --timeout=120s");
     let status = fourth.coracle(&["status"]);
     let said = String::from_utf8_lossy(&status.stdout).into_owned();
-    assert!(said.contains("log in format 2") && said.contains("FORMATS"), "{said}");
+    assert!(said.contains("log in format 3") && said.contains("FORMATS"), "{said}");
     drop(worker);
 }

@@ -181,11 +181,17 @@ impl<'a> Seen<'a> {
 
     /// The same for whoever deletes it: what cannot be shown since its defaults are too much goes as it is stored, without
     /// them. What configures admission goes although it is damaged: nothing else can be written until then.
+    /// So does what cannot be decrypted: it will never be read again.
     pub fn to_remove(&self) -> Result<Value, Status> {
+        let goes = self.resource.row.group() == hooks::GROUP || self.record.why_unreadable().is_some();
         let mut value = match self.parsed() {
-            Err(_) if self.resource.row.group() == hooks::GROUP => {
-                let name = split(&self.record.key.name).1;
-                json!({"metadata": {"name": name, "resourceVersion": self.record.revision.to_string()}})
+            Err(_) if goes => {
+                let (namespace, name) = split(&self.record.key.name);
+                let mut metadata = json!({"name": name, "resourceVersion": self.record.revision.to_string()});
+                if !namespace.is_empty() {
+                    metadata["namespace"] = namespace.into();
+                }
+                json!({"metadata": metadata})
             }
             parsed => parsed?,
         };
@@ -215,6 +221,7 @@ impl<'a> Seen<'a> {
 
     /// What is stored is what was asked for, whatever it says of itself.
     fn parsed(&self) -> Result<Value, Status> {
+        check_opened(self.record)?;
         let (mut value, _) = object::parse(&self.record.bytes).map_err(|error| self.unreadable(error))?;
         self.resource.name_type(&mut value);
         Ok(value)
@@ -299,8 +306,9 @@ impl<'a> Seen<'a> {
         self.view().json.get_or_init(|| object::encode_final(&self.value_or_nothing())).clone()
     }
 
-    /// That a custom resource is not nothing, for whoever asks for it by name.
+    /// That a custom resource, or what is encrypted, is not nothing, for whoever asks for it by name.
     pub fn check_readable(&self) -> Result<(), Status> {
+        check_opened(self.record)?;
         match &self.resource.custom {
             Some(custom) if !custom.is_recent(self.record) && self.renewal(custom).is_none() => self.stored().map(drop),
             _ => Ok(()),
@@ -387,6 +395,14 @@ impl Facts {
             fields: resource.row.selectable().map(|path| strategy.field(object, path)).collect(),
         }
     }
+}
+
+/// That what is stored encrypted was opened. Lists and watches do not go on without it, as they do without what is damaged: nothing in the
+/// place of a Secret would be taken for an empty one.
+pub(crate) fn check_opened(record: &Record) -> Result<(), Status> {
+    let Some(why) = record.why_unreadable() else { return Ok(()) };
+    let (collection, name) = (&record.key.collection, &record.key.name);
+    Err(Status::internal_error(format_args!("the stored {collection} {name} cannot be decrypted: {why}")))
 }
 
 fn or_nothing(read: Result<Value, Status>) -> Value {

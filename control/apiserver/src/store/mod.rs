@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::catalog::Resource;
 use crate::limits::{Class, Flow, Gate, Turn};
 use keyed::Keyed;
-pub(crate) use memo::{Row, Seen};
+pub(crate) use memo::{Row, Seen, check_opened};
 pub(crate) use warm::warm;
 
 /// How long a read that wants a revision of the future waits for it (kubernetes-api §10.2).
@@ -280,6 +280,8 @@ fn refused(error: TransactError) -> Refused {
         TransactError::NoRoom(NoRoom::Disk { .. } | NoRoom::Quota { .. }) => {
             Status::insufficient_storage(error.to_string())
         }
+        // It will not go better in a second.
+        TransactError::Unsealed(_) => Status::internal_error(error),
         error => Status::service_unavailable(error.to_string()).with_retry_after(1),
     })
 }

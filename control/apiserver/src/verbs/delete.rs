@@ -24,7 +24,7 @@ use crate::request::call::{Call, Request};
 use crate::request::codec;
 use crate::request::negotiate::{self, Offer};
 use crate::request::options::{Admitted, DeleteOptions, Propagation};
-use crate::store::{Refused, Seen, Store, object};
+use crate::store::{self, Refused, Seen, Store, object};
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
@@ -246,6 +246,8 @@ pub(crate) async fn remove_record(
             }));
         }
         Step::Mark(object) => {
+            // Of what cannot be read nothing else may be written: it goes, or stays as it is.
+            store::check_opened(record)?;
             let value = if is_converted { object::encode(object) } else { Store::encode(resource, object) };
             vec![Op::Put { key, value, guard }]
         }

@@ -75,6 +75,7 @@ pub(crate) async fn page(
         let (mut found, mut is_cut, mut remaining) = (Vec::new(), false, None);
         let mut rest = store::range(&records, namespace, after);
         for (_, record) in rest.by_ref() {
+            store::check_opened(record)?;
             if !options.selects_all() && !Seen::new(resource, record).matches(&options.labels, &options.fields) {
                 continue;
             }
@@ -115,6 +116,7 @@ async fn select_converted(
     while !left.is_empty() {
         let (piece, rest) = left.split_at(conversion::together(left));
         left = rest;
+        piece.iter().try_for_each(|record| store::check_opened(record))?;
         let piece = conversion::each(cluster, resource, piece.to_vec()).await?;
         if options.needs_facts() {
             store::warm(resource, &piece, |seen: &Seen<'_>| seen.learn()).await;

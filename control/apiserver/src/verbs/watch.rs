@@ -459,6 +459,9 @@ impl Watch {
                 }
             }
             let after = last;
+            if let Err(status) = next.iter().try_for_each(|record| store::check_opened(record)) {
+                return self.broken(&status);
+            }
             let selected = |record: &Arc<Record>| {
                 self.options.selects_all()
                     || Seen::new(&self.resource, record).matches(&self.options.labels, &self.options.fields)
@@ -494,6 +497,9 @@ impl Watch {
                     out.extend_from_slice(&frame);
                 }
             }
+            if event.record.why_unreadable().is_some() {
+                break;
+            }
         }
         single.unwrap_or_else(|| out.freeze())
     }
@@ -502,6 +508,9 @@ impl Watch {
     fn frame(&mut self, event: &Arc<Event>) -> Option<Bytes> {
         if self.prefix.as_ref().is_some_and(|prefix| !event.record.key.name.starts_with(prefix.as_str())) {
             return None;
+        }
+        if let Err(status) = store::check_opened(&event.record) {
+            return Some(self.broken(&status));
         }
         if self.options.selects_all() {
             return Some(self.encoder.event(event));

@@ -134,11 +134,12 @@ impl Encoder {
     }
 
     fn record(&mut self, record: &Record) {
+        let (bytes, revision_at) = record.stored();
         self.number(record.revision.get());
-        for number in [record.revision_at.start, record.revision_at.end] {
+        for number in [revision_at.start, revision_at.end] {
             self.raw.extend_from_slice(&number.to_le_bytes());
         }
-        self.bytes(&record.bytes);
+        self.bytes(bytes);
     }
 }
 

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use self::block::Encoder;
 use self::segment::Segment;
 use crate::record::{Event, Revision};
+use crate::seal::{Keyring, Unopened};
 
 /// A file ends beyond this many bytes, or an eighth of what all may take: what is forgotten is forgotten by the file.
 const SEGMENT_BYTES: u64 = 8 << 20;
@@ -237,8 +238,9 @@ impl History {
     }
 
     /// The events of `collection` after `after`, some of them; none when there are no more. An error means that they are lost.
-    /// Blocks on the disk.
-    pub fn read(&self, collection: &Arc<str>, after: Revision) -> io::Result<Option<Events>> {
+    /// Contents that are sealed are opened by `keys`, and stay sealed without; what is sealed under a key that is no more is
+    /// forgotten. Blocks on the disk.
+    pub fn read(&self, collection: &Arc<str>, after: Revision, keys: Option<&Keyring>) -> io::Result<Option<Events>> {
         let after = after.get();
         let (path, place) = {
             let index = self.index.lock();
@@ -257,7 +259,17 @@ impl History {
         if let Some(cached) = self.cached.lock().iter().find(same) {
             return Ok(Some(cached.events.clone()));
         }
-        let events = Arc::new(segment::read(&path, place, collection)?);
+        let events = segment::read(&path, place, collection)?;
+        let events = match keys {
+            Some(keys) => keys.opened_events(events).map_err(|unopened| match unopened {
+                Unopened::Gone(why) => io::Error::new(io::ErrorKind::NotFound, why),
+                Unopened::Wrong(why) => io::Error::new(io::ErrorKind::InvalidData, why),
+            })?,
+            // Whoever reads with keys finds none that are still sealed.
+            None if events.iter().any(|event| event.is_closed()) => return Ok(Some(Arc::new(events))),
+            None => events,
+        };
+        let events = Arc::new(events);
         let bytes = size(&events);
         let mut cached = self.cached.lock();
         while cached.len() >= BLOCKS_CACHED
@@ -479,7 +491,7 @@ mod tests {
     /// Everything after `after`.
     fn read(history: &History, collection: &str, after: u64) -> io::Result<Vec<u64>> {
         let (mut all, mut after) = (Vec::new(), after);
-        while let Some(events) = history.read(&Arc::from(collection), Revision::new(after))? {
+        while let Some(events) = history.read(&Arc::from(collection), Revision::new(after), None)? {
             for event in events.iter().filter(|event| event.record.revision.get() > after) {
                 let expected = super::tests::event(event.record.revision.get(), 100);
                 assert_eq!(event.record.bytes, expected.record.bytes);
@@ -584,7 +596,7 @@ mod tests {
             history.append(&Arc::from("things"), Revision::new(revision - 1), false, &events).unwrap();
         }
         for after in 0..6 {
-            let events = history.read(&Arc::from("things"), Revision::new(after)).unwrap().unwrap();
+            let events = history.read(&Arc::from("things"), Revision::new(after), None).unwrap().unwrap();
             assert_eq!(events.last().unwrap().record.revision.get(), after + 1);
             let cached = history.cached.lock();
             let bytes: usize = cached.iter().map(|cached| size(&cached.events)).sum();
@@ -638,7 +650,7 @@ mod tests {
         std::fs::write(dir.path().join(HEAD), bytes(HEAD_1)).unwrap();
         let history = open(&dir, 10, 1 << 20);
         assert_eq!((history.floor().get(), history.forgotten()[0].1.get()), (2, 6));
-        let events = history.read(&Arc::from("things"), Revision::new(6)).unwrap().unwrap();
+        let events = history.read(&Arc::from("things"), Revision::new(6), None).unwrap().unwrap();
         let said: Vec<String> = events
             .iter()
             .map(|event| {

@@ -125,7 +125,8 @@ impl Window {
     }
 
     fn events(&self, collection: &Arc<str>, after: u64) -> io::Result<Vec<Arc<Event>>> {
-        let read = self.history.read(collection, Revision::new(after))?;
+        // Sealed contents stay so.
+        let read = self.history.read(collection, Revision::new(after), None)?;
         let wanted = |event: &&Arc<Event>| (after + 1..=self.upto).contains(&event.record.revision.get());
         Ok(read.iter().flat_map(|events| events.iter()).filter(wanted).cloned().collect())
     }
@@ -211,7 +212,7 @@ mod tests {
     /// Revisions after `after`; `None` when they are forgotten.
     fn after(history: &History, collection: &Arc<str>, mut after: u64) -> Option<Vec<u64>> {
         let mut all = Vec::new();
-        while let Some(events) = history.read(collection, Revision::new(after)).ok()? {
+        while let Some(events) = history.read(collection, Revision::new(after), None).ok()? {
             all.extend(events.iter().map(|event| event.record.revision.get()).filter(|revision| *revision > after));
             after = *all.last()?;
         }

@@ -23,6 +23,7 @@ use crate::formats::Formats;
 use crate::group::GROUP;
 use crate::record::{Key, Op, Record, Revision};
 use crate::renewals::Renewal;
+use crate::seal::KEYS;
 use crate::state::{GuardFailed, Outcome, State};
 
 /// How long it is waited for a leader: an election begins a second and a little after the last one was heard of, and may have to
@@ -332,10 +333,10 @@ enum NotNow {
     NoRoom(NoRoom),
 }
 
-/// Whether `op` adds a record that may not be added where there is little room. The group's own are few and small: who is in it, and
-/// who of them begins anew, changes there, too.
+/// Whether `op` adds a record that may not be added where there is little room. The group's own and the keys are few and small: who is in
+/// it, and who of them begins anew, changes there, too; and a key that is needed is made.
 fn adds(state: &State, op: &Op) -> bool {
-    matches!(op, Op::Put { key, .. } if &*key.collection != GROUP && state.record(key).is_none())
+    matches!(op, Op::Put { key, .. } if ![GROUP, KEYS].contains(&&*key.collection) && state.record(key).is_none())
 }
 
 /// Refuses what enlarges a state that has reached its bound.
@@ -345,7 +346,8 @@ fn check_quota(state: &State, max: u64, ops: &[Op]) -> Result<(), NoRoom> {
         return Ok(());
     }
     let allowed = if stored < max.saturating_add(max / 16) { GROWTH_AT_QUOTA } else { 0 };
-    let there = |key: &Key| state.record(key).map_or(0, |record| record.size());
+    // As it is kept, which is what it is proposed as: of what is sealed, `size` has the opened content too.
+    let there = |key: &Key| state.record(key).map_or(0, |record| record.kept_size());
     let grows = |op: &Op| match op {
         Op::Delete { .. } | Op::Check { .. } => false,
         Op::Put { key, .. } => adds(state, op) || op.size() as u64 > there(key) + allowed,

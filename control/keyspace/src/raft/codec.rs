@@ -231,15 +231,18 @@ pub fn head(bytes: &[u8]) -> io::Result<Head> {
 
 /// A part of a snapshot on its way to another member.
 pub fn encode_records<'a>(records: impl Iterator<Item = &'a Record> + Clone) -> Vec<u8> {
-    let size = records.clone().map(|r| r.bytes.len() + r.key.name.len() + r.key.collection.len() + 24).sum();
+    let size = records.clone().map(|r| r.stored().0.len() + r.key.name.len() + r.key.collection.len() + 24).sum();
     let wire: Vec<WireRecord<'_>> = records
-        .map(|record| WireRecord {
-            collection: &record.key.collection,
-            name: &record.key.name,
-            revision: record.revision.get(),
-            revision_at: record.revision_at.start,
-            revision_length: record.revision_at.end - record.revision_at.start,
-            bytes: Blob(&record.bytes),
+        .map(|record| {
+            let (bytes, revision_at) = record.stored();
+            WireRecord {
+                collection: &record.key.collection,
+                name: &record.key.name,
+                revision: record.revision.get(),
+                revision_at: revision_at.start,
+                revision_length: revision_at.end - revision_at.start,
+                bytes: Blob(bytes),
+            }
         })
         .collect();
     encode(&wire, size)

@@ -694,8 +694,9 @@ mod tests {
         let host = Host::simulated(Arc::new(disk.clone()), 7, false, SIZES);
         let mut dir = Dir::open(&host, Path::new("/data"), &Begin::Found).unwrap();
         crate::raft::found(&host, &mut dir).unwrap();
-        let read =
-            |dir| crate::raft::Member::read(&host, dir, crate::Config::new("").retention, crate::Formats::OWN).unwrap();
+        let read = |dir| {
+            crate::raft::Member::read(&host, dir, crate::Config::new("").retention, crate::Formats::OWN, None).unwrap()
+        };
         let (mut log, machine) = read(dir).start().unwrap().parts();
         assert!(!log.is_sole_voter());
         let append = |log: &Log, index| {

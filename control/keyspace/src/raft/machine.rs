@@ -26,6 +26,7 @@ use crate::history::{Events, History};
 use crate::host::{self, blocking};
 use crate::record::{Key, Record, Revision};
 use crate::renewals::Renewals;
+use crate::seal::SecretKey;
 use crate::state::{Collection, Records, Retention, State, Unwritten};
 
 /// Entries applied under one hold of the lock.
@@ -81,10 +82,11 @@ impl Machine {
         loaded: Loaded,
         retention: Retention,
         history: &Path,
+        root: Option<SecretKey>,
     ) -> Result<Arc<Machine>, io::Error> {
         let head = codec::head(&loaded.meta)?;
         let revision = revision(head.applied.as_ref());
-        let mut state = State::new(retention);
+        let mut state = State::with_root(retention, root);
         state.replace(revision, loaded.records);
         let history = Arc::new(History::open(history, revision, retention.age, retention.bytes));
         state.remember(history.floor(), history.forgotten());
@@ -247,7 +249,8 @@ impl Machine {
         let (machine, collection) = (self.clone(), collection.clone());
         blocking(move || {
             let _place = place;
-            let read = machine.history.read(&collection, after);
+            let keys = machine.state.read().keys().clone();
+            let read = machine.history.read(&collection, after, Some(&keys));
             if let Err(error) = &read
                 && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
             {
@@ -335,7 +338,7 @@ impl Machine {
             data.content(|record| {
                 let state = machine.state.read();
                 let known = state.record(&record.key).filter(|known| known.revision == record.revision);
-                known.filter(|known| known.bytes == record.bytes).cloned()
+                known.filter(|known| known.stored() == record.stored()).cloned()
             })
         });
         let mut content = content.await?;
@@ -513,7 +516,7 @@ mod tests {
         let host = Host::simulated(Arc::new(disk.clone()), 7, false, SIZES);
         let mut dir = Dir::open(&host, Path::new("/data"), &Begin::Found).unwrap();
         super::super::found(&host, &mut dir).unwrap();
-        Member::read(&host, dir, Config::new("").retention, Formats::OWN).unwrap().start().unwrap().parts()
+        Member::read(&host, dir, Config::new("").retention, Formats::OWN, None).unwrap().start().unwrap().parts()
     }
 
     /// A snapshot of a hundred records up to `index`, as it was received.

@@ -54,6 +54,7 @@ use crate::dir::{Dir, DirError, Owner};
 use crate::formats::{self, Formats};
 use crate::group::GROUP;
 use crate::host::{self, Host};
+use crate::seal::{KEYS, Keyring, SecretKey};
 use crate::state::Retention;
 
 /// Entries sent to another member at once; their bytes are bounded by the log's reader.
@@ -96,6 +97,7 @@ pub struct Read {
     retention: Retention,
     /// Where the watch history is.
     history: std::path::PathBuf,
+    root: Option<SecretKey>,
 }
 
 /// What a member keeps on disk, ready.
@@ -125,7 +127,7 @@ impl Loaded {
 impl Read {
     /// Begins to write; blocks on the disk.
     pub fn start(self) -> io::Result<Loaded> {
-        let machine = Machine::new(self.checkpoint, self.loaded, self.retention, &self.history)?;
+        let machine = Machine::new(self.checkpoint, self.loaded, self.retention, &self.history, self.root)?;
         Ok(Loaded { owner: self.owner, log: self.log.start(&self.host)?, machine })
     }
 }
@@ -180,8 +182,15 @@ pub fn found(host: &Host, dir: &mut Dir) -> Result<(), DirError> {
 }
 
 impl Member {
-    /// Reads everything from `dir`, and changes nothing; blocks on the disk.
-    pub fn read(host: &Host, dir: Dir, retention: Retention, formats: Formats) -> io::Result<Read> {
+    /// Reads everything from `dir`, and changes nothing; blocks on the disk. What is sealed is opened by keys that are sealed under
+    /// `root`; without one it stays sealed.
+    pub fn read(
+        host: &Host,
+        dir: Dir,
+        retention: Retention,
+        formats: Formats,
+        root: Option<SecretKey>,
+    ) -> io::Result<Read> {
         let owner = dir.owner().clone();
         let path = dir.path().join("state.redb");
         let history = host.history(dir.path());
@@ -189,9 +198,11 @@ impl Member {
         // Before the log: what it says in another version would be taken for damage.
         let in_use = formats::in_use_of(loaded.records.get(GROUP)).map_err(|why| host::damaged(&path, 0, why))?;
         formats.check(in_use).map_err(io::Error::other)?;
+        let keys = Keyring::read(root.clone(), loaded.records.get(KEYS));
+        keys.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display())))?;
         let head = codec::head(&loaded.meta).map_err(|error| host::damaged(&path, 0, error))?;
         let log = Log::read(host, dir, owner.member, head.applied.as_ref(), head.membership.membership())?;
-        Ok(Read { host: host.clone(), owner, log, checkpoint, loaded, retention, history })
+        Ok(Read { host: host.clone(), owner, log, checkpoint, loaded, retention, history, root })
     }
 
     /// Starts the member. One that founded its cluster and has no group yet makes one of itself alone; a sole voter leads

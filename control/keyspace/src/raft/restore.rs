@@ -92,7 +92,7 @@ pub async fn restore(
         found(&host, &mut dir).map_err(io::Error::other)?;
         // Nothing is remembered: a watch from before is told so.
         let retention = Retention { age: Duration::ZERO, bytes: 0, memory: 0 };
-        let loaded = Member::read(&host, dir, retention, Formats::OWN)?.start()?;
+        let loaded = Member::read(&host, dir, retention, Formats::OWN, None)?.start()?;
         loaded.machine.begin_with(&head, &records)?;
         Ok(loaded)
     };

@@ -20,7 +20,8 @@ impl StoreBuilder<TypeConfig, Log, Applier, TempDir> for Builder {
         let host = Host::real();
         let mut dir = Dir::open(&host, temp.path(), &Begin::Found).unwrap();
         super::found(&host, &mut dir).unwrap();
-        let loaded = Member::read(&host, dir, Config::new("").retention, crate::Formats::OWN).unwrap().start().unwrap();
+        let loaded =
+            Member::read(&host, dir, Config::new("").retention, crate::Formats::OWN, None).unwrap().start().unwrap();
         Ok((temp, loaded.log, Applier(loaded.machine)))
     }
 }

@@ -39,7 +39,7 @@ impl Store {
         if dir.is_new() {
             raft::found(&host, &mut dir).map_err(text)?;
         }
-        let read = Member::read(&host, dir, Config::new("").retention, crate::Formats::OWN)
+        let read = Member::read(&host, dir, Config::new("").retention, crate::Formats::OWN, None)
             .map_err(|error| error.to_string())?;
         let (log, machine) = read.start().map_err(|error| error.to_string())?.parts();
         Ok(Store { log, machine })

@@ -15,7 +15,7 @@ use super::SimDisk;
 use crate::host::{Host, Sizes, Timing};
 use crate::raft::testing::{TransportError, answer, incoming, incoming_answer, make_ahead, spare, wire, wire_answer};
 use crate::raft::{Answer, Ask, Call, Member, MemberId, Transport};
-use crate::{Begin, Config, Keyspace, OpenError, leader};
+use crate::{Begin, Config, Keyspace, OpenError, SecretKey, leader};
 
 /// A fault that is planted in the network, as if the members had it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -43,6 +43,8 @@ struct Wires {
     /// Of a hundred messages so many are lost, repeated, delayed.
     unreliable: u32,
     tamper: Tamper,
+    /// Under what the members' keys are sealed.
+    root: Option<SecretKey>,
 }
 
 /// What happens to one call.
@@ -62,6 +64,7 @@ impl SimNet {
             cut: BTreeSet::new(),
             unreliable: 0,
             tamper: Tamper::Nothing,
+            root: None,
         })))
     }
 
@@ -97,6 +100,11 @@ impl SimNet {
         self.0.lock().tamper = tamper;
     }
 
+    /// Has members that are opened from now on seal with keys under `root`.
+    pub fn seal_under(&self, root: SecretKey) {
+        self.0.lock().root = Some(root);
+    }
+
     /// Forgets a member: nothing reaches it any more.
     pub fn detach(&self, member: MemberId) {
         self.0.lock().members.remove(&member);
@@ -114,7 +122,8 @@ impl SimNet {
         host.timing = bounds.0;
         let of = disk.clone();
         host.latency = Some(Arc::new(move || of.latency()));
-        let prepared = Keyspace::prepare_on(host, Config { begin, ..Config::new("/data") }).await?;
+        let root = self.0.lock().root.clone();
+        let prepared = Keyspace::prepare_on(host, Config { begin, root, ..Config::new("/data") }).await?;
         let member = prepared.member();
         let port = Arc::new(Port { from: member, net: self.clone() });
         let keyspace = prepared.start_with(port).await?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use coracle_keyspace::{
     Begin, Config, Formats, GroupError, Guard, Hub, Key, Keyspace, MemberStatus, Op, Promotion, Renewal, Revision,
-    Role, TransactError, Value,
+    Role, SecretKey, TransactError, Value,
 };
 use tempfile::TempDir;
 
@@ -38,29 +38,37 @@ pub struct Group {
     pub dirs: Vec<TempDir>,
     pub hub: Hub,
     pub members: Vec<Keyspace>,
+    root: Option<SecretKey>,
 }
 
 impl Group {
     /// One member, at a hub.
     async fn found() -> Group {
-        let (hub, dir) = (Hub::new(), tempfile::tempdir().unwrap());
-        let first = Keyspace::open_at(Config::new(dir.path()), &hub).await.unwrap();
-        until("it is known where the first is", async || (!first.members()[0].address.is_empty()).then_some(())).await;
-        Group { dirs: vec![dir], hub, members: vec![first] }
+        Group::found_with(None).await
     }
 
-    async fn join(&mut self, name: &str) -> u64 {
+    /// The same, which seals with keys under `root`.
+    pub async fn found_with(root: Option<SecretKey>) -> Group {
+        let (hub, dir) = (Hub::new(), tempfile::tempdir().unwrap());
+        let config = Config { root: root.clone(), ..Config::new(dir.path()) };
+        let first = Keyspace::open_at(config, &hub).await.unwrap();
+        until("it is known where the first is", async || (!first.members()[0].address.is_empty()).then_some(())).await;
+        Group { dirs: vec![dir], hub, members: vec![first], root }
+    }
+
+    pub async fn join(&mut self, name: &str) -> u64 {
         self.join_with(name, Formats::OWN).await
     }
 
-    async fn join_with(&mut self, name: &str, formats: Formats) -> u64 {
+    pub async fn join_with(&mut self, name: &str, formats: Formats) -> u64 {
         self.join_until(name, formats, Promotion::WhenCaughtUp).await
     }
 
     async fn join_until(&mut self, name: &str, formats: Formats, promotion: Promotion) -> u64 {
         let admission = self.members[0].admit_until(name, formats, promotion).await.unwrap();
         let (member, dir) = (admission.member, tempfile::tempdir().unwrap());
-        let config = Config { begin: Begin::Join(admission), formats, ..Config::new(dir.path()) };
+        let begin = Begin::Join(admission);
+        let config = Config { begin, formats, root: self.root.clone(), ..Config::new(dir.path()) };
         self.members.push(Keyspace::open_at(config, &self.hub).await.unwrap());
         self.dirs.push(dir);
         member
@@ -68,7 +76,12 @@ impl Group {
 
     /// Three voters, the first of which leads.
     pub async fn three() -> Group {
-        let mut group = Group::found().await;
+        Group::three_with(None).await
+    }
+
+    /// The same, which seal with keys under `root`.
+    pub async fn three_with(root: Option<SecretKey>) -> Group {
+        let mut group = Group::found_with(root).await;
         group.join("second").await;
         assert_eq!(voters(&group.members[0]), [1], "two are more fragile than one");
         group.join("third").await;
@@ -76,6 +89,17 @@ impl Group {
         // Changes happen one after the other: this one is refused when the last entry of that promotion is in the log.
         assert!(group.members[0].remove(BTreeSet::from([9])).await.is_err());
         group
+    }
+
+    /// Ends a member, and starts it again as one that knows these formats.
+    pub async fn restart(&mut self, at: usize, formats: Formats) {
+        self.members.remove(at).shutdown().await;
+        let config =
+            Config { begin: Begin::Resume, formats, root: self.root.clone(), ..Config::new(self.dirs[at].path()) };
+        let next = Keyspace::open_at(config, &self.hub).await.unwrap();
+        until("it has caught up", async || next.barrier().await.ok()).await;
+        until("it is introduced", async || next.introduce("x", &[]).await.ok()).await;
+        self.members.insert(at, next);
     }
 
     /// Who leads of those that are not cut off.

@@ -6,6 +6,7 @@ mod crash;
 mod group;
 mod history;
 mod recover;
+mod sealing;
 mod watch;
 
 use bytes::Bytes;

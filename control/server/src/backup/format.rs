@@ -8,12 +8,16 @@
 
 use std::io::{self, Read, Write};
 
+use coracle_keyspace::SecretKey;
 use serde_json::Value;
 
 /// How a backup begins, whatever its version.
 const NAME: &[u8] = b"coracle backup ";
-/// The version that is written, and read.
-const VERSION: &[u8] = b"1\n";
+/// The version that is written. The first, whose keys were not sealed, is read, too.
+const VERSION: &[u8] = b"2\n";
+const VERSION_1: &[u8] = b"1\n";
+/// What the keys are sealed as.
+const KEYS: [&str; 2] = ["coracle backup", "keys"];
 /// Most bytes of a payload. A part of records is half a megabyte, but for one record that is larger.
 const PAYLOAD_BYTES_MAX: u32 = 16 << 20;
 
@@ -22,8 +26,10 @@ const PAYLOAD_BYTES_MAX: u32 = 16 << 20;
 pub enum Frame {
     /// What the backup is of; the first frame.
     Head(Value),
-    /// The cluster's authority and the key of its tokens.
+    /// The cluster's authority and the key of its tokens, as backups of version 1 have them.
     Keys(Value),
+    /// The same, sealed under a key that is not in the backup ([`seal`]).
+    Sealed(Vec<u8>),
     /// Objects, as the keyspace encodes them.
     Records(Vec<u8>),
     /// A file of the registry: its path and its length. [`Frame::Content`] follows.
@@ -41,7 +47,9 @@ pub enum Error {
     #[error("this is no backup of coracle")]
     Foreign,
     /// Another version.
-    #[error("this backup has the version {found:?}, and this coracle reads version 1: use one of the backup's version")]
+    #[error(
+        "this backup has the version {found:?}, and this coracle reads versions 1 and 2: use one of the backup's version"
+    )]
     Version {
         /// What it says.
         found: String,
@@ -87,6 +95,7 @@ impl<W: Write> Writer<W> {
         let (kind, payload): (u8, &[u8]) = match frame {
             Frame::Records(payload) => (b'R', payload),
             Frame::Content(payload) => (b'C', payload),
+            Frame::Sealed(payload) => (b'S', payload),
             Frame::Head(value) | Frame::Keys(value) | Frame::File(value) | Frame::End(value) => {
                 json = value.to_string().into_bytes();
                 let kind = match frame {
@@ -136,7 +145,7 @@ impl<R: Read> Reader<R> {
         while found.len() < 20 && found.last() != Some(&b'\n') && from.read(&mut version)? == 1 {
             found.push(version[0]);
         }
-        if found != VERSION {
+        if found != VERSION && found != VERSION_1 {
             return Err(Error::Version { found: String::from_utf8_lossy(&found).trim().to_owned() });
         }
         Ok(Reader { from, sum: 0, at: (NAME.len() + VERSION.len()) as u64, ended: false })
@@ -173,6 +182,7 @@ impl<R: Read> Reader<R> {
                 Frame::End(json()?)
             }
             b'R' => Frame::Records(payload),
+            b'S' => Frame::Sealed(payload),
             b'C' => Frame::Content(payload),
             _ => return Err(damaged("a frame of an unknown kind")),
         }))
@@ -189,6 +199,16 @@ impl<R: Read> Reader<R> {
         self.at += (&mut self.from).take(length).read_to_end(&mut bytes)? as u64;
         if bytes.len() as u64 == length { Ok(bytes) } else { Err(Error::Cut { at: self.at }) }
     }
+}
+
+/// The cluster's keys, for [`Frame::Sealed`].
+pub fn seal(key: &SecretKey, keys: &Value) -> Vec<u8> {
+    key.seal(0, &KEYS, keys.to_string().as_bytes())
+}
+
+/// What was sealed; `None` when it is that of another key.
+pub fn open(key: &SecretKey, sealed: &[u8]) -> Option<Value> {
+    serde_json::from_slice(&key.open(&KEYS, sealed)?).ok()
 }
 
 fn sum(seed: u32, kind: u8, length: [u8; 4], payload: &[u8]) -> u32 {
@@ -209,6 +229,7 @@ mod tests {
         vec![
             Frame::Head(json!({"revision": 7})),
             Frame::Keys(json!({"authority": "x"})),
+            Frame::Sealed(vec![2; 90]),
             Frame::Records(vec![1; 300]),
             Frame::File(json!({"path": "blobs/a", "bytes": 3})),
             Frame::Content(vec![1, 2, 3]),

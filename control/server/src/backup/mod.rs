@@ -1,4 +1,5 @@
-//! `GET /coracle/v1/backup`: everything of the cluster as it is at one moment, as a stream; and a new cluster made of it.
+//! `POST /coracle/v1/backup`: everything of the cluster as it is at one moment, as a stream; and a new cluster made of it. The body is
+//! the key under which the cluster's keys are sealed in it, in hexadecimal: whoever asks keeps it apart from the backup.
 //!
 //! Objects are shared with the state and encoded while they are sent, files of the registry are read while they are sent:
 //! nobody who writes waits, and nothing is in memory whole. What was replaced since stays in memory until the backup is done, so
@@ -18,11 +19,11 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::post;
 use axum::{Extension, Router};
 use bytes::Bytes;
 use coracle_apiserver::Identity;
-use coracle_keyspace::{Keyspace, Whole};
+use coracle_keyspace::{Keyspace, SecretKey, Whole};
 use coracle_registry::{Lacking, Registry};
 use futures::stream;
 use serde_json::{Value, json};
@@ -42,6 +43,8 @@ const PIECE_BYTES: usize = 64 << 10;
 const PIECES_QUEUED: usize = 8;
 /// How long a piece waits for a client that does not read.
 const PIECE_WAITS: Duration = Duration::from_secs(60);
+/// Bytes of a body that is a key.
+const KEY_BYTES_MAX: usize = 256;
 /// Backups at a time; more are told to come again.
 const BACKUPS_MAX: usize = 2;
 /// What of the registry's directory is kept. What names blobs is among the records, which come before them, and none goes meanwhile:
@@ -73,7 +76,7 @@ pub fn router(sources: Sources) -> Router {
 
 fn routed(sources: Sources, most: usize) -> Router {
     let shared = Shared { sources, places: Arc::new(Semaphore::new(most)) };
-    Router::new().route("/coracle/v1/backup", get(backup)).with_state(Arc::new(shared))
+    Router::new().route("/coracle/v1/backup", post(backup).get(backup)).with_state(Arc::new(shared))
 }
 
 #[derive(serde::Deserialize)]
@@ -90,12 +93,19 @@ async fn backup(
     State(shared): State<Arc<Shared>>,
     Extension(caller): Extension<Identity>,
     Query(asked): Query<Asked>,
+    body: Body,
 ) -> Response {
     let refused = |code: StatusCode, why: String| (code, why).into_response();
     if !caller.groups.iter().any(|group| group == crate::MASTERS) {
         let why = format!("a backup holds the keys of the cluster: only members of {} get one", crate::MASTERS);
         return refused(StatusCode::FORBIDDEN, why);
     }
+    let said = axum::body::to_bytes(body, KEY_BYTES_MAX).await.unwrap_or_default();
+    let Some(key) = std::str::from_utf8(&said).ok().and_then(|hex| SecretKey::from_hex(hex.trim())) else {
+        let why = "the keys of the cluster are sealed in a backup, under a key that whoever asks sends as the body of a POST: 64 \
+                   hexadecimal digits. `coracle backup` of this version does";
+        return refused(StatusCode::BAD_REQUEST, why.to_owned());
+    };
     let Ok(place) = shared.places.clone().try_acquire_owned() else {
         return refused(StatusCode::TOO_MANY_REQUESTS, format!("{BACKUPS_MAX} backups are under way: try again later"));
     };
@@ -150,7 +160,7 @@ async fn backup(
     tokio::task::spawn_blocking(move || {
         let (_place, _kept) = (place, kept);
         let mut to = Pieces { buffer: Vec::with_capacity(PIECE_BYTES), send };
-        if let Err(error) = write(&shared.sources, whole, asked.images, &lacking, &mut to)
+        if let Err(error) = write(&shared.sources, &key, whole, asked.images, &lacking, &mut to)
             && error.kind() != io::ErrorKind::BrokenPipe
         {
             tracing::error!(%error, "a backup is not complete");
@@ -197,7 +207,14 @@ impl Write for Pieces {
     }
 }
 
-fn write(sources: &Sources, whole: Whole, images: bool, lacking: &Lacking, to: impl Write) -> io::Result<()> {
+fn write(
+    sources: &Sources,
+    key: &SecretKey,
+    whole: Whole,
+    images: bool,
+    lacking: &Lacking,
+    to: impl Write,
+) -> io::Result<()> {
     let keys = sources.authority.shared().map_err(io::Error::other)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut writer = Writer::begin(to)?;
@@ -207,10 +224,12 @@ fn write(sources: &Sources, whole: Whole, images: bool, lacking: &Lacking, to: i
         "created": created,
         "version": env!("CARGO_PKG_VERSION"),
         "images": images,
+        "key": key.fingerprint(),
     })))?;
-    writer.frame(&Frame::Keys(json!({
+    let keys = json!({
         "authority": keys.authority, "authorityKey": keys.authority_key, "tokenKey": keys.token_key,
-    })))?;
+    });
+    writer.frame(&Frame::Sealed(format::seal(key, &keys)))?;
     for part in whole.parts() {
         writer.frame(&Frame::Records(part))?;
     }
@@ -271,6 +290,8 @@ pub struct Contents {
     pub files: u64,
     /// Its length.
     pub bytes: u64,
+    /// Which key its keys are sealed under ([`SecretKey::fingerprint`]); empty of version 1, which has them open.
+    pub key: String,
     /// What it lacks of the registry, since no server had it whole: the first of them, as repositories and digests in words.
     pub lacking: Vec<String>,
     /// How many these are.
@@ -288,18 +309,20 @@ pub fn verify(from: impl Read) -> Result<Contents, Error> {
             Frame::Head(_) => return Err(Error::Damaged { at: reader.at(), why: "there are two heads" }),
             _ if head.is_none() => return Err(Error::Damaged { at: reader.at(), why: "it has no head" }),
             Frame::End(found) => end = found,
-            Frame::Keys(_) => has_keys = true,
+            Frame::Keys(_) | Frame::Sealed(_) => has_keys = true,
             Frame::File(_) => files += 1,
             Frame::Records(_) | Frame::Content(_) => {}
         }
     }
-    let numbers = (head.unwrap_or_default()["revision"].as_u64(), end["records"].as_u64(), end["files"].as_u64());
+    let head = head.unwrap_or_default();
+    let key = head["key"].as_str().unwrap_or_default().to_owned();
+    let numbers = (head["revision"].as_u64(), end["records"].as_u64(), end["files"].as_u64());
     match numbers {
         (Some(revision), Some(records), Some(said)) if has_keys && said == files => {
             let lacking = end["lacking"].as_array().into_iter().flatten();
             let lacking: Vec<String> = lacking.filter_map(|one| one.as_str().map(str::to_owned)).collect();
             let lacking_count = end["lackingCount"].as_u64().unwrap_or(lacking.len() as u64);
-            Ok(Contents { revision, records, files, bytes: reader.at(), lacking, lacking_count })
+            Ok(Contents { revision, records, files, bytes: reader.at(), key, lacking, lacking_count })
         }
         _ => Err(Error::Damaged { at: reader.at(), why: "it does not hold what its end says" }),
     }
@@ -316,7 +339,8 @@ mod tests {
 
     async fn ask(router: &Router, groups: &[&str], query: &str) -> (u16, Bytes) {
         let groups = groups.iter().map(ToString::to_string).collect();
-        let mut request = axum::http::Request::get(format!("/coracle/v1/backup{query}")).body(Body::empty()).unwrap();
+        let body = Body::from(SecretKey::derive(b"test", "backup").to_hex());
+        let mut request = axum::http::Request::post(format!("/coracle/v1/backup{query}")).body(body).unwrap();
         request.extensions_mut().insert(Identity::authenticated("somebody", groups));
         let answer = router.clone().oneshot(request).await.unwrap();
         (answer.status().as_u16(), answer.into_body().collect().await.unwrap().to_bytes())
@@ -360,7 +384,8 @@ mod tests {
         assert_eq!((verify(&small[..]).unwrap().files, contents.lacking), (0, Vec::new()));
 
         // What nothing names any more, since the moment that is kept, goes after it was read.
-        let mut request = axum::http::Request::get("/coracle/v1/backup").body(Body::empty()).unwrap();
+        let body = Body::from(SecretKey::derive(b"test", "backup").to_hex());
+        let mut request = axum::http::Request::post("/coracle/v1/backup").body(body).unwrap();
         request.extensions_mut().insert(Identity::authenticated("somebody", vec![crate::MASTERS.to_owned()]));
         let mut reading = router.clone().oneshot(request).await.unwrap().into_body();
         let begun = reading.frame().await.unwrap().unwrap().into_data().unwrap();
@@ -372,10 +397,17 @@ mod tests {
         let dir = temp.path().join("restored");
         let (target, bytes) = (dir.clone(), whole.clone());
         let made = tokio::task::spawn_blocking(move || {
-            let cut = restore(&bytes[..bytes.len() - 3], &target);
+            let key = SecretKey::derive(b"test", "backup");
+            let cut = restore(&bytes[..bytes.len() - 3], &target, Some(&key));
             assert!(matches!(cut, Err(RestoreError::Backup(Error::Cut { .. }))) && !target.exists());
-            let made = restore(&bytes[..], &target).unwrap();
-            assert!(matches!(restore(&bytes[..], &target), Err(RestoreError::NotEmpty { .. })));
+            // The keys are in it, and only for whoever has the key.
+            let without = restore(&bytes[..], &target, None).unwrap_err();
+            assert!(matches!(&without, RestoreError::NoKey { id } if *id == key.fingerprint()), "{without}");
+            let wrong = restore(&bytes[..], &target, Some(&SecretKey::generate())).unwrap_err();
+            assert!(matches!(wrong, RestoreError::OtherKey { .. }) && !target.exists(), "{wrong}");
+            assert!(!bytes.windows(11).any(|found| found == b"PRIVATE KEY"), "no key stands in it in the clear");
+            let made = restore(&bytes[..], &target, Some(&key)).unwrap();
+            assert!(matches!(restore(&bytes[..], &target, Some(&key)), Err(RestoreError::NotEmpty { .. })));
             made
         });
         assert_eq!(made.await.unwrap().files, 2);

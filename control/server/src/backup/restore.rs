@@ -5,11 +5,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
-use coracle_keyspace::{OpenError, Restoring, Revision};
+use coracle_keyspace::{OpenError, Restoring, Revision, SecretKey};
 use serde_json::Value;
 use tokio::runtime::Handle;
 
-use super::format::{Error, Frame, Reader};
+use super::format::{self, Error, Frame, Reader};
 use crate::authority::{self, Authority, SharedKeys};
 use crate::founding;
 
@@ -19,6 +19,20 @@ pub enum RestoreError {
     /// The backup.
     #[error(transparent)]
     Backup(#[from] Error),
+    /// Its keys are sealed.
+    #[error("the keys in this backup are sealed under the backup key {id}: name its file with --key-file")]
+    NoKey {
+        /// Which key it takes.
+        id: String,
+    },
+    /// Its keys are sealed under another key.
+    #[error("the keys in this backup are sealed under the backup key {id}, and the one that was given is {given}")]
+    OtherKey {
+        /// Which key it takes.
+        id: String,
+        /// The one that was given.
+        given: String,
+    },
     /// Something is there already.
     #[error("{dir} is not empty: a cluster is restored into a new directory; choose another one, or move that away")]
     NotEmpty {
@@ -62,7 +76,8 @@ pub struct Restored {
 }
 
 /// Makes the data directory `dir` of what `from` holds. On an error there is none. Blocks, within a runtime.
-pub fn restore(from: impl Read, dir: &Path) -> Result<Restored, RestoreError> {
+/// `key` is what the backup was made with; one of version 1 takes none.
+pub fn restore(from: impl Read, dir: &Path, key: Option<&SecretKey>) -> Result<Restored, RestoreError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| RestoreError::File { path, source }
@@ -83,7 +98,7 @@ pub fn restore(from: impl Read, dir: &Path) -> Result<Restored, RestoreError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(RestoreError::UnderWay { dir: work }),
         made => made.map_err(failed(&work))?,
     }
-    let moved = build(reader, &work).and_then(|restored| {
+    let moved = build(reader, &work, key).and_then(|restored| {
         let moved = || -> io::Result<()> {
             rustix::fs::syncfs(File::open(&work)?)?;
             fs::rename(&work, dir)?;
@@ -102,11 +117,11 @@ struct Open {
 }
 
 /// Fills `work`.
-fn build<R: Read>(mut reader: Reader<R>, work: &Path) -> Result<Restored, RestoreError> {
+fn build<R: Read>(mut reader: Reader<R>, work: &Path, key: Option<&SecretKey>) -> Result<Restored, RestoreError> {
     // A next start knows an unfinished one by it.
     let founding = work.join("FOUNDING");
     founding::write(&founding, b"").map_err(|source| RestoreError::File { path: founding, source })?;
-    let mut revision = None;
+    let (mut revision, mut id) = (None, String::new());
     let (mut has_keys, mut records, mut files) = (false, Restoring::new(), 0);
     let mut open: Option<Open> = None;
     let mut end = Value::Null;
@@ -119,9 +134,22 @@ fn build<R: Read>(mut reader: Reader<R>, work: &Path) -> Result<Restored, Restor
             Frame::Head(head) => {
                 let found = head["revision"].as_u64().filter(|_| revision.is_none());
                 revision = Some(found.ok_or_else(|| damaged("its head is not usable"))?);
+                id = head["key"].as_str().unwrap_or_default().to_owned();
             }
             _ if revision.is_none() => return Err(damaged("it has no head")),
-            Frame::Keys(keys) => {
+            Frame::Keys(_) | Frame::Sealed(_) => {
+                let keys = match frame {
+                    Frame::Sealed(sealed) => {
+                        let key = key.ok_or_else(|| RestoreError::NoKey { id: id.clone() })?;
+                        let given = key.fingerprint();
+                        if given != id {
+                            return Err(RestoreError::OtherKey { id, given });
+                        }
+                        format::open(key, &sealed).ok_or_else(|| damaged("its keys cannot be opened"))?
+                    }
+                    Frame::Keys(keys) => keys,
+                    _ => return Err(damaged("its keys are not usable")),
+                };
                 let text = |field: &str| keys[field].as_str().unwrap_or_default().to_owned();
                 let keys = SharedKeys {
                     authority: text("authority"),
@@ -179,7 +207,27 @@ fn create(path: PathBuf, left: u64) -> Result<Open, RestoreError> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    /// As it was written before keys were sealed.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_backup_of_version_1_is_read_without_a_key() {
+        let mut writer = format::Writer::begin(Vec::new()).unwrap();
+        let keys = json!({"authority": "a", "authorityKey": "b", "tokenKey": "c"});
+        let end = json!({"records": 0, "files": 0});
+        for frame in [Frame::Head(json!({"revision": 7})), Frame::Keys(keys), Frame::End(end)] {
+            writer.frame(&frame).unwrap();
+        }
+        let written = writer.finish().unwrap();
+        let bytes = [b"coracle backup 1\n", &written[b"coracle backup 2\n".len()..]].concat();
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("data");
+        let to = dir.clone();
+        let made = tokio::task::spawn_blocking(move || restore(&bytes[..], &to, None)).await.unwrap().unwrap();
+        assert_eq!((made.revision, fs::read_to_string(dir.join("pki/ca.key")).unwrap()), (7, "b".to_owned()));
+    }
 
     #[test]
     fn files_go_below_the_registry_and_nowhere_else() {

@@ -1,14 +1,17 @@
 //! A group of three members. They are killed with their power and start again, leadership is handed over, voters become learners and
 //! voters again. Clients write and read through any member (`clients.rs`), and watches of every one are followed (`watches.rs`).
+//! In every second world what they write is sealed, and the key is renewed again and again (`keys.rs`).
 //!
 //! Judged are:
 //! * each client's own register: its values are seen in order, none that is older than what was acknowledged before the read
 //!   began, none that failed (linearizability of a register with one writer and any readers);
 //! * a counter that all increment with a guard: it counts every acknowledged step once, and no step twice;
 //! * watches on every member: in order, the same everywhere, none missing between the first and the last;
-//! * at the end, without faults: all members are voters and have the same records, and all acknowledged values are there.
+//! * at the end, without faults: all members are voters and have the same records, and all acknowledged values are there; what is to be
+//!   sealed is under the newest key.
 
 mod clients;
+mod keys;
 mod lost;
 mod returns;
 mod storm;
@@ -65,6 +68,9 @@ pub async fn play(seed: u64, plant: Plant) -> Played {
     world.plant().await;
     let mut clients: JoinSet<()> = (0..CLIENTS).map(|client| world.clone().client(client)).collect();
     MEMBERS.iter().for_each(|member| drop(clients.spawn(world.clone().watch(*member))));
+    if world.seals() {
+        clients.spawn(world.clone().renew());
+    }
     world.storm().await;
     world.net.tamper(Tamper::Nothing);
     world.over.store(true, Ordering::Relaxed);
@@ -90,10 +96,14 @@ pub async fn play(seed: u64, plant: Plant) -> Played {
 
 impl World {
     fn new(seed: u64, plant: Plant) -> Arc<World> {
+        let net = SimNet::new(seed ^ 0x5eed);
+        if keys::are_in(seed) {
+            net.seal_under(keys::root(seed));
+        }
         Arc::new(World {
             seed,
             plant,
-            net: SimNet::new(seed ^ 0x5eed),
+            net,
             members: tokio::sync::RwLock::default(),
             promises: Promises::default(),
             heard: Mutex::default(),
@@ -127,6 +137,10 @@ impl World {
         }
         let third = members[&3].keyspace.clone().expect("it is up");
         until(async || (voters(&third) == MEMBERS.len()).then_some(())).await.expect("three voters");
+        drop(members);
+        if self.seals() {
+            self.begin_to_seal().await;
+        }
     }
 
     /// Plants what is planted.

@@ -146,6 +146,9 @@ impl World {
                 return self.is_wrong(format!("member {} ended: {why}", keyspace.member()));
             }
         }
+        if self.seals() {
+            self.is_sealed(&keyspaces).await;
+        }
         // Once more, so that the first has what the last confirmed.
         for keyspace in &keyspaces {
             let _ = keyspace.barrier().await;

@@ -1,0 +1,156 @@
+//! `coracle encryption`: what the cluster encrypts before it keeps it, and the key.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use coracle_sdk::{Encryption, Remote};
+
+use crate::cluster::Which;
+use crate::output::Step;
+
+/// Show and change what is encrypted before the cluster keeps it, and renew the key
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the newest key, what is encrypted, and how much is not yet as it should be
+    Status {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Make a new key, and encrypt everything anew under it
+    ///
+    /// All servers know the key before anything is written under it. The cluster encrypts by itself what is stored, also when this
+    /// command or a server ends meanwhile; called again, the command goes on to wait. Older keys go by themselves, minutes after
+    /// nothing needs them.
+    Rotate {
+        /// Do not wait until everything is encrypted anew
+        #[arg(long)]
+        no_wait: bool,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Say which resources are encrypted; Secrets always are
+    ///
+    /// What is stored is written anew by the cluster, of resources that are no longer named in the clear.
+    Resources {
+        /// As `kubectl api-resources -o name` shows them: configmaps, deployments.apps, or a custom resource
+        #[arg(value_name = "RESOURCE")]
+        resources: Vec<String>,
+        /// Do not wait until everything is written anew
+        #[arg(long)]
+        no_wait: bool,
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+/// How often it is asked how far the cluster is.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Runs the command.
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Command::Status { which } => print(&which.connect().await?.encryption().await.context("ask the cluster")?),
+        Command::Rotate { no_wait, which } => {
+            let remote = which.connect().await?;
+            let before = remote.encryption().await.context("ask the cluster")?;
+            let now = remote.rotate_encryption_key().await.context("make a new key")?;
+            if now.key == before.key {
+                eprintln!("the objects of an earlier command are still being encrypted anew: no other key was made");
+            }
+            finish(&remote, now, no_wait).await?;
+        }
+        Command::Resources { resources, no_wait, which } => {
+            let remote = which.connect().await?;
+            let mut resources: BTreeSet<String> = resources.into_iter().collect();
+            resources.insert("secrets".into());
+            let now = remote.encrypt_resources(&resources).await.context("say what is encrypted")?;
+            finish(&remote, now, no_wait).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until nothing is left to be written anew, and shows how far it is.
+async fn finish(remote: &Remote, mut now: Encryption, no_wait: bool) -> anyhow::Result<()> {
+    if !no_wait && now.left > 0 {
+        let step = Step::begin(format!("encrypt {} objects anew", now.left));
+        while now.left > 0 {
+            step.detail(&format!("{} left", now.left));
+            tokio::time::sleep(LOOK_EVERY).await;
+            now = remote.encryption().await.context("ask how far it is; the cluster goes on by itself")?;
+        }
+        step.done();
+    }
+    print(&now);
+    Ok(())
+}
+
+fn print(encryption: &Encryption) {
+    println!("key        {}", key(encryption));
+    if !encryption.older_keys.is_empty() {
+        let older: Vec<String> = encryption.older_keys.iter().map(u64::to_string).collect();
+        println!("older      {} (they go minutes after nothing needs them)", older.join(" "));
+    }
+    let resources: Vec<&str> = encryption.resources.iter().map(String::as_str).collect();
+    println!("resources  {}", if resources.is_empty() { "-".to_owned() } else { resources.join(" ") });
+    println!("objects    {}, {} of them not yet as they should be", encryption.objects, encryption.left);
+    for unreadable in &encryption.unreadable {
+        println!("unreadable  {}: {}", unreadable.what, unreadable.why);
+    }
+}
+
+/// What is encrypted and under which key, in a line.
+pub fn in_words(encryption: &Encryption) -> String {
+    if encryption.key.is_none() {
+        return "none yet: not all servers have a version that knows of it".to_owned();
+    }
+    let resources: Vec<&str> = encryption.resources.iter().map(String::as_str).collect();
+    let left = match encryption.left {
+        0 => String::new(),
+        left => format!("; {left} objects are not under it yet"),
+    };
+    format!("{} under key {}{left}", resources.join(" "), key(encryption))
+}
+
+/// The newest key, in words.
+fn key(encryption: &Encryption) -> String {
+    match (encryption.key, encryption.age_days()) {
+        (Some(key), Some(days)) => format!("{key}, {days} days old"),
+        (Some(key), None) => key.to_string(),
+        (None, _) => "none as long as not all servers know of it".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_whether_secrets_are_encrypted_and_under_which_key() {
+        let none = Encryption {
+            key: None,
+            created: None,
+            older_keys: Vec::new(),
+            resources: BTreeSet::new(),
+            objects: 0,
+            left: 0,
+            unreadable: Vec::new(),
+            unreadable_count: 0,
+        };
+        assert!(in_words(&none).starts_with("none yet"));
+        let resources = ["secrets", "configmaps"].map(str::to_owned).into();
+        let some = Encryption { key: Some(3), created: Some(0), resources, ..none };
+        let said = in_words(&some);
+        assert!(said.starts_with("configmaps secrets under key 3, ") && said.ends_with(" days old"), "{said}");
+        let said = in_words(&Encryption { left: 2, ..some });
+        assert!(said.ends_with("; 2 objects are not under it yet"), "{said}");
+    }
+}
