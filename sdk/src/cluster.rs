@@ -155,9 +155,7 @@ impl Cluster {
         let peers =
             Peering::listen(SocketAddr::new(options.bind, options.peer_port), options.peer_address.as_deref()).await?;
         let joining = match &options.join {
-            Some(join) => joining(&options, join, &name, peers.address())
-                .await
-                .map_err(|error| StartError::Join(Box::new(error)))?,
+            Some(join) => joining(&options, join, &name, peers.address()).await?,
             None => None,
         };
         let server = Server::start(coracle_server::Config {
@@ -307,20 +305,22 @@ impl NodeParts {
 }
 
 /// What the cluster gives a server that joins; nothing where it has joined before.
-async fn joining(options: &Options, join: &Join, name: &str, address: &str) -> Result<Option<Joining>, WorkerError> {
+async fn joining(options: &Options, join: &Join, name: &str, address: &str) -> Result<Option<Joining>, StartError> {
     let dir = &options.data_dir;
-    let (server, token) = join.parse()?;
-    let taken = |why: &str| WorkerError::Directory { dir: dir.clone(), why: why.to_owned() };
+    let failed = |error| StartError::Join(Box::new(error));
+    let (server, token) = join.parse().map_err(failed)?;
+    let taken = |why: &str| Err(failed(WorkerError::Directory { dir: dir.clone(), why: why.to_owned() }));
     if dir.join("identity.json").exists() {
-        return Err(taken("belongs to a node: choose another directory for a server"));
+        return taken("belongs to a node: choose another directory for a server");
     }
     if !dir.join("CLUSTER").exists() {
-        return worker::join_server(&server, &token, name, address).await.map(Some);
+        Server::check_joining(dir, options.audit.as_ref())?;
+        return worker::join_server(&server, &token, name, address).await.map(Some).map_err(failed);
     }
     match std::fs::read_to_string(dir.join("pki/ca.crt")) {
         // What is missing is told at the start.
         Ok(authority) if !token.is_of(&authority) => {
-            Err(taken("belongs to another cluster: choose another directory, or remove this one with `coracle reset`"))
+            taken("belongs to another cluster: choose another directory, or remove this one with `coracle reset`")
         }
         _ => Ok(None),
     }
@@ -421,6 +421,36 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    /// Each place that is given is a number and a name, for good.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_could_not_start_here_asks_nobody_for_a_place() {
+        let token = format!("c1.{}.{}.{}", "0".repeat(8), "0".repeat(32), "0".repeat(64));
+        // Nobody is there: whoever asks is told so.
+        let join = Join { server: "https://127.0.0.1:1".to_owned(), token };
+        let start = async |dir: &Path, audit: Option<Audit>| {
+            let options = Options { join: Some(join.clone()), audit, ..Options::new(dir).free_ports() };
+            match Cluster::start(options).await {
+                Ok(_) => panic!("it joined nobody"),
+                Err(error) => error,
+            }
+        };
+        let new = tempfile::tempdir().unwrap();
+        let asked = start(new.path(), None).await;
+        assert!(matches!(asked, StartError::Join(_)), "{asked:?}");
+        // A start that nobody answered leaves nothing in the way of the next.
+        assert!(matches!(start(new.path(), None).await, StartError::Join(_)));
+        let audit = Audit { policy: new.path().join("none"), log: coracle_server::Log::default() };
+        let told = start(new.path(), Some(audit)).await;
+        assert!(matches!(told, StartError::Server(coracle_server::Error::File { .. })), "{told:?}");
+        std::fs::write(new.path().join("control/FORMAT"), "coracle keyspace 2\nmember 7\norigin admitted\n").unwrap();
+        let told = start(new.path(), None).await;
+        assert!(matches!(told, StartError::Server(coracle_server::Error::Begun { .. })), "{told:?}");
+        // Data whose mark is gone is a loss, and nothing to remove.
+        std::fs::remove_file(new.path().join("FOUNDING")).unwrap();
+        let told = start(new.path(), None).await;
+        assert!(matches!(told, StartError::Server(coracle_server::Error::Missing { .. })), "{told:?}");
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_cluster_that_is_dropped_ends() {

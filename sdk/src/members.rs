@@ -24,7 +24,7 @@ pub struct Member {
     pub address: String,
     /// `HOST:PORT` of its API.
     pub api: String,
-    /// `voter`, or `learner` as long as it does not count.
+    /// `voter`, or `learner` as long as it does not count, or `absent` when it was given its number and has not come.
     pub role: String,
     /// Which formats of the log it knows.
     #[serde(default = "first")]
@@ -62,6 +62,11 @@ impl Certificate {
 }
 
 impl Member {
+    /// Whether it was given its number and has not come.
+    pub fn is_absent(&self) -> bool {
+        self.role == "absent"
+    }
+
     /// Its number and name.
     pub fn title(&self) -> String {
         format!("{} ({})", self.name, self.member)
@@ -133,6 +138,14 @@ fn servers_in_words(members: &[Member]) -> Vec<String> {
     // Only the leader knows; one of whom it never heard has been away since it began to lead.
     let is_leader_asked = members.iter().any(|member| member.leads && member.heard_milliseconds.is_some());
     let is_missing = |member: &Member| member.heard_milliseconds.is_none_or(|heard| heard >= MISSING_AFTER_MS);
+    for member in members.iter().filter(|member| member.is_absent()) {
+        words.push(format!(
+            "server {} was given a place and has not come: if its start has failed, `coracle member remove {}` and let it join again",
+            member.title(),
+            member.member
+        ));
+    }
+    let members: Vec<&Member> = members.iter().filter(|member| !member.is_absent()).collect();
     for member in members.iter().filter(|member| is_leader_asked && is_missing(member)) {
         words.push(format!(
             "server {} at {} is missing: start it; if it is gone for good, `coracle member remove {}` and let another join",
@@ -240,7 +253,8 @@ mod tests {
             (vec![leader.clone(), well(2), gone], Some("coracle member remove 3")),
             (vec![leader.clone(), well(2), member(3, "voter", false, None)], Some("coracle member remove 3")),
             (vec![leader.clone(), well(2)], Some("2 voters are no safer than 1")),
-            (vec![leader, learner], Some("1 of the servers do not count yet")),
+            (vec![leader.clone(), learner], Some("1 of the servers do not count yet")),
+            (vec![leader, member(4, "absent", false, None)], Some("coracle member remove 4")),
             (vec![well(2), well(3), well(5)], Some("no server leads at this moment")),
         ] {
             let words = servers_in_words(&members);

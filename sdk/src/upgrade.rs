@@ -110,7 +110,7 @@ impl Remote {
     pub async fn parts(&self) -> Result<Vec<Part>, AskError> {
         let members = self.members().await?;
         let mut parts = Vec::new();
-        for member in members {
+        for member in members.into_iter().filter(|member| !member.is_absent()) {
             let program = self.program(&member_path(member.member)).await.map_err(|error| error.to_string());
             let (name, leads) = (member.name, member.leads);
             parts.push(Part { name, member: Some(member.member), node: None, leads, program });
@@ -157,7 +157,8 @@ impl Remote {
 
     /// A server but `own` that does not answer, and why.
     async fn silent_but(&self, own: u64) -> Result<Option<String>, AskError> {
-        for member in self.members().await?.into_iter().filter(|member| member.member != own) {
+        let others = self.members().await?.into_iter().filter(|member| member.member != own && !member.is_absent());
+        for member in others {
             match self.program(&member_path(member.member)).await {
                 Ok(_) => {}
                 Err(error @ AskError::Refused { code: 401 | 403, .. }) => return Err(error),

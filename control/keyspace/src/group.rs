@@ -156,6 +156,8 @@ pub enum Role {
     Voter,
     /// It has the data, or gets it, and does not count yet.
     Learner,
+    /// It was admitted, and has not come.
+    Absent,
 }
 
 /// A member, as another sees it.
@@ -237,6 +239,9 @@ pub enum GroupError {
     /// It would do harm, or makes no sense; nothing was done.
     #[error("{0}")]
     Refused(String),
+    /// What it depends on is not as it was; nothing was done.
+    #[error("something has changed meanwhile: try again")]
+    Changed,
     /// Nobody leads, or the leader cannot be reached: nothing was done, or what was begun is finished by whoever leads next.
     #[error("no member leads that can be reached from here; are too many servers down?")]
     Unavailable,
@@ -258,6 +263,7 @@ impl From<TransactError> for GroupError {
             TransactError::Unknown => GroupError::Unknown,
             TransactError::Stopped => GroupError::Stopped,
             TransactError::Unavailable { .. } => GroupError::Unavailable,
+            TransactError::Guard(_) => GroupError::Changed,
             error => GroupError::Refused(error.to_string()),
         }
     }
@@ -494,6 +500,11 @@ pub(crate) fn admitted(state: &State) -> BTreeSet<MemberId> {
     records.filter_map(|name| name.strip_prefix(MEMBER)?.parse().ok()).collect()
 }
 
+/// Who was admitted under `name`, or has it since.
+fn named(state: &State, name: &str) -> Option<MemberId> {
+    admitted(state).into_iter().find(|member| self::name(state, *member) == name)
+}
+
 impl Keyspace {
     /// The cluster.
     pub fn cluster(&self) -> ClusterId {
@@ -505,7 +516,8 @@ impl Keyspace {
         self.0.id
     }
 
-    /// Allocates a number for a new member, which is called `name` when members are listed. Whoever asks must have proved
+    /// Allocates a number for a new member, which is called `name` when members are listed, as nobody else is, also of those that were
+    /// admitted and have not come. Whoever asks must have proved
     /// that it may: what is returned, with a certificate for it, is all that it takes to get every record. A member that does
     /// not understand what is written is refused.
     pub async fn admit(&self, name: &str, formats: Formats) -> Result<Admission, GroupError> {
@@ -539,6 +551,10 @@ impl Keyspace {
             let Ok(member) = first_line(&next.bytes).parse::<MemberId>() else {
                 return Err(GroupError::Refused("the record of the next member's number cannot be read".into()));
             };
+            // Whoever is admitted at the same moment has taken the number that this would be given.
+            if let Some(why) = self.taken(name) {
+                return Err(GroupError::Refused(why));
+            }
             let mut ops = {
                 let state = self.0.machine.state.read();
                 let mut ops = formats::tell(&state, member, formats).map_err(GroupError::Refused)?;
@@ -560,6 +576,21 @@ impl Keyspace {
             }
         }
         Err(GroupError::Refused("too many servers ask to be admitted at the same time; try again".into()))
+    }
+
+    /// Why nobody else may be called `name`, where somebody is that was admitted, whether it has come or not; as it is known here.
+    pub fn taken(&self, name: &str) -> Option<String> {
+        let other = named(&self.0.machine.state.read(), name)?;
+        let what_to_do = match self.0.member.address_of(other) {
+            Some(_) => "if this one is to take its place,",
+            None => {
+                "it was given that number and has not come; if that was this one, and its start failed, `coracle reset` here and"
+            }
+        };
+        Some(format!(
+            "there is a server {name} already, member {other}: choose another name with --name; {what_to_do} `coracle member remove \
+             {other}` first"
+        ))
     }
 
     /// Removes `members` from the group, in one change; learners that have caught up take the places of voters. They are
@@ -683,6 +714,27 @@ impl Keyspace {
     /// The members, in the order of their numbers.
     pub fn members(&self) -> Vec<MemberStatus> {
         self.0.member.members()
+    }
+
+    /// Those that were admitted and have not come, as it is known here; whoever does not come any more is removed like a member.
+    pub fn absent(&self) -> Vec<MemberStatus> {
+        let come: BTreeSet<MemberId> = self.members().into_iter().map(|member| member.member).collect();
+        let state = self.0.machine.state.read();
+        let absent = admitted(&state).into_iter().filter(|member| !come.contains(member));
+        absent
+            .map(|member| MemberStatus {
+                member,
+                name: name(&state, member),
+                address: String::new(),
+                api: String::new(),
+                role: Role::Absent,
+                formats: formats::of(&state, member),
+                leads: false,
+                matched: None,
+                heard: None,
+                waits: waits(&state, member),
+            })
+            .collect()
     }
 
     /// Has all members know where clients reach this one.

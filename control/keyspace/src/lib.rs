@@ -34,7 +34,7 @@ mod wal;
 mod watcher;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -425,6 +425,21 @@ impl Keyspace {
         let announce = leader::announce(keyspace.0.member.clone(), format!("hub:{id}"), Vec::new(), stopped);
         keyspace.0.tasks.lock().push(tokio::spawn(announce));
         Ok(keyspace)
+    }
+
+    /// Looks whether data can be made in `dir`, where there is none: nobody uses it, and there is space. Blocks on the disk.
+    pub fn check_new(dir: &Path) -> Result<(), OpenError> {
+        let host = Host::real();
+        drop(Dir::open(&host, dir, &Begin::Found)?);
+        let failed = |source| OpenError::Start { path: dir.to_owned(), source };
+        let free = host.disk.free(dir).map_err(failed)?;
+        match free < FREE_LOW {
+            true => {
+                let full = NoRoom::Disk { dir: dir.to_owned(), free };
+                Err(failed(io::Error::new(io::ErrorKind::StorageFull, full.to_string())))
+            }
+            false => Ok(()),
+        }
     }
 
     /// Locks and reads what is in `config.dir`, and makes it when nothing is there and `config.begin` says so.

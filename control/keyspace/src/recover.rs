@@ -14,7 +14,7 @@ use crate::dir::{Dir, DirError};
 use crate::formats::Formats;
 use crate::group::{self, Begin, ClusterId};
 use crate::host::{self, Host};
-use crate::raft::{self, Member, MemberId, Whole};
+use crate::raft::{self, Member, MemberId, Remains};
 use crate::record::Revision;
 use crate::state::Retention;
 
@@ -71,7 +71,7 @@ pub struct Lost {
 /// A member that is not running, and all that it has. Its directory is locked as long as this lives.
 pub struct Survivor {
     host: Host,
-    whole: Whole,
+    remains: Remains,
     begin: Revision,
 }
 
@@ -82,54 +82,54 @@ impl Survivor {
         let dir = Dir::open(&host, path, &Begin::Resume)?;
         let failed = |source| RecoverError::Read { path: path.into(), source };
         let retention = Retention { age: Duration::ZERO, bytes: 0, memory: 0 };
-        let whole =
-            Member::read(&host, dir, retention, Formats::OWN, None).and_then(raft::Read::whole).map_err(failed)?;
-        let member = whole.owner.member;
-        if whole.state.applied == Revision::default() || whole.voters.is_empty() {
+        let remains =
+            Member::read(&host, dir, retention, Formats::OWN, None).and_then(raft::Read::remains).map_err(failed)?;
+        let member = remains.owner.member;
+        if remains.state.applied == Revision::default() || remains.voters.is_empty() {
             return Err(RecoverError::Empty(member));
         }
-        if !whole.members.contains_key(&member) || !group::admitted(&whole.state).contains(&member) {
+        if !remains.members.contains_key(&member) || !group::admitted(&remains.state).contains(&member) {
             return Err(RecoverError::Removed(member));
         }
-        if whole.voters == BTreeSet::from([member]) {
+        if remains.voters == BTreeSet::from([member]) {
             return Err(RecoverError::Alone(member));
         }
-        let begin = backup::begin_after(whole.state.applied, host::since_1970());
-        Ok(Survivor { host, whole, begin })
+        let begin = backup::begin_after(remains.state.applied, host::since_1970());
+        Ok(Survivor { host, remains, begin })
     }
 
     /// Its number.
     pub fn member(&self) -> MemberId {
-        self.whole.owner.member
+        self.remains.owner.member
     }
 
     /// The cluster.
     pub fn cluster(&self) -> ClusterId {
-        self.whole.owner.cluster
+        self.remains.owner.cluster
     }
 
     /// Everything that it has was written up to here.
     pub fn revision(&self) -> Revision {
-        self.whole.state.applied
+        self.remains.state.applied
     }
 
     /// How many records it has.
     pub fn records(&self) -> usize {
-        let groups = self.whole.state.collections().filter(|(name, _)| &***name != group::GROUP);
+        let groups = self.remains.state.collections().filter(|(name, _)| &***name != group::GROUP);
         groups.map(|(_, found)| found.records.len()).sum()
     }
 
     /// All others.
     pub fn lost(&self) -> Vec<Lost> {
-        let state = &self.whole.state;
-        let address = |member: &MemberId| self.whole.members.get(member).cloned().unwrap_or_default();
+        let state = &self.remains.state;
+        let address = |member: &MemberId| self.remains.members.get(member).cloned().unwrap_or_default();
         let named = |member| Lost { member, name: group::name(state, member), address: address(&member) };
         self.others().into_iter().map(named).collect()
     }
 
     fn others(&self) -> BTreeSet<MemberId> {
-        let mut others = group::admitted(&self.whole.state);
-        others.extend(self.whole.members.keys());
+        let mut others = group::admitted(&self.remains.state);
+        others.extend(self.remains.members.keys());
         others.remove(&self.member());
         others
     }
@@ -138,7 +138,7 @@ impl Survivor {
     /// returns, in the place of the one that was read.
     pub async fn make(&mut self, path: &Path) -> Result<(), RecoverError> {
         let others = self.others();
-        let Whole { state, owner, term, .. } = &mut self.whole;
+        let Remains { state, owner, term, .. } = &mut self.remains;
         let ops = group::go_on_without(state, &others).ok_or(RecoverError::Empty(owner.member))?;
         let failed = |source| RecoverError::Write { path: path.into(), source };
         // Nothing of it is applied when this fails, which it cannot: what is forgotten is there.

@@ -112,6 +112,24 @@ pub struct Collected {
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
+/// What is named at one moment, by which repository.
+#[derive(Clone, Debug, Default)]
+pub struct Named(Vec<(String, Digest)>);
+
+impl Named {
+    /// What of it is not among the contents that are `there`, by their digests.
+    pub fn lacking(&self, there: impl Fn(&str) -> bool) -> Lacking {
+        let mut lacking = Lacking::default();
+        for (name, digest) in self.0.iter().filter(|(_, digest)| !there(&digest.to_string())) {
+            lacking.count += 1;
+            if lacking.first.len() < LACKING_TOLD_MAX {
+                lacking.first.push(format!("{name} ({digest})"));
+            }
+        }
+        lacking
+    }
+}
+
 /// What is named and not there.
 #[derive(Clone, Debug, Default)]
 pub struct Lacking {
@@ -310,21 +328,9 @@ impl Registry {
         alarms
     }
 
-    /// What is named and not on this disk.
-    pub async fn lacking(&self) -> io::Result<Lacking> {
-        let lacking = |inner: &Inner| {
-            let mut lacking = Lacking::default();
-            for (name, digest) in inner.names.named().map_err(io::Error::other)? {
-                if inner.store.size(&digest)?.is_none() {
-                    lacking.count += 1;
-                    if lacking.first.len() < LACKING_TOLD_MAX {
-                        lacking.first.push(format!("{name} ({digest})"));
-                    }
-                }
-            }
-            Ok(lacking)
-        };
-        self.blocking(lacking).await
+    /// What is named now.
+    pub async fn named(&self) -> io::Result<Named> {
+        self.blocking(|inner| inner.names.named().map(Named).map_err(io::Error::other)).await
     }
 
     /// Looks whether a content that is here is what its digest says ([`Store::look`]); one that was, or that the disk did not give, is

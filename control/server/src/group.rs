@@ -98,6 +98,8 @@ impl std::fmt::Debug for Joining {
     }
 }
 
+/// How often a server whose record is another one meanwhile says again what it is called.
+const INTRODUCTIONS_TRIED: usize = 16;
 /// How often a server that waits for a majority of the servers says so.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
@@ -126,6 +128,7 @@ pub(crate) async fn caught_up(keyspace: &Keyspace) -> Result<(), Error> {
 /// Has the others know what this server is called, when it has what they have. Others that go away just then are no reason not to start, nor
 /// is a full disk.
 pub(crate) async fn introduced(keyspace: &Keyspace, name: &str, api_names: &[String]) -> Result<(), Error> {
+    let mut tried = 0;
     loop {
         match keyspace.introduce(name, api_names).await {
             Err(error @ GroupError::NoRoom(_)) => {
@@ -134,6 +137,11 @@ pub(crate) async fn introduced(keyspace: &Keyspace, name: &str, api_names: &[Str
             }
             // Telling it twice is nothing.
             Err(GroupError::Unknown | GroupError::Unavailable) => caught_up(keyspace).await?,
+            // Who was removed just now hears so, in words.
+            Err(GroupError::Changed) if tried < INTRODUCTIONS_TRIED => {
+                tried += 1;
+                caught_up(keyspace).await?;
+            }
             introduced => return Ok(introduced?),
         }
     }
@@ -311,6 +319,19 @@ mod tests {
         ] {
             assert_eq!(with_port(given, 7), expected);
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_server_without_a_record_is_not_introduced_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        let record = coracle_keyspace::Key::new("coracle group", "member 1");
+        let gone = coracle_keyspace::Op::Delete { key: record, guard: coracle_keyspace::Guard::Present };
+        keyspace.transact(vec![gone]).await.unwrap();
+        let told = tokio::time::timeout(LIMIT, introduced(&keyspace, "one", &["one.example".to_owned()])).await;
+        let told = told.expect("it ends").unwrap_err();
+        assert!(matches!(told, Error::Group(GroupError::Changed)), "{told}");
+        keyspace.shutdown().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -206,9 +206,20 @@ impl Joining {
         }
     }
 
-    /// Whether a server's API, or the node in its process, is reached by this name: whoever had a certificate for it could be that.
+    /// Whether a server's API, or the node in its process, is reached by this name, or will be: whoever had a certificate for it
+    /// could be that.
     fn is_servers(&self, name: &str) -> bool {
-        self.keyspace.api_names().iter().any(|reserved| reserved.eq_ignore_ascii_case(name))
+        let is_reached = || self.keyspace.api_names().iter().any(|reserved| reserved.eq_ignore_ascii_case(name));
+        self.keyspace.taken(name).is_some() || is_reached()
+    }
+
+    fn check_is_no_servers(&self, name: &str) -> Result<(), Refusal> {
+        match self.authority.is_own_node(name) || self.is_servers(name) {
+            true => {
+                Err(Refusal::Name(format!("the name {name} belongs to a server itself: choose another with --name")))
+            }
+            false => Ok(()),
+        }
     }
 
     /// Says which of this server's `names` are names of nodes that joined before: their certificates are good for these names until
@@ -230,10 +241,7 @@ impl Joining {
     /// Gives the node's name to whoever sent `request`, if it may have it.
     async fn give_name(&self, name: &str, request: &str) -> Result<(), Refusal> {
         check_name(name).map_err(Refusal::Request)?;
-        if self.authority.is_own_node(name) || self.is_servers(name) {
-            let message = format!("the name {name} belongs to a server itself: choose another with --name");
-            return Err(Refusal::Name(message));
-        }
+        self.check_is_no_servers(name)?;
         let path = format!("/api/v1/nodes/{name}");
         let given = json!({RANGE: "joined", GIVEN: format!("{} {}", seconds_now(), hash(request))});
         let is_mine = match self.read(&path).await? {
@@ -251,8 +259,17 @@ impl Joining {
             }
         };
         match is_mine {
-            true => Ok(()),
+            // A server of this name that was admitted meanwhile is known by now, or it finds this node.
+            true => self.check_is_no_servers(name),
             false => Err(Refusal::Name(format!("another machine joins as {name} at this moment: choose another name"))),
+        }
+    }
+
+    /// Refuses a server whose node would be called as another machine's is.
+    async fn check_node_of(&self, name: &str) -> Result<(), Refusal> {
+        match self.read(&format!("/api/v1/nodes/{name}")).await? {
+            Some(node) => may_be_given(name, &node, "", seconds_now()),
+            None => Ok(()),
         }
     }
 
@@ -265,24 +282,17 @@ impl Joining {
         promotion: Promotion,
     ) -> Result<crate::Joining, Refusal> {
         check_name(name).map_err(Refusal::Request)?;
-        let members = self.keyspace.members();
-        if let Some(other) = members.iter().find(|member| member.name == name) {
-            return Err(Refusal::Name(format!(
-                "there is a server {name} already, member {}: choose another name with --name; if this one is to take its \
-                 place, `coracle member remove {}` first",
-                other.member, other.member
-            )));
+        if let Some(why) = self.keyspace.taken(name) {
+            return Err(Refusal::Name(why));
         }
+        let members = self.keyspace.members();
         if let Some(other) = members.iter().find(|member| member.address == address) {
             return Err(Refusal::Name(format!(
                 "{address} is where member {} {} is reached: say with --peer-address where this one is",
                 other.member, other.name
             )));
         }
-        // The node beside it is called the same.
-        if let Some(node) = self.read(&format!("/api/v1/nodes/{name}")).await? {
-            may_be_given(name, &node, "", seconds_now())?;
-        }
+        self.check_node_of(name).await?;
         let reach = tokio::time::timeout(REACH_MAX, tokio::net::TcpStream::connect(address)).await;
         if let Err(why) = reach.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             let why = why.to_string();
@@ -293,6 +303,13 @@ impl Joining {
             )));
         }
         let admission = self.keyspace.admit_until(name, formats, promotion).await?;
+        // A node that was given the name meanwhile is there by now, or it finds this server.
+        if let Err(refusal) = self.check_node_of(name).await {
+            if let Err(error) = self.keyspace.remove([admission.member].into()).await {
+                tracing::warn!(%error, member = admission.member, name, "take back the number of a server that is not let in");
+            }
+            return Err(refusal);
+        }
         let keys = self.authority.shared().map_err(|error| Refusal::Unavailable(error.to_string()))?;
         tracing::info!(member = admission.member, name, address, "a server is admitted");
         Ok(crate::Joining { admission, keys })
@@ -474,6 +491,50 @@ mod tests {
         server.keyspace().introduce("boat", &["laptop".to_owned()]).await.unwrap();
         let refused = renew().await.unwrap_err();
         assert!(refused.to_string().contains("belongs to a server itself"), "{refused}");
+        server.shutdown().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_name_is_a_servers_or_a_nodes_and_never_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let any = std::net::SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+        let config = crate::Config {
+            peers: Some(crate::Peering::listen(any, None).await.unwrap()),
+            ..crate::tests::config(dir.path())
+        };
+        let server = crate::Server::start(config).await.unwrap();
+        let joining = Joining::new(server.authority.clone(), server.admin(), server.keyspace().clone());
+        let addressed = async || {
+            while server.keyspace().members()[0].address.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), addressed()).await.unwrap();
+        let admit = |name: &'static str, address: &'static str| {
+            joining.admit_server(name, address, Formats::OWN, Promotion::WhenComplete)
+        };
+        // Where a server might be.
+        let listener = tokio::net::TcpListener::bind(any).await.unwrap();
+        let address: &'static str = listener.local_addr().unwrap().to_string().leak();
+        // Two machines called the same come at once: one is let in.
+        let (admitted, refused) = match tokio::join!(admit("two", address), admit("two", address)) {
+            (Ok(admitted), Err(refused)) | (Err(refused), Ok(admitted)) => (admitted, refused),
+            both => panic!("one of both is let in: {both:?}"),
+        };
+        assert!(refused.to_string().contains("there is a server two already, member 2"), "{refused}");
+        assert!(refused.to_string().contains("has not come"), "{refused}");
+        assert_eq!(server.keyspace().absent()[0].member, admitted.admission.member);
+        // It takes its time; its node's name is taken.
+        let refused = joining.give_name("two", "a request").await.unwrap_err();
+        assert!(refused.to_string().contains("belongs to a server itself"), "{refused}");
+        // And the other way round.
+        joining.give_name("three", "a request").await.unwrap();
+        let refused = admit("three", address).await.unwrap_err();
+        assert!(refused.to_string().contains("another machine has joined as three"), "{refused}");
+        // A number that is taken back leaves its name.
+        server.keyspace().remove([admitted.admission.member].into()).await.unwrap();
+        assert!(server.keyspace().absent().is_empty());
+        admit("two", address).await.unwrap();
         server.shutdown().await;
     }
 

@@ -155,6 +155,16 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// It was given a place among the servers, and its start ended before it had it.
+    #[error(
+        "{dir} has what a start has left that was given a place among the servers, or founded a cluster, and ended before it was one \
+         of them: `coracle reset` removes it. At another server `coracle member list` shows the place as absent, and `coracle member \
+         remove` takes it back"
+    )]
+    Begun {
+        /// The data directory.
+        dir: PathBuf,
+    },
     /// The data directory was laid out by another version.
     #[error("{path} says {found:?}, which this version does not know; use the version of coracle that wrote it")]
     Layout {
@@ -222,6 +232,23 @@ pub struct NodeTls {
 }
 
 impl Server {
+    /// Looks whether this machine has what a server needs that is to join, before it is given a place among the others: each start that
+    /// fails with a place has taken a number, and its name. Blocks on the disk.
+    pub fn check_joining(data_dir: &Path, audit: Option<&Audit>) -> Result<(), Error> {
+        audit.cloned().map(Audit::read).transpose()?;
+        if founding::is_founded(data_dir)? {
+            return Authority::check(&data_dir.join("pki")).map_err(Error::from);
+        }
+        let control = data_dir.join("control");
+        let format = control.join("FORMAT");
+        match format.try_exists() {
+            Ok(false) => (),
+            Ok(true) => return Err(Error::Begun { dir: data_dir.to_owned() }),
+            Err(source) => return Err(Error::File { path: format, source }),
+        }
+        Keyspace::check_new(&control).map_err(|source| Error::Data { dir: data_dir.to_owned(), source })
+    }
+
     /// Starts a server; when this returns the API answers and the kubeconfig is complete.
     pub async fn start(mut config: Config) -> Result<Server, Error> {
         let dir = config.data_dir.clone();

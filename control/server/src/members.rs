@@ -2,7 +2,7 @@
 //!
 //! | route | who | what |
 //! | --- | --- | --- |
-//! | `GET /coracle/v1/members` | who may | all members, as this one sees them |
+//! | `GET /coracle/v1/members` | who may | all members, as this one sees them, and whoever was admitted and has not come |
 //! | `DELETE /coracle/v1/members/NUMBER` | who may | removes a member |
 //! | `GET`, `POST /coracle/v1/members/NUMBER/program` | who may | that server's program ([`crate::program`]), whichever is asked |
 
@@ -80,9 +80,9 @@ async fn list(State(keyspace): State<Keyspace>) -> Json<Value> {
     Json(json!({"member": keyspace.member(), "members": all(&keyspace)}))
 }
 
-/// All members, as this one sees them.
+/// All members, as this one sees them, and those that were admitted and have not come.
 pub fn all(keyspace: &Keyspace) -> Vec<Value> {
-    keyspace.members().iter().map(member).collect()
+    keyspace.members().iter().chain(&keyspace.absent()).map(member).collect()
 }
 
 /// What is known of a member; what only the leader knows is missing where another one is asked.
@@ -113,7 +113,7 @@ async fn remove(State(keyspace): State<Keyspace>, Path(member): Path<MemberId>) 
         Err(GroupError::Refused(_)) => StatusCode::CONFLICT,
         Err(GroupError::Unknown) => StatusCode::GATEWAY_TIMEOUT,
         Err(GroupError::NoRoom(_)) => StatusCode::INSUFFICIENT_STORAGE,
-        Err(GroupError::Unavailable | GroupError::Stopped) => StatusCode::SERVICE_UNAVAILABLE,
+        Err(GroupError::Unavailable | GroupError::Stopped | GroupError::Changed) => StatusCode::SERVICE_UNAVAILABLE,
     };
     status(code, &removed.err().map(|error| error.to_string()).unwrap_or_default())
 }

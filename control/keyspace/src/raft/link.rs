@@ -29,6 +29,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use rustix::net::sockopt;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
@@ -45,7 +46,7 @@ use super::ask::{Ask, Told};
 use super::greetings::{Bounds, Greeting, Greetings};
 use super::members::removed;
 use super::network::{Answer, Answering, Call, Part, Transport, TransportError, answer};
-use super::places::{Place, Places};
+use super::places::{Place, Places, Work};
 use super::types::{MemberId, Transaction};
 use super::wire::{self, Incoming, IncomingPart};
 use crate::group::{self, ClusterId, Number};
@@ -57,8 +58,12 @@ const STREAM_MAGIC: &[u8; 16] = b"coracle streams1";
 const HELLO_BYTES: usize = 16 + 16 + 8 + 8;
 /// How long it may take to have a connection, and to say hello on it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long what was sent may stay unacknowledged before a connection is taken for dead.
+/// How long what was sent may stay unacknowledged before a connection is taken for dead. It bounds the kernel's questions, too.
 const UNACKNOWLEDGED_MS: u32 = 4_000;
+/// After how much silence the kernel asks whether the other side is there still, and how often: twice within
+/// [`UNACKNOWLEDGED_MS`], which counts from the last that came. Whoever has nothing to send notices nothing else: the other side gave
+/// up in an outage, and its last word was lost.
+const ASKED: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(1));
 /// How long after a failed dial the next one comes, at first and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Largest frame: an append of 1 MiB of entries and one of 4 MiB more, or a record beyond a snapshot's part.
@@ -68,7 +73,8 @@ const CALLS_QUEUED: usize = 64;
 /// Calls of one connection that are being answered, and their bytes; the others wait in the sockets.
 const CALLS_ANSWERED: usize = 256;
 const CALLS_BYTES: usize = 2 * FRAME_BYTES_MAX;
-/// Connections from other members at a time, of all and of one: four each, a snapshot, and those that are about to end.
+/// Connections from other members at a time, of all and of one: four each, a snapshot, and those that are about to end. Beyond, the
+/// one that has rested for longest goes.
 const CONNECTIONS_MAX: (usize, usize) = (128, 16);
 /// Streams from other members at a time, of all and of one. They take no connection from the log.
 const STREAMS_MAX: (usize, usize) = (128, 32);
@@ -118,7 +124,7 @@ pub struct Called {
     /// What it says, and where it is answered.
     pub stream: PeerStream,
     /// As long as this is kept, so is its place among the streams.
-    _place: Place<MemberId>,
+    _place: (Place<MemberId>, Work<MemberId>),
 }
 
 /// A caller or a called one of this cluster.
@@ -429,7 +435,9 @@ async fn timed<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
 
 fn prepare(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
-    let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS);
+    let _ = sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS);
+    let asked = sockopt::set_tcp_keepidle(stream, ASKED.0).and_then(|()| sockopt::set_tcp_keepintvl(stream, ASKED.1));
+    let _ = asked.and_then(|()| sockopt::set_socket_keepalive(stream, true));
 }
 
 /// Sends what comes, and hands out the answers, until either side ends. Whoever waits for an answer then finds out.
@@ -610,7 +618,7 @@ struct Greeted {
     stream: ServerStream,
     caller: MemberId,
     purpose: Purpose,
-    place: Place<MemberId>,
+    place: (Place<MemberId>, Work<MemberId>),
 }
 
 /// Hands a stream to whoever serves them. Whoever was removed gets none.
@@ -662,15 +670,16 @@ async fn greet(
 
 /// Answers what a member asks, until either side ends; what is asked for clients is among `asked` until its answer is sent.
 async fn answer_calls(greeted: Greeted, member: Weak<Member>, asked: TaskTracker) -> io::Result<()> {
-    let Greeted { stream, caller, place: _place, .. } = greeted;
+    let Greeted { stream, caller, place: (room, greeting), .. } = greeted;
     let (read, write) = tokio::io::split(stream);
     let (mut read, mut write) = (BufReader::with_capacity(64 << 10, read), BufWriter::with_capacity(64 << 10, write));
-    let (answers, mut queue) = mpsc::channel::<(u64, Vec<u8>, Option<TaskTrackerToken>)>(CALLS_QUEUED);
+    let (answers, mut queue) = mpsc::channel::<(u64, Vec<u8>, Unsent)>(CALLS_QUEUED);
+    drop(greeting);
     let writing = async {
         let mut unsent = Vec::new();
-        while let Some((number, answer, token)) = queue.recv().await {
+        while let Some((number, answer, until_sent)) = queue.recv().await {
             write_frame(&mut write, number, &answer).await?;
-            unsent.extend(token);
+            unsent.push(until_sent);
             if queue.is_empty() {
                 write.flush().await?;
                 unsent.clear();
@@ -684,7 +693,8 @@ async fn answer_calls(greeted: Greeted, member: Weak<Member>, asked: TaskTracker
         loop {
             while tasks.try_join_next().is_some() {}
             let (length, number) = read_head(&mut read).await?;
-            let room = bytes.clone().acquire_many_owned(length).await.map_err(io::Error::other)?;
+            let work = room.work();
+            let taken = bytes.clone().acquire_many_owned(length).await.map_err(io::Error::other)?;
             let body = read_body(&mut read, length).await?;
             let member = member.upgrade().ok_or_else(|| io::Error::other("the keyspace was shut down"))?;
             let incoming = match wire::incoming(&body) {
@@ -692,7 +702,8 @@ async fn answer_calls(greeted: Greeted, member: Weak<Member>, asked: TaskTracker
                 Err(error) if number > 0 => {
                     // From a newer version, perhaps: that is no reason to leave the others without an answer.
                     let failed = TransportError::Failed { member: member.id(), reason: error.to_string() };
-                    answers.send((number, wire::answer(&Err(failed)), None)).await.map_err(io::Error::other)?;
+                    let answer = wire::answer(&Err(failed));
+                    answers.send((number, answer, (work, None))).await.map_err(io::Error::other)?;
                     continue;
                 }
                 incoming => incoming?,
@@ -703,7 +714,8 @@ async fn answer_calls(greeted: Greeted, member: Weak<Member>, asked: TaskTracker
                     let call = Call::Snapshot { vote, meta, parts: incoming };
                     let answering = async {
                         let answer = answer(&member, caller, call).await;
-                        answers.send((number, wire::answer(&answer), None)).await.map_err(io::Error::other)
+                        let sent = answers.send((number, wire::answer(&answer), (work, None)));
+                        sent.await.map_err(io::Error::other)
                     };
                     let (taken, answered) = tokio::join!(take_parts(&mut read, parts), answering);
                     taken.and(answered)?;
@@ -718,19 +730,23 @@ async fn answer_calls(greeted: Greeted, member: Weak<Member>, asked: TaskTracker
                         if let (Ok(answer), Some(transaction)) = (&mut answer, &transaction) {
                             wire::spare(answer, transaction);
                         }
-                        let _ = answers.send((number, fitting(&answer, member.id()), token)).await;
-                        drop((place, room));
+                        let _ = answers.send((number, fitting(&answer, member.id()), (work, token))).await;
+                        drop((place, taken));
                     });
                 }
             }
         }
     };
-    // Neither is resumed: what is cut here is a connection that ends.
+    // None is resumed: what is cut here is a connection that ends.
     tokio::select! {
         ended = writing => ended,
         ended = reading => ended,
+        () = room.pushed_out() => Err(io::Error::other("a newer connection of a member has its place")),
     }
 }
+
+/// What is kept until an answer is sent: the connection is at work, and what was asked for a client waited for.
+type Unsent = (Work<MemberId>, Option<TaskTrackerToken>);
 
 /// Takes the parts of a snapshot to whoever receives it. One who has failed has said so: the rest is read and dropped, since a
 /// connection that is closed with unread bytes loses what was answered on it.
@@ -1204,8 +1220,8 @@ mod tests {
         let first = member(&authority, 1, Begin::Found).await;
         let mut others = Vec::new();
         let disk = SimDisk::new(3);
-        for (seed, disk) in [(2, &SimDisk::new(2)), (3, &disk)] {
-            let admission = until("it has an address", async || first.admit("another", Formats::OWN).await.ok()).await;
+        for (seed, name, disk) in [(2, "second", &SimDisk::new(2)), (3, "third", &disk)] {
+            let admission = until("it has an address", async || first.admit(name, Formats::OWN).await.ok()).await;
             others.push(member_on(&authority, seed, Begin::Join(admission), disk, None).await);
         }
         let (third, second) = (others.pop().unwrap(), others.pop().unwrap());
@@ -1242,8 +1258,8 @@ mod tests {
         let (authority, disk) = (Authority::new(), SimDisk::new(1));
         let first = member_on(&authority, 1, Begin::Found, &disk, None).await;
         let mut others = Vec::new();
-        for seed in [2, 3] {
-            let admission = until("it has an address", async || first.admit("another", Formats::OWN).await.ok()).await;
+        for (seed, name) in [(2, "second"), (3, "third")] {
+            let admission = until("it has an address", async || first.admit(name, Formats::OWN).await.ok()).await;
             others.push(member(&authority, seed, Begin::Join(admission)).await);
         }
         let voters = |members: &[MemberStatus]| members.iter().filter(|member| member.role == Role::Voter).count();
@@ -1340,6 +1356,59 @@ mod tests {
         assert!(number == 1 && matches!(told, Ok(Answer::Told(Ok(Told::Changed)))), "{told:?}");
         timeout(Duration::from_secs(30), serving).await.expect("it ends").unwrap();
         keyspace.shutdown().await;
+    }
+
+    /// The other side has lost them in an outage, as a rule, and nothing of that came here.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn connections_that_are_silent_do_not_keep_their_member_out() {
+        let authority = Authority::new();
+        let dir = tempfile::tempdir().unwrap();
+        let (keyspace, address) = member_in(&authority, dir.path(), Begin::Found).await;
+        let admission = until("it has an address", async || keyspace.admit("second", Formats::OWN).await.ok()).await;
+        let own = keyspace.cluster();
+        let links = Links::new(own, admission.member, &authority.tls(&own.certificate_name(admission.member)));
+        let mut silent = Vec::new();
+        for _ in 0..2 * CONNECTIONS_MAX.1 {
+            let mut stream = links.0.dialer.dial(MAGIC, 1, &address).await.unwrap();
+            write_frame(&mut stream, 1, &wire::call(&Call::Ask(Ask::ReadIndex))).await.unwrap();
+            stream.flush().await.unwrap();
+            timed(read_frame(&mut stream)).await.unwrap();
+            silent.push(stream);
+        }
+        let told = links.call(1, &address, Call::Ask(Ask::ReadIndex)).await;
+        assert!(matches!(told, Ok(Answer::Told(Ok(Told::ReadIndex(_))))), "{told:?}");
+        // The oldest have ended, and the newest not.
+        assert!(timed(read_frame(&mut silent[0])).await.is_err());
+        let newest = silent.last_mut().unwrap();
+        write_frame(newest, 2, &wire::call(&Call::Ask(Ask::ReadIndex))).await.unwrap();
+        newest.flush().await.unwrap();
+        assert_eq!(timed(read_frame(newest)).await.unwrap().0, 2);
+        keyspace.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn both_sides_ask_a_silent_one_whether_it_is_there() {
+        let (authority, cluster) = (Authority::new(), ClusterId::new([1, 2]));
+        let tls = |member| authority.tls(&cluster.certificate_name(member));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let links = Links::new(cluster, 2, &tls(2));
+        for magic in [MAGIC, STREAM_MAGIC] {
+            let greeted = async {
+                let (stream, from) = listener.accept().await.unwrap();
+                let place = Greetings::new(GREETINGS).add(from.ip(), false);
+                let own = Own { cluster, member: 1 };
+                greet(stream, TlsAcceptor::from(tls(1).server), own, place, Rooms::new()).await
+            };
+            let (dialed, greeted) = tokio::join!(links.0.dialer.dial(magic, 1, &address), greeted);
+            let (dialed, greeted) = (dialed.unwrap(), greeted.unwrap());
+            for socket in [dialed.get_ref().0, greeted.stream.get_ref().0] {
+                assert!(sockopt::socket_keepalive(socket).unwrap());
+                assert_eq!(sockopt::tcp_keepidle(socket).unwrap(), ASKED.0);
+                assert_eq!(sockopt::tcp_keepintvl(socket).unwrap(), ASKED.1);
+                assert_eq!(sockopt::tcp_user_timeout(socket).unwrap(), UNACKNOWLEDGED_MS);
+            }
+        }
     }
 
     #[tokio::test]

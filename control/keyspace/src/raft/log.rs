@@ -9,13 +9,14 @@
 //! ones. Reading such a repetition twice, after a crash between the two, changes nothing: an entry that is there already
 //! is skipped.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -26,7 +27,7 @@ use tokio::sync::{Notify, oneshot};
 use super::codec::{self, Frame};
 use super::types::{Entry, LogId, MemberId, Transaction, TypeConfig, Vote};
 use crate::dir::Dir;
-use crate::host::{Host, Sizes};
+use crate::host::{self, Host, Sizes};
 use crate::wal::{self, Done, Found, Space, Wal};
 
 /// Bytes of the log's files that are kept, while no more can be made, for writes that are small or free space...
@@ -35,6 +36,8 @@ const KEPT_FOR_SMALL: u64 = 6 << 20;
 const KEPT_FOR_RAFT: u64 = 2 << 20;
 /// Most bytes of entries sent to another member at once.
 const READ_BYTES_MAX: usize = 1 << 20;
+/// How long what follows a snapshot is kept after it was sent: until Raft knows of it, and sends that.
+const HELD_AFTER: Duration = Duration::from_secs(5);
 
 /// The log; clones share it.
 #[derive(Clone)]
@@ -53,6 +56,10 @@ struct Shared {
     turn: tokio::sync::Mutex<()>,
     /// Whether checkpoints fail for lack of space, so that the log cannot be cut.
     uncut: AtomicBool,
+    /// The first entry that is to be kept when it is cut.
+    kept_from: AtomicU64,
+    /// Snapshots on their way, by whom they are for.
+    sent: Mutex<HashMap<MemberId, Sent>>,
     /// Says that the log grew beyond its bound.
     grown: Notify,
     /// Says that it was purged, or that it cannot be.
@@ -93,6 +100,32 @@ impl Drop for Room {
     }
 }
 
+/// A snapshot on its way to a member, which is to get what follows it from the log.
+struct Sent {
+    /// Tells it from others to the same member.
+    number: u64,
+    /// The last entry in it.
+    index: u64,
+    /// Until when, once it was sent, or given up.
+    until: Option<Instant>,
+}
+
+/// Keeps what follows a snapshot, as long as there is room, until this is dropped and a little longer.
+pub struct Hold {
+    log: Log,
+    member: MemberId,
+    number: u64,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut all = self.log.0.sent.lock();
+        if let Some(sent) = all.get_mut(&self.member).filter(|sent| sent.number == self.number) {
+            sent.until = Some(host::now() + HELD_AFTER);
+        }
+    }
+}
+
 /// There is no room, and none to come before the disk has space again.
 #[derive(Debug)]
 pub struct NoSpace;
@@ -110,6 +143,8 @@ struct Inner {
     entries: VecDeque<Entry>,
     /// Bytes of `entries`, about.
     bytes: usize,
+    /// The last entry that was to go when the log was last cut, and bytes of those that are there still: somebody needs them.
+    owed: (u64, usize),
     /// Bytes written since the write-ahead log was last begun anew.
     written: usize,
 }
@@ -219,7 +254,35 @@ impl Log {
 
     /// Whether it is time to cut it.
     pub fn is_large(&self) -> bool {
-        self.bytes() >= self.0.sizes.cut
+        self.0.is_large(&self.0.inner.lock())
+    }
+
+    /// Whether it is so large that nobody who needs old entries is waited for: writes would be next.
+    fn is_crowded(&self) -> bool {
+        self.0.is_crowded(self.bytes())
+    }
+
+    /// Whether a member that has the log up to `previous` keeps it from being cut, which it has to be: what such a member lacks it
+    /// gets in a snapshot.
+    pub fn is_in_the_way(&self, previous: Option<u64>) -> bool {
+        let next = previous.map_or(0, |previous| previous + 1);
+        self.is_crowded() && next < self.0.kept_from.load(Ordering::Acquire)
+    }
+
+    /// Keeps what follows the entry `index`, the last in a snapshot for `member`, as long as there is room: it would need another
+    /// snapshot otherwise, and another after that one.
+    pub fn hold(&self, member: MemberId, index: u64) -> Hold {
+        let mut sent = self.0.sent.lock();
+        let number = sent.get(&member).map_or(0, |before| before.number + 1);
+        sent.insert(member, Sent { number, index, until: None });
+        Hold { log: self.clone(), member, number }
+    }
+
+    /// The last entry that may go as long as snapshots are on their way.
+    fn held_after(&self) -> Option<u64> {
+        let (mut all, now) = (self.0.sent.lock(), host::now());
+        all.retain(|_, sent| sent.until.is_none_or(|until| now < until));
+        all.values().map(|sent| sent.index).min()
     }
 
     /// Bytes of applied entries that may be kept for other members, so that cutting still makes room. None while the next
@@ -291,7 +354,7 @@ impl Log {
     /// Says how large the log is now, to whom it concerns.
     fn resized(&self, inner: &Inner) {
         self.0.bytes.store(inner.bytes, Ordering::Relaxed);
-        if inner.bytes >= self.0.sizes.cut {
+        if self.0.is_large(inner) {
             self.0.grown.notify_one();
         }
         if inner.bytes < self.0.sizes.full {
@@ -299,15 +362,28 @@ impl Log {
         }
     }
 
-    /// Up to where entries can go when about `keep` bytes of those before `applied` are to stay.
+    /// Up to where entries can go when about `keep` bytes of those before `applied` are to stay, and what others still need as long as
+    /// there is room for it.
     pub fn purgeable(&self, applied: u64, keep: usize) -> Option<u64> {
-        let inner = self.0.inner.lock();
-        let mut kept = 0;
-        let upto = inner.entries.iter().rev().skip_while(|entry| entry.log_id.index > applied).find(|entry| {
-            kept += size(entry);
-            kept > keep
-        });
-        upto.map(|entry| entry.log_id.index)
+        let held_after = self.held_after().filter(|_| self.bytes() < self.0.sizes.full / 2);
+        let mut inner = self.0.inner.lock();
+        let (mut newer, mut kept, mut goes) = (0, 0, None);
+        for entry in inner.entries.iter().rev() {
+            let bytes = size(entry);
+            match entry.log_id.index {
+                index if index > applied => newer += bytes,
+                index if kept + bytes > keep => {
+                    goes = Some(index);
+                    break;
+                }
+                _ => kept += bytes,
+            }
+        }
+        let goes = goes?;
+        inner.owed = (goes, inner.bytes - newer - kept);
+        self.0.kept_from.fetch_max(goes + 1, Ordering::AcqRel);
+        let upto = held_after.map_or(goes, |held| held.min(goes));
+        (upto >= inner.first()).then_some(upto)
     }
 
     /// Has `body` written behind what `change` does in memory, in one step, and waits until it is on disk.
@@ -345,10 +421,24 @@ impl Unstarted {
             promised: AtomicUsize::new(0),
             turn: tokio::sync::Mutex::new(()),
             uncut: AtomicBool::new(false),
+            kept_from: AtomicU64::new(0),
+            sent: Mutex::default(),
             grown: Notify::new(),
             cut: Notify::new(),
         };
         Ok(Log(Arc::new(shared)))
+    }
+}
+
+impl Shared {
+    fn is_crowded(&self, bytes: usize) -> bool {
+        bytes >= self.sizes.full / 4 * 3
+    }
+
+    /// What is owed to others is no reason to cut it again before there is as much more; unless it is crowded.
+    fn is_large(&self, inner: &Inner) -> bool {
+        let owed = if self.is_crowded(inner.bytes) { 0 } else { inner.owed.1 };
+        inner.bytes - owed >= self.sizes.cut
     }
 }
 
@@ -455,8 +545,12 @@ impl Inner {
     }
 
     fn cut_from(&mut self, index: u64) {
-        while self.entries.back().is_some_and(|entry| entry.log_id.index >= index) {
-            self.bytes -= self.entries.pop_back().as_ref().map_or(0, size);
+        while let Some(entry) = self.entries.pop_back_if(|entry| entry.log_id.index >= index) {
+            let bytes = size(&entry);
+            self.bytes -= bytes;
+            if entry.log_id.index <= self.owed.0 {
+                self.owed.1 = self.owed.1.saturating_sub(bytes);
+            }
         }
     }
 
@@ -465,8 +559,12 @@ impl Inner {
     }
 
     fn purge(&mut self, upto: LogId) {
-        while self.entries.front().is_some_and(|entry| entry.log_id.index <= upto.index) {
-            self.bytes -= self.entries.pop_front().as_ref().map_or(0, size);
+        while let Some(entry) = self.entries.pop_front_if(|entry| entry.log_id.index <= upto.index) {
+            let bytes = size(&entry);
+            self.bytes -= bytes;
+            if entry.log_id.index <= self.owed.0 {
+                self.owed.1 = self.owed.1.saturating_sub(bytes);
+            }
         }
         if self.entries.is_empty() {
             self.entries.shrink_to(1024);

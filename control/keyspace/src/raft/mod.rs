@@ -5,6 +5,8 @@
 
 mod acknowledged;
 mod ask;
+#[cfg(test)]
+mod behind;
 mod codec;
 mod found;
 mod greetings;
@@ -41,7 +43,7 @@ pub use link::{Called, Links, PeerStream, PeerTls, Stream, serve as serve_peers}
 pub use machine::Machine;
 pub use members::{ALONE_AFTER, LOOKS_AFTER, removed};
 pub use network::{Answer, Call, NoPeers, Transport};
-pub use restore::{Whole, restore};
+pub use restore::{Remains, restore};
 pub use types::{MemberId, Transaction};
 
 use self::acknowledged::Acknowledged;
@@ -239,6 +241,7 @@ impl Member {
             machine: machine.clone(),
             heard: called.clone(),
             acknowledged: acknowledged.clone(),
+            log: log.clone(),
         };
         let raft = Raft::new(id, config, network, log.clone(), applier).await.map_err(io::Error::other)?;
         let (founds, process) = (owner.founder, host.random());
@@ -375,11 +378,12 @@ impl Member {
             return self.heard.lock().elapsed();
         }
         let metrics = self.raft.metrics();
-        let acknowledged = metrics.borrow_watched().last_quorum_acked;
-        match acknowledged {
-            Some(at) if self.read_alone().is_none() => openraft::Instant::elapsed(&*at),
-            _ => Duration::ZERO,
+        let metrics = metrics.borrow_watched();
+        // Nobody is asked by whoever is all voters itself.
+        if metrics.membership_config.voter_ids().eq([self.id()]) {
+            return Duration::ZERO;
         }
+        metrics.last_quorum_acked.map_or(Duration::ZERO, |at| openraft::Instant::elapsed(&*at))
     }
 
     /// Who was heard of within this time is up.

@@ -20,12 +20,13 @@ use openraft::raft::{
 };
 use openraft::{BasicNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2, Snapshot};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Member;
 use super::acknowledged::{self, Acknowledged};
 use super::ask::{Ask, Refusal, Told};
 use super::link::PeerStream;
+use super::log::Log;
 use super::machine::{Applier, Machine};
 use super::members::removed;
 use super::snapshot::{Parts, Receiving, SnapshotData};
@@ -42,8 +43,11 @@ const PARTS_QUEUED: usize = 4;
 /// A link that carries less than this in a second is taken for broken: entries get that much longer than openraft's own
 /// deadline, which is made for heartbeats.
 const LINK_BYTES_PER_SECOND: u64 = 256 << 10;
-/// How long a snapshot may take to be sent. It pins the checkpoint's pages meanwhile.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long it may take until a part of a snapshot is taken, and how long until one that was sent is installed: that much, and as long
+/// as its bytes take at this rate in a second. It pins the checkpoint's pages meanwhile.
+const PART_TIMEOUT: Duration = Duration::from_secs(60);
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
+const INSTALLED_PER_SECOND: u64 = 4 << 20;
 
 /// Something one member asks another.
 pub enum Call {
@@ -227,6 +231,7 @@ pub struct Network {
     pub machine: Arc<Machine>,
     pub heard: Heard,
     pub acknowledged: Arc<Acknowledged>,
+    pub log: Log,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -240,6 +245,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             machine: self.machine.clone(),
             heard: self.heard.clone(),
             acknowledged: self.acknowledged.clone(),
+            log: self.log.clone(),
         }
     }
 }
@@ -253,6 +259,7 @@ pub struct Peer {
     machine: Arc<Machine>,
     heard: Heard,
     acknowledged: Arc<Acknowledged>,
+    log: Log,
 }
 
 impl Peer {
@@ -294,6 +301,39 @@ impl Peer {
     }
 }
 
+/// How far a snapshot has been sent.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    bytes: u64,
+    is_whole: bool,
+}
+
+impl Progress {
+    /// How long the next step may take.
+    fn patience(self) -> Duration {
+        match self.is_whole {
+            true => INSTALL_TIMEOUT + Duration::from_secs(self.bytes / INSTALLED_PER_SECOND),
+            false => PART_TIMEOUT,
+        }
+    }
+}
+
+/// Ends when a snapshot has made no progress for too long.
+async fn stalled(mut made: watch::Receiver<Progress>) {
+    loop {
+        let patience = made.borrow_and_update().patience();
+        let progress = async {
+            if made.changed().await.is_err() {
+                // All is sent, and nothing more is to be heard.
+                std::future::pending::<()>().await;
+            }
+        };
+        if tokio::time::timeout(patience, progress).await.is_err() {
+            return;
+        }
+    }
+}
+
 impl RaftNetworkV2<TypeConfig> for Peer {
     type SnapshotData = SnapshotData;
 
@@ -303,6 +343,11 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let (vote, previous) = (rpc.vote, rpc.prev_log_id.as_ref().map(|id| id.index));
+        // openraft cuts nothing that it is sending, and it is always sending to who is slow: now it stops, cuts, and sends a snapshot.
+        if !rpc.entries.is_empty() && self.log.is_in_the_way(previous) {
+            let slow = io::Error::other(format!("member {} is too far behind for the log to wait for it", self.to));
+            return Err(Unreachable::new(&slow).into());
+        }
         let last = rpc.entries.last().map_or(previous, |entry| Some(entry.log_id.index));
         let Answer::Append(response) = self.call(Call::Append(rpc), &option).await? else {
             return Err(self.wrong().into());
@@ -362,27 +407,32 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let _hold = self.log.hold(self.to, snapshot.meta.last_log_id.as_ref().map_or(0, |last| last.index));
         let (send, parts) = mpsc::channel(PARTS_QUEUED);
+        let (progress, made) = watch::channel(Progress::default());
         let reading = tokio::spawn(host::blocking_with_others(async move {
             let mut sent = Parts::default();
             for part in snapshot.snapshot.parts() {
                 let part = part?;
                 sent.add(&part);
+                progress.send_modify(|progress| progress.bytes += part.len() as u64);
                 // An error here means that nobody receives any more.
                 if send.send(Part::Records(Bytes::from(part))).await.is_err() {
                     return Ok(());
                 }
             }
+            progress.send_modify(|progress| progress.is_whole = true);
             let _ = send.send(Part::End(sent)).await;
             Ok(())
         }));
         let call = Call::Snapshot { vote, meta: Box::new(snapshot.meta), parts };
         let call = self.transport.call(self.to, &self.address(), call);
         let answer = tokio::select! {
-            answer = tokio::time::timeout(SNAPSHOT_TIMEOUT, call) => match answer {
-                Ok(answer) => answer,
-                Err(elapsed) => return Err(NetworkError::new(&elapsed).into()),
-            },
+            answer = call => answer,
+            () = stalled(made) => {
+                let stalled = io::Error::other(format!("a snapshot for member {} gets no further", self.to));
+                return Err(NetworkError::new(&stalled).into());
+            }
             closed = cancel => return Err(closed.into()),
         };
         match reading.await {

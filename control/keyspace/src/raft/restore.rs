@@ -20,7 +20,7 @@ use crate::record::Revision;
 use crate::state::{Records, Retention, State};
 
 /// What a member has on its disk, its whole log applied.
-pub struct Whole {
+pub struct Remains {
     /// Locked as long as this lives.
     _dir: Dir,
     /// Whose it is.
@@ -38,7 +38,7 @@ pub struct Whole {
 impl Read {
     /// Applies all of the log, also what nobody has said is committed: whoever could say so is lost, and what was acknowledged
     /// may be among it.
-    pub fn whole(self) -> io::Result<Whole> {
+    pub fn remains(self) -> io::Result<Remains> {
         let head = codec::head(&self.loaded.meta)?;
         let Held { dir, vote, purged, entries } = self.log.held();
         let mut last = head.applied.max(purged);
@@ -62,7 +62,7 @@ impl Read {
             }
         }
         let seen = [vote.map(|vote| vote.leader_id.term), last.map(|last| last.leader_id.term)];
-        Ok(Whole {
+        Ok(Remains {
             _dir: dir,
             owner: self.owner,
             state,

@@ -262,8 +262,9 @@ impl Wal {
     /// Begins a new segment with `bodies`, which say again what is still needed, and deletes all before it. A crash
     /// between the two leaves both: what the bodies say again must be harmless to read twice.
     ///
-    /// On a full disk there is no new segment before old ones are gone: then the bodies are written in this one, if it has
-    /// room. Otherwise only the first is, nothing is deleted, and a rotation [is owed](Wal::is_rotation_owed).
+    /// On a full disk there is no new segment before old ones are gone, but for one whose file is there: then the bodies are
+    /// written in that one, or in this one, if it has room. Otherwise only the first is, nothing is deleted, and a rotation [is
+    /// owed](Wal::is_rotation_owed).
     pub fn rotate(&self, bodies: Vec<Vec<u8>>, done: Done) {
         self.send(Request::Rotate { bodies, done });
     }
@@ -427,8 +428,12 @@ impl Writer {
                 Request::Note { body } => (vec![body], None),
                 Request::Rotate { mut bodies, done } => {
                     let has_file = self.spares.await_next();
-                    let has_room = has_file || self.has_room(&bodies);
-                    if has_file {
+                    // What it begins it has to end: only then is there space again for what comes after.
+                    let has_room = match has_file {
+                        true => self.has_space_for(self.segments(&bodies).saturating_sub(1)),
+                        false => self.has_room(&bodies),
+                    };
+                    if has_file && has_room {
                         result = result.and_then(|()| self.next_segment());
                     }
                     if has_room {
@@ -442,6 +447,12 @@ impl Writer {
             };
             waiting.extend(done);
             for body in bodies {
+                // A rotation whose space somebody else took meanwhile ends here, and deletes nothing.
+                if keep_from.is_some() && result.is_ok() && !self.fits(&body) && !self.spares.await_next() {
+                    keep_from = None;
+                    self.spares.owe_rotation(true);
+                    break;
+                }
                 result = result.and_then(|()| self.push(&body));
             }
             // What a rotation frees may be what the next request needs.
@@ -471,22 +482,49 @@ impl Writer {
         }
     }
 
+    /// How many new segments `bodies` take.
+    fn segments(&self, bodies: &[Vec<u8>]) -> u64 {
+        let length = self.host.sizes.segment - HEAD_BYTES - (MARK_BYTES + END.len()) as u64;
+        let (mut segments, mut left) = (0, 0);
+        for framed in bodies.iter().map(|body| (FRAME_HEAD + body.len()) as u64) {
+            if framed > left {
+                (segments, left) = (segments + 1, length);
+            }
+            left = left.saturating_sub(framed);
+        }
+        segments
+    }
+
+    /// Whether the disk has space for so many segments besides the next, whose file is there.
+    fn has_space_for(&self, segments: u64) -> bool {
+        let needed = segments.saturating_mul(self.host.sizes.segment);
+        segments == 0 || self.host.disk.free(&self.dir).is_ok_and(|free| free >= needed)
+    }
+
     /// Whether `bodies` fit in this segment.
     fn has_room(&self, bodies: &[Vec<u8>]) -> bool {
-        let framed: usize = bodies.iter().map(|body| FRAME_HEAD + body.len()).sum();
+        self.fits_framed(bodies.iter().map(|body| FRAME_HEAD + body.len()).sum())
+    }
+
+    /// Whether `body` does.
+    fn fits(&self, body: &[u8]) -> bool {
+        self.fits_framed(FRAME_HEAD + body.len())
+    }
+
+    fn fits_framed(&self, framed: usize) -> bool {
+        // Behind the last frame there is always room for a mark and the end.
         let behind = MARK_BYTES + END.len();
         self.offset + (self.buffer.len() + framed + behind) as u64 <= self.length
     }
 
     fn push(&mut self, body: &[u8]) -> io::Result<()> {
         let framed = FRAME_HEAD + body.len();
-        // Behind the last frame there is always room for a mark and the end.
         let behind = (MARK_BYTES + END.len()) as u64;
         let fits_empty = HEAD_BYTES + framed as u64 + behind <= self.host.sizes.segment;
         if body.is_empty() || body.len() > BODY_BYTES_MAX || !fits_empty {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "an entry of a size that the log does not take"));
         }
-        if self.offset + (self.buffer.len() + framed) as u64 + behind > self.length {
+        if !self.fits(body) {
             self.next_segment()?;
         }
         self.chain = format::checksum(self.chain, body);

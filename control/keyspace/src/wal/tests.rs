@@ -125,6 +125,64 @@ fn a_full_disk_gets_the_space_of_old_segments_back() {
     assert_eq!(there, [big.clone(), b"mark".to_vec(), b"again".to_vec(), b"needed".to_vec(), big]);
 }
 
+/// What is needed still takes more than the one file that is there, and there is none to come before old ones are gone.
+#[test]
+fn a_rotation_that_a_full_disk_has_no_space_to_end_is_not_begun() {
+    let disk = SimDisk::new(1);
+    let host = Host::simulated(Arc::new(disk.clone()), 7, true, SIZES);
+    let dir = Path::new("/log");
+    create(&host, dir).unwrap();
+    let wal = read(&host, dir).unwrap().start().unwrap();
+    let rotate = |bodies: Vec<Vec<u8>>| {
+        let (send, receive) = mpsc::channel();
+        wal.rotate(bodies, Box::new(move |result| drop(send.send(result))));
+        receive.recv_timeout(Duration::from_secs(30)).expect("nothing waits for space that only this gives").unwrap();
+    };
+    let big = vec![7; SIZES.segment as usize * 2 / 3];
+    for _ in 0..2 {
+        append(&wal, &[&big]);
+    }
+    futures::executor::block_on(wal.hurry());
+    assert!(wal.space().ready);
+    disk.set_capacity(disk.used());
+    rotate(vec![b"mark".to_vec(), big.clone(), big.clone()]);
+    assert!(wal.is_rotation_owed() && wal.space().ready, "the last file is not spent on it");
+    append(&wal, &[b"more"]);
+    // Less is needed by then, or there is space.
+    disk.set_capacity(disk.used() + SIZES.segment);
+    rotate(vec![b"again".to_vec(), big.clone(), big.clone()]);
+    assert!(!wal.is_rotation_owed());
+    drop(wal);
+    let there: Vec<Vec<u8>> = read(&host, dir).unwrap().bodies.into_iter().map(|body| body.bytes).collect();
+    assert!(there == [b"again".to_vec(), big.clone(), big], "the old ones are gone");
+}
+
+/// The disk said that there was space for it.
+#[test]
+fn a_rotation_that_finds_less_space_than_there_was_deletes_nothing_and_is_owed() {
+    let inner = SimDisk::new(1);
+    let disk = Slow { disk: inner.clone(), slow: Arc::default(), spares: Arc::default(), boasts: true };
+    let host = Host::simulated(Arc::new(disk), 7, true, SIZES);
+    let dir = Path::new("/log");
+    create(&host, dir).unwrap();
+    let wal = read(&host, dir).unwrap().start().unwrap();
+    let big = vec![7; SIZES.segment as usize * 2 / 3];
+    for _ in 0..2 {
+        append(&wal, &[&big]);
+    }
+    futures::executor::block_on(wal.hurry());
+    inner.set_capacity(inner.used());
+    let (send, receive) = mpsc::channel();
+    let bodies = vec![b"mark".to_vec(), big.clone(), big.clone()];
+    wal.rotate(bodies, Box::new(move |result| drop(send.send(result))));
+    receive.recv_timeout(Duration::from_secs(30)).expect("nothing waits for space that only this gives").unwrap();
+    assert!(wal.is_rotation_owed());
+    append(&wal, &[b"more"]);
+    drop(wal);
+    let there: Vec<Vec<u8>> = read(&host, dir).unwrap().bodies.into_iter().map(|body| body.bytes).collect();
+    assert!(there == [big.clone(), big.clone(), b"mark".to_vec(), big, b"more".to_vec()]);
+}
+
 /// Who stops does not wait for space that may never come.
 #[test]
 fn who_waits_for_space_is_told_when_the_log_gives_up() {
@@ -153,6 +211,8 @@ struct Slow {
     slow: Arc<AtomicBool>,
     /// How many spares there were.
     spares: Arc<(Mutex<u32>, Condvar)>,
+    /// Whether it says that it has more space than it has.
+    boasts: bool,
 }
 
 #[derive(Debug)]
@@ -201,7 +261,7 @@ impl Disk for Slow {
     }
 
     fn free(&self, dir: &Path) -> io::Result<u64> {
-        self.disk.free(dir)
+        if self.boasts { Ok(u64::MAX) } else { self.disk.free(dir) }
     }
 }
 
@@ -241,7 +301,7 @@ impl DiskFile for SlowFile {
 #[test]
 fn the_next_file_does_not_take_the_place_of_the_one_that_becomes_a_segment() {
     let (slow, spares) = (Arc::new(AtomicBool::new(false)), Arc::default());
-    let disk = Slow { disk: SimDisk::new(1), slow: slow.clone(), spares };
+    let disk = Slow { disk: SimDisk::new(1), slow: slow.clone(), spares, boasts: false };
     let host = Host::simulated(Arc::new(disk), 7, true, SIZES);
     let dir = Path::new("/log");
     create(&host, dir).unwrap();

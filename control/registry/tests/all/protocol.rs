@@ -245,7 +245,7 @@ async fn what_is_damaged_on_the_disk_is_not_given_and_comes_with_the_next_push()
     assert_eq!(send(&server, Method::POST, &mount, &[], "").await.status, StatusCode::CREATED);
     damage(&image);
     assert_eq!(get(&server, &manifest).await.status, StatusCode::NOT_FOUND);
-    let lacking = server.registry.lacking().await.unwrap();
+    let lacking = server.registry.named().await.unwrap().lacking(|digest| place(digest).exists());
     assert_eq!((lacking.count, lacking.first), (1, vec![format!("a ({image})")]));
     // A large one is not read for each who asks; who reads the whole finds it.
     let large = push_blob(&server, "a", &[7; 5 << 20]).await;

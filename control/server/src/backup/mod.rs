@@ -9,6 +9,7 @@
 mod format;
 mod restore;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ use axum::{Extension, Router};
 use bytes::Bytes;
 use coracle_apiserver::Identity;
 use coracle_keyspace::{Keyspace, SecretKey, Whole};
-use coracle_registry::{Lacking, Registry};
+use coracle_registry::{Named, Registry};
 use futures::stream;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -146,21 +147,18 @@ async fn backup(
         return lacks(why.to_string());
     }
     // What is nowhere is lost, and no reason to have no backup at all: it says so.
-    let lacking = match asked.images {
-        true => match shared.sources.registry.lacking().await {
-            Ok(lacking) => lacking,
+    let named = match asked.images {
+        true => match shared.sources.registry.named().await {
+            Ok(named) => Some(named),
             Err(error) => return lacks(error.to_string()),
         },
-        false => Lacking::default(),
+        false => None,
     };
-    if let Some(first) = lacking.first.first() {
-        tracing::warn!(lacking.count, first, "a backup lacks images that no server has whole: push them again");
-    }
     let (send, pieces) = mpsc::channel(PIECES_QUEUED);
     tokio::task::spawn_blocking(move || {
         let (_place, _kept) = (place, kept);
         let mut to = Pieces { buffer: Vec::with_capacity(PIECE_BYTES), send };
-        if let Err(error) = write(&shared.sources, &key, whole, asked.images, &lacking, &mut to)
+        if let Err(error) = write(&shared.sources, &key, whole, named.as_ref(), &mut to)
             && error.kind() != io::ErrorKind::BrokenPipe
         {
             tracing::error!(%error, "a backup is not complete");
@@ -207,14 +205,8 @@ impl Write for Pieces {
     }
 }
 
-fn write(
-    sources: &Sources,
-    key: &SecretKey,
-    whole: Whole,
-    images: bool,
-    lacking: &Lacking,
-    to: impl Write,
-) -> io::Result<()> {
+/// Writes all of it; without what is `named` in the registry no images.
+fn write(sources: &Sources, key: &SecretKey, whole: Whole, named: Option<&Named>, to: impl Write) -> io::Result<()> {
     let keys = sources.authority.shared().map_err(io::Error::other)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut writer = Writer::begin(to)?;
@@ -223,7 +215,7 @@ fn write(
         "revision": whole.revision().get(),
         "created": created,
         "version": env!("CARGO_PKG_VERSION"),
-        "images": images,
+        "images": named.is_some(),
         "key": key.fingerprint(),
     })))?;
     let keys = json!({
@@ -233,9 +225,15 @@ fn write(
     for part in whole.parts() {
         writer.frame(&Frame::Records(part))?;
     }
+    let mut digests = HashSet::new();
     let mut files = 0_u64;
-    if images {
-        files += tree(&mut writer, &sources.dir, Path::new(REGISTRY))?;
+    if named.is_some() {
+        files += tree(&mut writer, &sources.dir, Path::new(REGISTRY), &mut digests)?;
+    }
+    // Only now is it known: what is damaged is set aside whenever somebody reads it, and may be here again by now.
+    let lacking = named.map(|named| named.lacking(|digest| digests.contains(digest))).unwrap_or_default();
+    if let Some(first) = lacking.first.first() {
+        tracing::warn!(lacking.count, first, "a backup lacks images that were not to be had whole: push them again");
     }
     writer.frame(&Frame::End(json!({
         "records": whole.len(), "files": files, "lacking": lacking.first, "lackingCount": lacking.count,
@@ -243,24 +241,38 @@ fn write(
     writer.finish()?.flush()
 }
 
-/// Writes all files below `place` in `root`; returns how many there were.
-fn tree<W: Write>(writer: &mut Writer<W>, root: &Path, place: &Path) -> io::Result<u64> {
-    let entries = match fs::read_dir(root.join(place)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        entries => entries?,
-    };
+/// Writes all files below `place` in `root`, and notes their digests; returns how many there were. What has gone meanwhile was set aside.
+fn tree<W: Write>(writer: &mut Writer<W>, root: &Path, place: &Path, digests: &mut HashSet<String>) -> io::Result<u64> {
+    let Some(entries) = there(fs::read_dir(root.join(place)))? else { return Ok(0) };
     let mut files = 0;
     for entry in entries {
         let entry = entry?;
         let place = place.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            files += tree(writer, root, &place)?;
+        let Some(kind) = there(entry.file_type())? else { continue };
+        if kind.is_dir() {
+            files += tree(writer, root, &place, digests)?;
             continue;
         }
-        file(writer, &place, fs::File::open(entry.path())?)?;
+        let Some(from) = there(fs::File::open(entry.path()))? else { continue };
+        file(writer, &place, from)?;
+        digests.extend(digest(&place));
         files += 1;
     }
     Ok(files)
+}
+
+/// What is found, unless there is nothing.
+fn there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+/// The digest of the content at `blobs/ALGORITHM/../HEX`.
+fn digest(place: &Path) -> Option<String> {
+    let algorithm = place.components().nth(1)?.as_os_str().to_str()?;
+    Some(format!("{algorithm}:{}", place.file_name()?.to_str()?))
 }
 
 fn file<W: Write>(writer: &mut Writer<W>, place: &Path, from: fs::File) -> io::Result<()> {
@@ -346,6 +358,34 @@ mod tests {
         (answer.status().as_u16(), answer.into_body().collect().await.unwrap().to_bytes())
     }
 
+    /// Empties a directory as soon as something is written.
+    struct Empties(PathBuf);
+
+    impl Write for Empties {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            fs::read_dir(&self.0)?.try_for_each(|entry| fs::remove_file(entry?.path()))?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_set_aside_while_it_is_read_is_passed_over() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("blobs/sha256/aa");
+        fs::create_dir_all(&dir).unwrap();
+        let mut writer = Writer::begin(Empties(dir.clone())).unwrap();
+        for name in ["aa1", "aa2", "aa3"] {
+            fs::write(dir.join(name), name).unwrap();
+        }
+        let mut digests = HashSet::new();
+        assert_eq!(tree(&mut writer, temp.path(), Path::new(REGISTRY), &mut digests).unwrap(), 1);
+        assert!(digests.len() == 1 && digests.iter().all(|digest| digest.starts_with("sha256:aa")), "{digests:?}");
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_backup_is_for_masters_and_becomes_a_directory_once() {
         let temp = tempfile::tempdir().unwrap();
@@ -359,7 +399,6 @@ mod tests {
             let hex: String = sha2::Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
             format!("blobs/sha256/{}/{hex}", &hex[..2])
         });
-        let digest = format!("sha256:{}", places[1].rsplit('/').next().unwrap());
         for (place, content) in [(&*places[0], &blob[..]), (&*places[1], &other[..]), ("uploads/u", b"x")] {
             founding::private_dir(registry.join(place).parent().unwrap()).unwrap();
             fs::write(registry.join(place), content).unwrap();
@@ -394,6 +433,30 @@ mod tests {
         let read = [begun, reading.collect().await.unwrap().to_bytes()].concat();
         assert_eq!(verify(&read[..]).unwrap().files, 2);
 
+        // What is set aside while it is read is passed over, and named.
+        let named = |key: String| coracle_registry::Change {
+            key,
+            only: coracle_registry::Only::Always,
+            to: coracle_registry::To::Text(format!("{} 1", other.len())),
+        };
+        let catalog = crate::images::Images::new(keyspace.clone(), tokio_util::task::TaskTracker::new());
+        let digest_of = |place: &str| format!("sha256:{}", place.rsplit('/').next().unwrap());
+        for place in &places {
+            let change = vec![named(format!("layer app {}", digest_of(place)))];
+            coracle_registry::Catalog::change(&*catalog, change, None).await.unwrap();
+        }
+        let mut request = axum::http::Request::get("/coracle/v1/backup").body(Body::empty()).unwrap();
+        request.extensions_mut().insert(Identity::authenticated("somebody", vec![crate::MASTERS.to_owned()]));
+        let mut reading = router.clone().oneshot(request).await.unwrap().into_body();
+        let begun = reading.frame().await.unwrap().unwrap().into_data().unwrap();
+        // One of the two is being read, and the other is not yet.
+        let aside = |place: &str| registry.join(place.rsplit('/').next().unwrap());
+        places.iter().for_each(|place| fs::rename(registry.join(place), aside(place)).unwrap());
+        let read = [begun, reading.collect().await.unwrap().to_bytes()].concat();
+        let contents = verify(&read[..]).unwrap();
+        assert_eq!((contents.files, contents.lacking_count), (1, 1));
+        places.iter().for_each(|place| fs::rename(aside(place), registry.join(place)).unwrap());
+
         let dir = temp.path().join("restored");
         let (target, bytes) = (dir.clone(), whole.clone());
         let made = tokio::task::spawn_blocking(move || {
@@ -417,19 +480,11 @@ mod tests {
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 4, "nothing is left beside it");
 
         // What is damaged is not carried along, and is named.
-        let named = |key: String| coracle_registry::Change {
-            key,
-            only: coracle_registry::Only::Always,
-            to: coracle_registry::To::Text(format!("{} 1", other.len())),
-        };
-        let catalog = crate::images::Images::new(keyspace.clone(), tokio_util::task::TaskTracker::new());
-        let change = vec![named(format!("layer app {digest}"))];
-        coracle_registry::Catalog::change(&*catalog, change, None).await.unwrap();
         fs::write(registry.join(&places[1]), &blob).unwrap();
         let (code, whole) = ask(&router, &[crate::MASTERS], "").await;
         let contents = verify(&whole[..]).unwrap();
         assert_eq!((code, contents.files, contents.lacking_count), (200, 1, 1));
-        assert_eq!(contents.lacking, [format!("app ({digest})")]);
+        assert_eq!(contents.lacking, [format!("app ({})", digest_of(&places[1]))]);
         keyspace.shutdown().await;
     }
 }

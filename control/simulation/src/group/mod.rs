@@ -131,7 +131,8 @@ impl World {
             members.insert(member, machine);
             let first = members[&1].keyspace.clone().expect("it is up");
             if member < 3 {
-                let admission = until(async || first.admit("another", Formats::OWN).await.ok()).await;
+                let name = format!("server-{}", member + 1);
+                let admission = until(async || first.admit(&name, Formats::OWN).await.ok()).await;
                 begin = Begin::Join(admission.expect("it is admitted"));
             }
         }

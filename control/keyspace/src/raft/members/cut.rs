@@ -41,7 +41,8 @@ impl Group {
 
     /// Another one, which has caught up.
     async fn join(&mut self) -> MemberId {
-        let admission = self.all[0].admit("another", crate::Formats::OWN).await.unwrap();
+        let name = format!("s{}", self.dirs.len());
+        let admission = self.all[0].admit(&name, crate::Formats::OWN).await.unwrap();
         let id = admission.member;
         self.open(Begin::Join(admission)).await;
         let first = self.all[0].clone();
@@ -279,9 +280,8 @@ async fn nobody_begins_anew_with_a_program_that_does_not_know_the_log() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_to_count_says_that_it_has_everything_after_nothing_is_acknowledged_without_it() {
     let mut group = Group::of(1).await;
-    for _ in 0..2 {
-        let admission =
-            group.all[0].admit_until("another", Formats::OWN, crate::Promotion::WhenComplete).await.unwrap();
+    for name in ["second", "third"] {
+        let admission = group.all[0].admit_until(name, Formats::OWN, crate::Promotion::WhenComplete).await.unwrap();
         group.open(Begin::Join(admission)).await;
         let last = group.all.last().unwrap();
         until("it says that it keeps more", async || last.keeps_more().await.ok()).await;
@@ -340,5 +340,16 @@ async fn whoever_is_to_count_says_that_it_has_everything_after_nothing_is_acknow
     });
     removed.unwrap();
     until("two voters", async || (first.counted().sets == [ids(&[1, 2])]).then_some(())).await;
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_voter_that_is_left_is_a_majority() {
+    let group = Group::of(3).await;
+    let first = &group.all[0];
+    until("the others are removed", async || first.remove(ids(&[2, 3])).await.ok()).await;
+    assert_eq!((first.members().len(), group.member(0).leading().is_some()), (1, true));
+    // It asks nobody any more, and nobody acknowledges anything.
+    assert_eq!(group.member(0).alone_for(), Duration::ZERO);
     group.shutdown().await;
 }
