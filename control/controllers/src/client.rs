@@ -1,7 +1,7 @@
 //! Requests of controllers: the few shapes they need, as the field manager `kube-controller-manager`.
 
 use http::Request;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -286,6 +286,19 @@ pub(crate) fn is_namespace_terminating(error: &kube::Error) -> bool {
 /// Whether the write may still have happened: no answer, or one that says so.
 pub(crate) fn is_unknown(error: &kube::Error) -> bool {
     code(error).is_none_or(|code| code == 504 || code == 500)
+}
+
+/// The part of a query by which the rest of a list is asked for.
+pub(crate) fn page_after(list: &ListMeta) -> Option<String> {
+    let token = list.continue_.as_deref().filter(|token| !token.is_empty())?;
+    let encoded: String = token
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        })
+        .collect();
+    Some(format!("&continue={encoded}"))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Level-driven: each reconciliation asks for what is left of every namespaced kind and deletes it; deletions in a
 //! namespace that goes bring it back to the queue (from the garbage collector's view of all kinds).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ use crate::{Error, now_in_seconds};
 const FINALIZER: &str = "kubernetes";
 /// Looks again at the latest, should an event be missed.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// Objects of a kind that are looked at at a time.
+const PAGE: usize = 500;
 
 /// Ends namespaces.
 pub(crate) struct Controller {
@@ -43,7 +45,25 @@ struct Remaining {
     finalizers: BTreeMap<String, u64>,
     /// What could not be listed or deleted.
     failures: Vec<String>,
+    /// Groups whose kinds nobody could tell.
     discovery_failures: Vec<String>,
+}
+
+/// What is left of a kind.
+#[derive(Debug, Default)]
+struct Left {
+    count: u64,
+    /// Of those that were looked at.
+    finalizers: BTreeMap<String, u64>,
+}
+
+impl Left {
+    fn add(&mut self, items: &[Meta]) {
+        self.count += items.len() as u64;
+        for finalizer in items.iter().flat_map(|item| item.metadata.finalizers.iter().flatten()) {
+            *self.finalizers.entry(finalizer.clone()).or_default() += 1;
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -127,67 +147,73 @@ impl Reconciler for Controller {
 
 impl Controller {
     async fn delete_content(&self, namespace: &str, kinds: &Kinds) -> Remaining {
-        let mut remaining = Remaining { discovery_failures: kinds.failures.clone(), ..Remaining::default() };
+        let mut remaining = Remaining::default();
         let namespaced: Vec<&Kind> = kinds.kinds.iter().filter(|kind| kind.namespaced).collect();
         let is_pods = |kind: &&&Kind| kind.group.is_empty() && &*kind.plural == "pods";
         if let Some(pods) = namespaced.iter().find(is_pods) {
             self.delete_kind(pods, namespace, &mut remaining).await;
-            if !remaining.is_empty() {
-                return remaining;
-            }
         }
-        // The same objects may be served by two groups (events): they are deleted once, and counted once.
-        let mut seen = HashSet::new();
-        for kind in namespaced.iter().filter(|kind| !is_pods(kind)) {
-            if seen.insert((kind.group.clone(), kind.plural.clone())) {
+        // Pods alone hold the others up: kinds that nobody could tell of do not.
+        if remaining.is_empty() {
+            for kind in namespaced.iter().filter(|kind| !is_pods(kind)) {
                 self.delete_kind(kind, namespace, &mut remaining).await;
             }
         }
+        remaining.discovery_failures.clone_from(&kinds.failures);
         remaining
     }
 
     /// Deletes what there is of the kind; notes what is left.
     async fn delete_kind(&self, kind: &Kind, namespace: &str, remaining: &mut Remaining) {
         let name = format!("{}.{}", kind.plural, kind.group);
-        let mut failed = |error: &kube::Error| remaining.failures.push(format!("{name}: {}", chain(error)));
-        let path = kind.path(namespace, "");
-        let before = match self.list(&path).await {
-            Ok(list) if list.items.is_empty() => return,
-            Ok(list) => list,
-            Err(error) if client::is_not_found(&error) => return,
-            Err(error) => return failed(&error),
-        };
-        let options = DeleteOptions { propagation_policy: Some("Background"), ..DeleteOptions::default() };
-        let going = |item: &Meta| item.metadata.deletion_timestamp.is_some();
-        if before.items.iter().all(going) && before.metadata.remaining_item_count.is_none_or(|count| count == 0) {
-            // Everything is asked to go already.
-        } else if kind.delete_collection {
-            if let Err(error) = self.client.delete_at(&path, &options).await {
-                return failed(&error);
-            }
-        } else {
-            for item in &before.items {
-                let name = item.metadata.name.as_deref().unwrap_or_default();
-                if let Err(error) = self.client.delete_at(&kind.path(namespace, name), &options).await {
-                    return failed(&error);
+        match self.delete_all(kind, namespace).await {
+            Ok(left) if left.count == 0 => {}
+            Ok(left) => {
+                *remaining.objects.entry(name).or_default() += left.count;
+                for (finalizer, count) in left.finalizers {
+                    *remaining.finalizers.entry(finalizer).or_default() += count;
                 }
             }
-        }
-        match self.list(&path).await {
-            Ok(list) if list.items.is_empty() => {}
-            Ok(list) => {
-                let more = list.metadata.remaining_item_count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0);
-                *remaining.objects.entry(name.clone()).or_default() += list.items.len() as u64 + more;
-                for finalizer in list.items.iter().flat_map(|item| item.metadata.finalizers.iter().flatten()) {
-                    *remaining.finalizers.entry(finalizer.clone()).or_default() += 1;
-                }
-            }
-            Err(error) => failed(&error),
+            // Nobody serves it any more.
+            Err(error) if client::is_not_found(&error) => {}
+            Err(error) => remaining.failures.push(format!("{name}: {}", chain(&error))),
         }
     }
 
-    async fn list(&self, path: &str) -> Result<List, kube::Error> {
-        self.client.list_meta(&format!("{path}?limit=500")).await
+    /// Asks all that there is of the kind to go, but for what goes already: each deletion of something that stays for a while is
+    /// work for whoever admits it, and this is called for every object that has gone. Returns what is left.
+    async fn delete_all(&self, kind: &Kind, namespace: &str) -> Result<Left, kube::Error> {
+        let path = kind.path(namespace, "");
+        let options = DeleteOptions { propagation_policy: Some("Background"), ..DeleteOptions::default() };
+        let (mut left, mut asked, mut next) = (Left::default(), false, Some(String::new()));
+        while let Some(after) = next {
+            let page = self.list(&path, &after).await?;
+            let staying: Vec<&Meta> =
+                page.items.iter().filter(|item| item.metadata.deletion_timestamp.is_none()).collect();
+            asked |= !staying.is_empty();
+            if kind.delete_collection && asked {
+                self.client.delete_at(&path, &options).await?;
+                break;
+            }
+            for item in staying {
+                let name = item.metadata.name.as_deref().unwrap_or_default();
+                self.client.delete_at(&kind.path(namespace, name), &options).await?;
+            }
+            left.add(&page.items);
+            next = client::page_after(&page.metadata);
+        }
+        if !asked {
+            return Ok(left);
+        }
+        let page = self.list(&path, "").await?;
+        let mut left = Left::default();
+        left.add(&page.items);
+        left.count += page.metadata.remaining_item_count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0);
+        Ok(left)
+    }
+
+    async fn list(&self, path: &str, after: &str) -> Result<List, kube::Error> {
+        self.client.list_meta(&format!("{path}?limit={PAGE}{after}")).await
     }
 
     async fn write_conditions(&self, namespace: &Namespace, remaining: &Remaining) -> Result<(), Error> {

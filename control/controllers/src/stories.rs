@@ -864,6 +864,100 @@ async fn namespace_ends_after_its_content_although_requests_fail() {
 }
 
 #[tokio::test]
+async fn namespace_loses_its_content_although_a_group_does_not_answer() {
+    let api = Scripted::new();
+    api.always(Method::GET, "/apis/scheduling.k8s.io/v1", Answer::Refused(503, "ServiceUnavailable"));
+    let going = "2026-01-01T00:10:00Z";
+    let namespace = json!({"metadata": {"deletionTimestamp": going}, "spec": {"finalizers": ["kubernetes"]},
+        "status": {"phase": "Terminating"}});
+    api.put("/api/v1/namespaces/n", namespace);
+    for path in ["pods/p", "configmaps/c"] {
+        api.put(&format!("/api/v1/namespaces/n/{path}"), json!({"spec": {"containers": []}}));
+    }
+    let _world = start(&api, 600_000);
+    let content = "/api/v1/namespaces/n/configmaps/c";
+    api.until("what is known goes", |api| api.get(content).is_none().then_some(())).await;
+    let failed = |api: &Scripted| {
+        let namespace = api.get("/api/v1/namespaces/n").expect("it waits for the group");
+        (condition(&namespace, "NamespaceDeletionDiscoveryFailure") == "True").then_some(namespace)
+    };
+    let namespace = api.until("it says what it waits for", failed).await;
+    assert_eq!(condition(&namespace, "NamespaceContentRemaining"), "False");
+    assert_eq!(namespace["spec"]["finalizers"], json!(["kubernetes"]));
+}
+
+#[tokio::test]
+async fn namespace_asks_its_pods_to_go_once_however_many_they_are() {
+    const PODS: usize = 600;
+    let api = Scripted::new();
+    api.put("/api/v1/nodes/one", node("True"));
+    let pods = "/api/v1/namespaces/n/pods";
+    let pod = |index: usize| format!("{pods}/p{index:03}");
+    for index in 0..PODS {
+        api.put(&pod(index), json!({"spec": {"nodeName": "one", "containers": []}}));
+    }
+    let namespace = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:10:00Z"},
+        "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Terminating"}});
+    api.put("/api/v1/namespaces/n", namespace);
+    let _world = start(&api, 600_000);
+    let left = |api: &Scripted, count: usize| {
+        let namespace = api.get("/api/v1/namespaces/n")?;
+        let mut conditions = namespace["status"]["conditions"].as_array()?.iter();
+        let remaining = conditions.find(|condition| condition["type"] == "NamespaceContentRemaining")?;
+        remaining["message"].as_str()?.ends_with(&format!(" pods. has {count} resource instances")).then_some(())
+    };
+    api.until("all are asked", |api| left(api, PODS)).await;
+    for gone in 1..4 {
+        api.remove(&pod(gone));
+        api.until("it is looked again", |api| left(api, PODS - gone)).await;
+    }
+    let asked = api.requests(&Method::DELETE, pods).into_iter().filter(|seen| seen.path == pods).count();
+    assert_eq!(asked, 1, "each deletion is admitted for every pod");
+    // What came meanwhile is found behind those that go already.
+    api.put(&format!("{pods}/z"), json!({"spec": {"nodeName": "one", "containers": []}}));
+    api.remove(&pod(4));
+    let late =
+        |api: &Scripted| (!api.get(&format!("{pods}/z"))?["metadata"]["deletionTimestamp"].is_null()).then_some(());
+    api.until("it is asked, too", late).await;
+}
+
+#[tokio::test]
+async fn node_that_was_silent_before_anybody_led_may_speak_before_its_pods_go() {
+    let api = Scripted::new();
+    let taints = |key: &str| json!([{"key": key, "effect": "NoExecute", "timeAdded": "2020-01-01T00:00:00Z"}]);
+    let nodes = [("silent", "Unknown", "node.kubernetes.io/unreachable"), ("other", "True", "mine")];
+    for (name, ready, taint) in nodes {
+        let mut node = node(ready);
+        node["spec"]["taints"] = taints(taint);
+        api.put(&format!("/api/v1/nodes/{name}"), node);
+        api.put(&format!("/api/v1/namespaces/n/pods/on-{name}"), ready_pod("a", name, "10.0.0.1"));
+    }
+    // Of few nodes that fail, pods are driven out.
+    for name in ["well", "fine"] {
+        api.put(&format!("/api/v1/nodes/{name}"), node("True"));
+    }
+    let world = start(&api, 600_000);
+    let asked = |name: &str| api.requests(&Method::DELETE, &format!("/pods/{name}")).len();
+    api.until("who does not tolerate the other has to leave", |_| (asked("on-other") > 0).then_some(())).await;
+    world.all_collected("s").await;
+    assert_eq!(asked("on-silent"), 0, "its node has had no time to find us");
+}
+
+#[tokio::test]
+async fn endpoints_of_a_service_that_is_gone_are_deleted_and_no_others_of_its_name() {
+    let world = world();
+    let api = &world.api;
+    let service = "/api/v1/namespaces/n/services/s";
+    let endpoints = "/api/v1/namespaces/n/endpoints/s";
+    api.put(service, json!({"spec": {"selector": {"app": "a"}, "ports": [{"port": 80}]}}));
+    let made = api.until("its endpoints are made", |api| api.get(endpoints)).await;
+    world.all_collected("s").await;
+    api.remove(service);
+    let deleted = api.until("they are deleted", |api| api.requests(&Method::DELETE, endpoints).pop()).await;
+    assert_eq!(deleted.body["preconditions"]["uid"], made["metadata"]["uid"]);
+}
+
+#[tokio::test]
 async fn service_account_and_certificates_come_although_refused_at_first() {
     let world = world();
     world.api.next(Method::POST, "/serviceaccounts", Answer::Refused(500, "InternalError"));

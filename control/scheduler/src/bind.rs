@@ -4,12 +4,11 @@
 use std::sync::Arc;
 
 use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
 use http::Request;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::report::{Subject, send};
+use crate::report::{Subject, live, send};
 
 /// Pods per request.
 pub(crate) const BATCH_MAX: usize = 512;
@@ -29,9 +28,11 @@ pub(crate) struct Binding {
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Bound,
-    /// It was refused: by this code, for this reason. 404 and 409: the pod is gone, or has a node.
+    /// The pod is gone, or has another node: its event is to come.
+    Overtaken,
+    /// It was refused: by this code, for this reason.
     Refused(u16, String),
-    /// There was no answer.
+    /// Nobody knows.
     Unknown(String),
 }
 
@@ -60,16 +61,37 @@ struct AnswerItem {
     message: String,
 }
 
-/// Binds all; the outcomes are in the same order.
+/// Binds all, and finds out what refusals mean.
 pub(crate) async fn bind(client: kube::Client, batch: Vec<Binding>) -> Vec<(Binding, Outcome)> {
-    match bind_batch(&client, &batch).await {
+    let outcomes: Vec<(Binding, Outcome)> = match bind_batch(&client, &batch).await {
         Ok(outcomes) if outcomes.len() == batch.len() => batch.into_iter().zip(outcomes).collect(),
         Ok(_) => unknown(batch, "the answer has another length"),
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 405) => one_by_one(client, batch).await,
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 405) => one_by_one(&client, batch).await,
         Err(error) => {
             tracing::warn!(%error, "bindings failed");
             unknown(batch, &error.to_string())
         }
+    };
+    let client = &client;
+    let looked = outcomes.into_iter().map(|(binding, outcome)| async move {
+        let outcome = look(client, &binding, outcome).await;
+        (binding, outcome)
+    });
+    futures::stream::iter(looked).buffered(SINGLE_IN_FLIGHT).collect().await
+}
+
+/// Whether the pod is gone or has a node, when a refusal may mean that: a webhook may refuse by these codes as well, and then no
+/// event comes. An earlier attempt may have bound it.
+async fn look(client: &kube::Client, binding: &Binding, outcome: Outcome) -> Outcome {
+    let Outcome::Refused(code @ (404 | 409), why) = outcome else { return outcome };
+    match live(client, &binding.subject).await {
+        Ok(None) => Outcome::Overtaken,
+        Ok(Some(pod)) => match pod.spec.node_name.as_deref().filter(|node| !node.is_empty()) {
+            Some(node) if *node == *binding.node => Outcome::Bound,
+            Some(_) => Outcome::Overtaken,
+            None => Outcome::Refused(code, why),
+        },
+        Err(error) => Outcome::Unknown(error.to_string()),
     }
 }
 
@@ -89,32 +111,15 @@ async fn bind_batch(client: &kube::Client, batch: &[Binding]) -> Result<Vec<Outc
     let request =
         Request::post("/coracle/v1/bindings").header(http::header::CONTENT_TYPE, "application/json").body(body);
     let answer: Answer = client.request(request.map_err(kube::Error::HttpError)?).await?;
-    let outcome = |item: AnswerItem| match item.code {
-        200..300 => Outcome::Bound,
-        504 => Outcome::Unknown(item.message),
-        code => Outcome::Refused(code, item.message),
-    };
-    Ok(answer.results.into_iter().map(outcome).collect())
+    Ok(answer.results.into_iter().map(|item| Outcome::of_code(item.code, item.message)).collect())
 }
 
-async fn one_by_one(client: kube::Client, batch: Vec<Binding>) -> Vec<(Binding, Outcome)> {
-    let mut left = batch.into_iter();
-    let mut running = FuturesUnordered::new();
-    let mut outcomes = Vec::new();
-    loop {
-        while running.len() < SINGLE_IN_FLIGHT
-            && let Some(binding) = left.next()
-        {
-            running.push(bind_one(client.clone(), binding));
-        }
-        match running.next().await {
-            Some(outcome) => outcomes.push(outcome),
-            None => return outcomes,
-        }
-    }
+async fn one_by_one(client: &kube::Client, batch: Vec<Binding>) -> Vec<(Binding, Outcome)> {
+    let bindings = batch.into_iter().map(|binding| bind_one(client, binding));
+    futures::stream::iter(bindings).buffered(SINGLE_IN_FLIGHT).collect().await
 }
 
-async fn bind_one(client: kube::Client, binding: Binding) -> (Binding, Outcome) {
+async fn bind_one(client: &kube::Client, binding: Binding) -> (Binding, Outcome) {
     let Subject { namespace, name, uid, .. } = &binding.subject;
     let body = json!({
         "apiVersion": "v1", "kind": "Binding",
@@ -122,7 +127,7 @@ async fn bind_one(client: kube::Client, binding: Binding) -> (Binding, Outcome) 
         "target": {"apiVersion": "v1", "kind": "Node", "name": &*binding.node},
     });
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/binding");
-    let outcome = Outcome::of(send(&client, "POST", &path, "application/json", &body).await);
+    let outcome = Outcome::of(send(client, "POST", &path, "application/json", &body).await);
     (binding, outcome)
 }
 
@@ -131,10 +136,30 @@ impl Outcome {
     pub(crate) fn of(answer: Result<(), kube::Error>) -> Self {
         match answer {
             Ok(()) => Self::Bound,
-            Err(kube::Error::Api(status)) if status.code != 504 && status.code != 500 => {
-                Self::Refused(status.code, status.message)
-            }
+            Err(kube::Error::Api(status)) => Self::of_code(status.code, status.message),
             Err(error) => Self::Unknown(error.to_string()),
+        }
+    }
+
+    /// That of an answer: what fails inside the server may have been done.
+    fn of_code(code: u16, message: String) -> Self {
+        match code {
+            200..300 => Self::Bound,
+            500 | 504 => Self::Unknown(message),
+            code => Self::Refused(code, message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_code_means_one_thing() {
+        for (code, expected) in [(200, "Bound"), (201, "Bound"), (500, "Unknown"), (504, "Unknown"), (409, "Refused")] {
+            let outcome = format!("{:?}", Outcome::of_code(code, String::new()));
+            assert!(outcome.starts_with(expected), "{code}: {outcome}");
         }
     }
 }

@@ -157,7 +157,7 @@ impl Class {
         let shape = Shape {
             priority: spec.priority.unwrap_or(0),
             never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
-            requests: requests(spec),
+            requests: requests(pod),
             ports: ports.collect(),
             node_selector: spec.node_selector.clone(),
             node_affinity: affinity.node_affinity,

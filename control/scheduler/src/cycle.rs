@@ -25,9 +25,9 @@ use crate::class::{Class, Classes, Interned};
 use crate::decide::{Decider, Decision, Diagnosis};
 use crate::preempt::Preemption;
 use crate::queue::{Helps, Queue};
-use crate::report::{Nominated, Reporter, Subject, send};
+use crate::report::{Nominated, Reporter, Subject, live, send};
 use crate::view::{self, ClusterView, Placed, Uid};
-use crate::volumes::{self, Volumes};
+use crate::volumes::{self, Changed, Volumes};
 use crate::wire::{Budget, Claim, Namespace, Node, Pod, StorageClass, Volume};
 
 /// Requests for bindings under way.
@@ -38,7 +38,9 @@ const INTAKE_MAX: usize = 2048;
 const REFUSALS_MAX: usize = 128;
 /// Victims that are deleted at a time; others wait, bounded by the pods.
 const EVICTIONS_IN_FLIGHT: usize = 16;
-/// Between attempts for bindings with an unknown outcome: the first, and the longest.
+/// How often a victim is asked to go before others have their turn, while nobody knows whether it was asked.
+const EVICTION_ATTEMPTS: u32 = 4;
+/// Between attempts with an unknown outcome: the first, and the longest.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Volumes that are not bound after this are told of: whoever makes them says why on the claim.
 const VOLUMES_SOON: Duration = Duration::from_secs(10);
@@ -63,8 +65,8 @@ enum Done {
     Bound(Vec<(Binding, Outcome)>),
     /// Bindings with an unknown outcome are to be asked for again.
     Due(Vec<Binding>),
-    /// Victims that could not be deleted.
-    Evicted(Vec<Subject>),
+    /// Victims were asked to go.
+    Evicted(Vec<(Subject, Outcome)>),
     /// It is written where the volumes of a pod are to be, or not.
     Chosen(Uid, Outcome),
 }
@@ -83,6 +85,8 @@ struct Cycle {
     reporter: Reporter,
     view: ClusterView,
     volumes: Volumes,
+    /// What of them is not as it was at the last decisions.
+    changed: Changed,
     /// Since when pods wait for their volumes at the nodes that were chosen.
     chosen: HashMap<Uid, Instant>,
     queue: Queue,
@@ -96,7 +100,7 @@ struct Cycle {
     unknown: Vec<Binding>,
     /// Those who make room, and have not been asked to go.
     victims: VecDeque<Subject>,
-    /// All of them until they are gone.
+    /// All of them until the API says that they go.
     doomed: HashSet<Uid>,
     evicting: bool,
     listed: Listed,
@@ -203,6 +207,7 @@ impl Cycle {
             reporter,
             view: ClusterView::default(),
             volumes: Volumes::default(),
+            changed: Changed::default(),
             chosen: HashMap::new(),
             queue: Queue::default(),
             classes: Classes::default(),
@@ -299,76 +304,67 @@ impl Cycle {
             let meta = claim.meta();
             (meta.namespace.as_deref().unwrap_or_default().into(), meta.name.as_deref().unwrap_or_default().into())
         };
-        let concerned = match event {
-            watcher::Event::Init => {
-                self.listed.absent_claims = self.volumes.claim_keys();
-                return;
-            }
+        match event {
+            watcher::Event::Init => self.listed.absent_claims = self.volumes.claim_keys(),
             watcher::Event::InitApply(claim) | watcher::Event::Apply(claim) => {
                 let key = key(&claim);
                 self.listed.absent_claims.remove(&key);
                 let Some(claim) = good("persistentvolumeclaim", claim) else { return };
-                self.volumes.put_claim(key, Some(claim))
+                self.volumes.put_claim(key, Some(claim), &mut self.changed);
             }
             watcher::Event::InitDone => {
                 self.listed.claims = true;
-                let absent = std::mem::take(&mut self.listed.absent_claims);
-                absent.into_iter().flat_map(|key| self.volumes.put_claim(key, None)).collect()
+                for key in std::mem::take(&mut self.listed.absent_claims) {
+                    self.volumes.put_claim(key, None, &mut self.changed);
+                }
             }
-            watcher::Event::Delete(claim) => self.volumes.put_claim(key(&claim), None),
-        };
-        self.look_again(concerned);
+            watcher::Event::Delete(claim) => self.volumes.put_claim(key(&claim), None, &mut self.changed),
+        }
     }
 
     fn take_volume(&mut self, event: watcher::Event<Tolerant<Volume>>) {
         let name = |volume: &Tolerant<Volume>| -> Arc<str> { volume.meta().name.as_deref().unwrap_or_default().into() };
-        let concerned = match event {
-            watcher::Event::Init => {
-                self.listed.absent_volumes = self.volumes.volume_names();
-                return;
-            }
+        match event {
+            watcher::Event::Init => self.listed.absent_volumes = self.volumes.volume_names(),
             watcher::Event::InitApply(volume) | watcher::Event::Apply(volume) => {
                 let name = name(&volume);
                 self.listed.absent_volumes.remove(&name);
                 let Some(volume) = good("persistentvolume", volume) else { return };
-                self.volumes.put_volume(name, Some(volume))
+                self.volumes.put_volume(name, Some(volume), &mut self.changed);
             }
             watcher::Event::InitDone => {
                 self.listed.volumes = true;
-                let absent = std::mem::take(&mut self.listed.absent_volumes);
-                absent.into_iter().flat_map(|name| self.volumes.put_volume(name, None)).collect()
+                for name in std::mem::take(&mut self.listed.absent_volumes) {
+                    self.volumes.put_volume(name, None, &mut self.changed);
+                }
             }
-            watcher::Event::Delete(volume) => self.volumes.put_volume(name(&volume), None),
-        };
-        self.look_again(concerned);
+            watcher::Event::Delete(volume) => self.volumes.put_volume(name(&volume), None, &mut self.changed),
+        }
     }
 
     fn take_class(&mut self, event: watcher::Event<Tolerant<StorageClass>>) {
         let name =
             |class: &Tolerant<StorageClass>| -> Arc<str> { class.meta().name.as_deref().unwrap_or_default().into() };
-        let concerned = match event {
-            watcher::Event::Init => {
-                self.listed.absent_storage_classes = self.volumes.class_names();
-                return;
-            }
+        match event {
+            watcher::Event::Init => self.listed.absent_storage_classes = self.volumes.class_names(),
             watcher::Event::InitApply(class) | watcher::Event::Apply(class) => {
                 let name = name(&class);
                 self.listed.absent_storage_classes.remove(&name);
                 let Some(class) = good("storageclass", class) else { return };
-                self.volumes.put_class(name, Some(class))
+                self.volumes.put_class(name, Some(class), &mut self.changed);
             }
             watcher::Event::InitDone => {
                 self.listed.storage_classes = true;
-                let absent = std::mem::take(&mut self.listed.absent_storage_classes);
-                absent.into_iter().flat_map(|name| self.volumes.put_class(name, None)).collect()
+                for name in std::mem::take(&mut self.listed.absent_storage_classes) {
+                    self.volumes.put_class(name, None, &mut self.changed);
+                }
             }
-            watcher::Event::Delete(class) => self.volumes.put_class(name(&class), None),
-        };
-        self.look_again(concerned);
+            watcher::Event::Delete(class) => self.volumes.put_class(name(&class), None, &mut self.changed),
+        }
     }
 
     /// What the volumes of these pods ask for may be something else now: then they are queued anew.
-    fn look_again(&mut self, concerned: Vec<Uid>) {
+    fn look_again(&mut self, concerned: impl IntoIterator<Item = Uid>) {
         for uid in concerned {
             if let Some(pod) = self.volumes.waiting(&uid).cloned() {
                 self.put_pod(&pod);
@@ -399,12 +395,25 @@ impl Cycle {
         }
     }
 
-    fn remove_nodes<'a>(&mut self, mut names: impl Iterator<Item = &'a str>) {
-        let Some(first) = names.next() else { return };
-        self.view.remove_node(first);
-        names.for_each(|name| self.view.remove_node(name));
+    fn remove_nodes<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        let mut names = names.peekable();
+        if names.peek().is_none() {
+            return;
+        }
+        for name in names {
+            for uid in self.view.remove_node(name) {
+                self.tell_withdrawn(&uid);
+            }
+        }
         // The total in messages changed, and the lost node may have been the obstacle (spread).
         self.queue.wake_all(Instant::now());
+    }
+
+    /// Room is made for the pod nowhere any more.
+    fn tell_withdrawn(&self, uid: &str) {
+        if let Some(pending) = self.queue.get(uid) {
+            self.reporter.withdrawn(pending.subject.clone());
+        }
     }
 
     fn take_pod(&mut self, event: watcher::Event<Tolerant<Pod>>) {
@@ -435,6 +444,10 @@ impl Cycle {
             return self.remove_pod(&uid);
         }
         let leaving = pod.metadata.deletion_timestamp.is_some();
+        if leaving {
+            // Whatever becomes of our asking for it.
+            self.doomed.remove(&uid);
+        }
         if let Some(node) = pod.spec.node_name.as_deref().filter(|node| !node.is_empty()) {
             let concerned = self.volumes.place(&uid, pod);
             let interned = self.intern(pod);
@@ -509,6 +522,10 @@ impl Cycle {
         if moved || relabelled {
             self.queue.wake_concerned(Helps::COMPANY, now, |waiting| waiting.is_drawn_by(&class));
         }
+        if before.as_ref().is_some_and(|before| before.class.requests != class.requests) {
+            // It was resized, and may leave room.
+            self.queue.wake(Helps::ROOM, now);
+        }
         if let Some(before) = before.filter(|_| moved || relabelled || left) {
             self.queue.wake_concerned(Helps::DISTANCE, now, |waiting| waiting.is_kept_off_by(&before.class));
         }
@@ -542,6 +559,9 @@ impl Cycle {
         if !self.listed.is_complete() {
             return false;
         }
+        // Once for all that has come: of thousands of volumes each concerns all that look for one.
+        let concerned = self.volumes.concerned(&std::mem::take(&mut self.changed));
+        self.look_again(concerned);
         let mut left = REFUSALS_MAX;
         while self.requests < REQUESTS_MAX {
             let mut batch = std::mem::take(&mut self.unknown);
@@ -635,6 +655,10 @@ impl Cycle {
                 self.displace(uid);
                 self.queue.retry(uid, now);
             }
+            Outcome::Overtaken => {
+                self.displace(uid);
+                self.queue.retry(uid, now);
+            }
             Outcome::Refused(code, why) => {
                 tracing::debug!(pod = %subject.name, code, why, "volumes not chosen");
                 self.displace(uid);
@@ -681,6 +705,7 @@ impl Cycle {
         });
         for uid in lower {
             self.view.withdraw(&uid);
+            self.tell_withdrawn(&uid);
             self.queue.wake_one(&uid, now);
         }
         self.view.nominate(&subject.uid, &preemption.node, class);
@@ -709,24 +734,37 @@ impl Cycle {
             let evictions = futures::stream::iter(victims).map(|victim| {
                 let client = client.clone();
                 async move {
-                    let error = evict(&client, &victim).await.err()?;
-                    tracing::warn!(%error, pod = %victim.name, "victim not deleted");
-                    Some(victim)
+                    let outcome = evict(&client, &victim).await;
+                    (victim, outcome)
                 }
             });
-            let failed = evictions.buffer_unordered(EVICTIONS_IN_FLIGHT).filter_map(std::future::ready).collect().await;
-            Done::Evicted(failed)
+            Done::Evicted(evictions.buffer_unordered(EVICTIONS_IN_FLIGHT).collect().await)
         });
     }
 
-    /// Those who could not be made to go stay, and whoever waits for their room decides anew.
-    fn evicted(&mut self, failed: Vec<Subject>) {
+    /// Those who may not be made to go stay, and whoever waits for their room decides anew. Those of whom nobody knows are asked
+    /// again until somebody does: no other is to go for them.
+    fn evicted(&mut self, asked: Vec<(Subject, Outcome)>) {
         self.evicting = false;
-        for victim in failed {
-            self.doomed.remove(&victim.uid);
-            if let Some(placed) = self.view.placed(&victim.uid).cloned() {
-                self.place(&victim.uid, Placed { leaving: false, ..placed });
-                self.queue.wake(Helps::ROOM, Instant::now());
+        for (victim, outcome) in asked {
+            match outcome {
+                // Its event is to come.
+                Outcome::Bound | Outcome::Overtaken => {}
+                Outcome::Unknown(why) => {
+                    tracing::debug!(pod = %victim.name, why, "victim perhaps deleted");
+                    if self.doomed.contains(&victim.uid) {
+                        self.victims.push_back(victim);
+                    }
+                }
+                Outcome::Refused(code, why) => {
+                    tracing::warn!(pod = %victim.name, code, why, "victim not deleted");
+                    if self.doomed.remove(&victim.uid)
+                        && let Some(placed) = self.view.placed(&victim.uid).cloned()
+                    {
+                        self.place(&victim.uid, Placed { leaving: false, ..placed });
+                        self.queue.wake(Helps::ROOM, Instant::now());
+                    }
+                }
             }
         }
         self.evict();
@@ -754,7 +792,11 @@ impl Cycle {
                     // They may have gone out.
                     Some(Sent::Bindings(batch)) => Done::Bound(bind::unknown(batch, "the task panicked")),
                     Some(Sent::Asking(bindings)) => Done::Due(bindings),
-                    Some(Sent::Victims(victims)) => Done::Evicted(victims),
+                    // Not asked again and again: the bug would be there again.
+                    Some(Sent::Victims(victims)) => {
+                        let failed = |victim| (victim, Outcome::Refused(0, "the task panicked".to_owned()));
+                        Done::Evicted(victims.into_iter().map(failed).collect())
+                    }
                     Some(Sent::Choice(uid)) => Done::Chosen(uid, Outcome::Unknown("the task panicked".to_owned())),
                     None => return,
                 }
@@ -763,7 +805,7 @@ impl Cycle {
         let outcomes = match done {
             Done::Bound(outcomes) => outcomes,
             Done::Due(bindings) => return self.unknown.extend(bindings),
-            Done::Evicted(failed) => return self.evicted(failed),
+            Done::Evicted(asked) => return self.evicted(asked),
             Done::Chosen(uid, outcome) => return self.chosen(&uid, outcome),
         };
         self.requests = self.requests.saturating_sub(1);
@@ -785,20 +827,18 @@ impl Cycle {
                         unknown.push(Binding { attempts: attempts.saturating_add(1), ..binding });
                     }
                 }
-                // An earlier attempt has bound it, or it is gone: its event is to come.
-                Outcome::Refused(404 | 409, _) if *attempts > 0 => {}
+                Outcome::Overtaken => {}
                 Outcome::Refused(code, why) => {
                     tracing::debug!(pod = %subject.name, code, why, "not bound");
-                    // Unless its event has come meanwhile. Should it have a node after all, its event is to come, and a
-                    // second binding is refused.
+                    // Unless its event has come meanwhile.
                     if self.queue.get(uid).is_some() {
                         self.displace(uid);
                         let concerned = self.volumes.release(uid);
                         self.look_again(concerned);
                     }
-                    // A webhook or a policy will have it so, and perhaps for long. After 404 and 409 the pod's event tells.
+                    // A webhook or a policy will have it so, and perhaps for long.
                     let message = format!("binding rejected: {why}");
-                    if !matches!(code, 404 | 409) && self.queue.tell(uid, &message) {
+                    if self.queue.tell(uid, &message) {
                         self.reporter.rejected(subject.clone(), &message);
                     }
                     self.queue.retry(uid, now);
@@ -828,7 +868,21 @@ fn good<W: kube::Resource>(kind: &'static str, object: Tolerant<W>) -> Option<W>
     }
 }
 
-async fn evict(client: &kube::Client, victim: &Subject) -> Result<(), kube::Error> {
+/// Asks a victim to go; again, while nobody knows whether it was asked.
+async fn evict(client: &kube::Client, victim: &Subject) -> Outcome {
+    let mut wait = ASK_AGAIN.0;
+    for _ in 1..EVICTION_ATTEMPTS {
+        match ask_to_go(client, victim).await {
+            Outcome::Unknown(_) => tokio::time::sleep(wait).await,
+            known => return known,
+        }
+        wait = wait.saturating_mul(2).min(ASK_AGAIN.1);
+    }
+    ask_to_go(client, victim).await
+}
+
+/// Tells a victim why it goes, and deletes it.
+async fn ask_to_go(client: &kube::Client, victim: &Subject) -> Outcome {
     let path = format!("/api/v1/namespaces/{}/pods/{}", victim.namespace, victim.name);
     let condition = json!({
         "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
@@ -837,15 +891,24 @@ async fn evict(client: &kube::Client, victim: &Subject) -> Result<(), kube::Erro
     });
     let patch = json!({"metadata": {"uid": &*victim.uid}, "status": {"conditions": [condition]}});
     let status = format!("{path}/status?fieldManager=kube-scheduler");
-    match send(client, "PATCH", &status, "application/strategic-merge-patch+json", &patch).await {
-        // It is gone, or another has its name.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return Ok(()),
-        other => other?,
+    let marked = send(client, "PATCH", &status, "application/strategic-merge-patch+json", &patch).await;
+    match unless_gone(client, victim, Outcome::of(marked)).await {
+        Outcome::Bound => {}
+        other => return other,
     }
     let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": &*victim.uid}});
-    match send(client, "DELETE", &path, "application/json", &options).await {
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        other => other,
+    let deleted = send(client, "DELETE", &path, "application/json", &options).await;
+    unless_gone(client, victim, Outcome::of(deleted)).await
+}
+
+/// Whether a victim is gone, or goes already, when a refusal may mean that; a webhook may refuse by these codes as well.
+async fn unless_gone(client: &kube::Client, victim: &Subject, outcome: Outcome) -> Outcome {
+    let Outcome::Refused(404 | 409, _) = outcome else { return outcome };
+    match live(client, victim).await {
+        Ok(None) => Outcome::Overtaken,
+        Ok(Some(pod)) if pod.metadata.deletion_timestamp.is_some() => Outcome::Overtaken,
+        Ok(Some(_)) => outcome,
+        Err(error) => Outcome::Unknown(error.to_string()),
     }
 }
 

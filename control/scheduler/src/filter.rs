@@ -68,7 +68,6 @@ impl Reason {
                 | Self::NodeAffinity
                 | Self::Affinity
                 | Self::SpreadLabel
-                | Self::VolumeInUse
                 | Self::VolumeGone
                 | Self::VolumeElsewhere
                 | Self::NoVolume
@@ -77,7 +76,8 @@ impl Reason {
     }
 }
 
-/// What a node is, and which volumes it has: valid while it does not change, whatever runs on it.
+/// What a node is, which volumes it has, and whether they are in use: valid while it does not change, whatever runs on it, for
+/// who uses the volumes of a pod is part of its shape.
 pub(crate) fn fixed(class: &Shape, node: &NodeState) -> Result<(), Reason> {
     let unschedulable = || Taint {
         key: "node.kubernetes.io/unschedulable".to_owned(),
@@ -94,7 +94,7 @@ pub(crate) fn fixed(class: &Shape, node: &NodeState) -> Result<(), Reason> {
     if !matches_affinity(class, node) {
         return Err(Reason::NodeAffinity);
     }
-    // The reference looks for room before; no room that is made helps here.
+    // The reference looks for room before.
     class.volumes.check(node)
 }
 

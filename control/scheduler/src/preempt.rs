@@ -52,7 +52,7 @@ pub(crate) fn find(
         return Err(Refusal::Cannot("not eligible due to preemptionPolicy=Never.".to_owned()));
     }
     if let Some(node) = view.nomination(uid).and_then(|node| view.named(node))
-        && filter::fixed(class, node).is_ok()
+        && filter::fixed(class, node).map_or_else(|reason| reason.is_resolvable(), |()| true)
         && leaving(view, node, class).next().is_some()
     {
         return Err(Refusal::Waits("not eligible due to a terminating pod on the nominated node.".to_owned()));
@@ -154,23 +154,34 @@ fn victims(
     class: &Class,
     verdict: Option<&Verdict<'_>>,
 ) -> Result<Vec<Victim>, Vec<Reason>> {
+    // What `filter::fixed` has not looked at where a claim is in use.
+    class.volumes.check_places(node).map_err(|reason| vec![reason])?;
     // Only sums are thought through, not pods moved about: a node has many.
-    let mut rest = filter::with_reservations(class, node, Some(uid));
+    let load = filter::with_reservations(class, node, Some(uid));
     let mut without = verdict.map(Verdict::with_all);
     let mut lower: Vec<(&Uid, &Placed)> = Vec::new();
-    let mut take = |placed: &Placed, rest: &mut Load, away: bool| {
+    // Those who have a claim for themselves alone: they are in the way wherever they are, and go from here only.
+    let users = &class.volumes.users;
+    let mut rest = (load, users.len());
+    let mut take = |uid: &Uid, placed: &Placed, rest: &mut (Load, usize), away: bool| {
+        let uses = usize::from(users.binary_search(uid).is_ok());
         if away {
-            rest.subtract(&placed.class)
+            rest.0.subtract(&placed.class);
+            rest.1 -= uses;
         } else {
-            rest.add(&placed.class)
+            rest.0.add(&placed.class);
+            rest.1 += uses;
         }
         if let (Some(verdict), Some(without)) = (verdict, &mut without) {
             verdict.take(view, without, &placed.class, placed.leaving, away);
         }
         without.clone()
     };
-    let fits = |rest: &Load, without: Option<&crate::relations::Without>| {
-        filter::fits(class, node, rest)?;
+    let fits = |(load, in_use): &(Load, usize), without: Option<&crate::relations::Without>| {
+        if *in_use > 0 {
+            return Err(vec![Reason::VolumeInUse]);
+        }
+        filter::fits(class, node, load)?;
         match verdict {
             Some(verdict) => verdict.check(slot, without).map_err(|reason| vec![reason]),
             None => Ok(()),
@@ -179,7 +190,7 @@ fn victims(
     let mut thought = None;
     for (other_uid, _) in node.pods.iter().filter(|(_, other)| other.priority < class.priority) {
         let Some(placed) = view.placed(other_uid) else { continue };
-        thought = take(placed, &mut rest, true);
+        thought = take(other_uid, placed, &mut rest, true);
         if !placed.leaving {
             lower.push((other_uid, placed));
         }
@@ -193,9 +204,9 @@ fn victims(
     order.sort_by_key(|(violates, ..)| !violates);
     let mut victims = Vec::new();
     for (violates, uid, placed) in order {
-        let spared = take(placed, &mut rest, false);
+        let spared = take(uid, placed, &mut rest, false);
         if fits(&rest, spared.as_ref()).is_err() {
-            take(placed, &mut rest, true);
+            take(uid, placed, &mut rest, true);
             let (priority, started) = (placed.class.priority, placed.started);
             victims.push(Victim { uid: uid.clone(), priority, started, violates });
         }

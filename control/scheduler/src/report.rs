@@ -13,6 +13,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use http::Request;
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -81,11 +82,11 @@ struct Inner {
 }
 
 impl Inner {
-    /// A newer condition takes the place of one that is not written yet, whose nomination holds until another is told.
+    /// What is newer takes the place of what is not written yet; each part of that holds until another is told.
     fn tell(&self, subject: Subject, mut status: Value) {
         let mut conditions = self.conditions.lock();
         if let Some((_, before)) = conditions.remove(&subject.uid) {
-            keep_nomination(&mut status, &before);
+            keep_rest(&mut status, before);
         }
         conditions.insert(subject.uid.clone(), (subject, status));
         drop(conditions);
@@ -96,7 +97,7 @@ impl Inner {
     fn put_back(&self, subject: Subject, status: Value) {
         let mut conditions = self.conditions.lock();
         match conditions.get_mut(&subject.uid) {
-            Some((_, newer)) => keep_nomination(newer, &status),
+            Some((_, newer)) => keep_rest(newer, status),
             None => drop(conditions.insert(subject.uid.clone(), (subject, status))),
         }
     }
@@ -109,11 +110,13 @@ impl Inner {
     }
 }
 
-fn keep_nomination(newer: &mut Value, before: &Value) {
-    if newer.get(NOMINATED).is_none()
-        && let Some(node) = before.get(NOMINATED)
-    {
-        newer[NOMINATED] = node.clone();
+/// Adds the parts that the newer status does not have: condition or nomination.
+fn keep_rest(newer: &mut Value, before: Value) {
+    let Value::Object(before) = before else { return };
+    for (name, value) in before {
+        if newer.get(&name).is_none() {
+            newer[name] = value;
+        }
     }
 }
 
@@ -142,6 +145,11 @@ impl Reporter {
     /// The pod has a place, and may not be bound there: event and condition.
     pub(crate) fn rejected(&self, subject: Subject, message: &str) {
         self.not_scheduled(subject, "SchedulerError", message, Nominated::Unchanged);
+    }
+
+    /// Room is made for the pod nowhere any more: it stands in its status as long as nobody says so.
+    pub(crate) fn withdrawn(&self, subject: Subject) {
+        self.inner.tell(subject, json!({ NOMINATED: null }));
     }
 
     fn not_scheduled(&self, subject: Subject, reason: &str, message: &str, nominated: Nominated<'_>) {
@@ -259,17 +267,6 @@ impl Reporter {
 /// Writes a condition of a pod that has no node, in the version that was looked at: one that has got a node meanwhile hears
 /// nothing of it any more. Returns whether it is done with: written, or not to be written.
 async fn write(client: &kube::Client, subject: &Subject, status: &Value) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Live {
-        metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-        #[serde(default)]
-        spec: LiveSpec,
-    }
-    #[derive(serde::Deserialize, Default)]
-    #[serde(rename_all = "camelCase", default)]
-    struct LiveSpec {
-        node_name: Option<String>,
-    }
     let path = format!("/api/v1/namespaces/{}/pods/{}", subject.namespace, subject.name);
     let mut version = subject.version.as_deref().map(str::to_owned);
     for _ in 0..ATTEMPTS {
@@ -280,13 +277,12 @@ async fn write(client: &kube::Client, subject: &Subject, status: &Value) -> bool
             Err(kube::Error::Api(refused)) if refused.code == 409 => {}
             Err(error) => return is_for_good(&error, subject),
         }
-        let Ok(request) = Request::get(&path).body(Vec::new()) else { return true };
-        let live = match client.request::<Live>(request).await {
-            Ok(live) => live,
+        let live = match live(client, subject).await {
+            Ok(Some(live)) => live,
+            Ok(None) => return true,
             Err(error) => return is_for_good(&error, subject),
         };
-        let bound = live.spec.node_name.is_some_and(|node| !node.is_empty());
-        if bound || live.metadata.uid.as_deref() != Some(&*subject.uid) {
+        if live.spec.node_name.is_some_and(|node| !node.is_empty()) {
             return true;
         }
         version = live.metadata.resource_version;
@@ -298,6 +294,31 @@ async fn write(client: &kube::Client, subject: &Subject, status: &Value) -> bool
 fn is_for_good(error: &kube::Error, subject: &Subject) -> bool {
     tracing::debug!(%error, pod = %subject.name, "condition not written");
     matches!(error, kube::Error::Api(refused) if matches!(refused.code, 400 | 403 | 404 | 413 | 422))
+}
+
+/// A pod as the API has it.
+#[derive(serde::Deserialize)]
+pub(crate) struct Live {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: LiveSpec,
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct LiveSpec {
+    pub node_name: Option<String>,
+}
+
+/// The very pod, if it is there.
+pub(crate) async fn live(client: &kube::Client, subject: &Subject) -> Result<Option<Live>, kube::Error> {
+    let path = format!("/api/v1/namespaces/{}/pods/{}", subject.namespace, subject.name);
+    let request = Request::get(&path).body(Vec::new()).map_err(kube::Error::HttpError)?;
+    match client.request::<Live>(request).await {
+        Ok(live) => Ok(Some(live).filter(|live| live.metadata.uid.as_deref() == Some(&*subject.uid))),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// One request whose answer does not matter but for success.
@@ -361,5 +382,8 @@ mod tests {
         assert_eq!(told(&take().1), (json!("fourth"), Some(Value::Null)), "what is newer counts");
         reporter.inner.put_back(failed, status);
         assert_eq!(told(&take().1), (json!("second"), Some(json!("one"))));
+        reporter.unschedulable(subject(), "fifth", Nominated::Node("one"));
+        reporter.withdrawn(subject());
+        assert_eq!(told(&take().1), (json!("fifth"), Some(Value::Null)), "the condition is still to be written");
     }
 }

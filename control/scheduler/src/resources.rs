@@ -3,13 +3,13 @@
 //! A pod may ask for as much as fits 64 bits, whether any node has it or not. A sum of such is exact: what is taken away when
 //! the pod goes is what was added when it came.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::{Add as _, Sub as _};
 use std::sync::Arc;
 
 use coracle_api::meta::Quantity;
 
-use crate::wire::{Container, PodSpec};
+use crate::wire::{Container, ContainerStatus, Pod, PodSpec};
 
 /// An amount, or a sum of many.
 pub(crate) type Amount = i128;
@@ -96,47 +96,22 @@ impl Amounts {
     }
 }
 
+/// Amounts by name, as they come over the wire.
+type List = BTreeMap<String, String>;
+
 /// What a pod occupies: all containers and sidecars together, or more if an init container needs more while it runs
 /// beside the sidecars started before it; plus overhead. Requests of the pod as a whole stand for its containers'.
-pub(crate) fn requests(spec: &PodSpec) -> Requests {
-    let total = |of: &dyn Fn(&Container) -> Amounts| {
-        let mut running = Amounts::default();
-        for container in &spec.containers {
-            running.add(&of(container));
-        }
-        let (mut sidecars, mut peak) = (Amounts::default(), Amounts::default());
-        for container in &spec.init_containers {
-            let needs = of(container);
-            if container.restart_policy.as_deref() == Some("Always") {
-                sidecars.add(&needs);
-                peak.raise(&sidecars);
-            } else {
-                peak.raise(&sidecars.plus(&needs));
-            }
-        }
-        running.add(&sidecars);
-        running.raise(&peak);
-        if let Some(whole) = &spec.resources {
-            let whole = &whole.requests;
-            let parsed = Amounts::parse(whole);
-            if whole.contains_key("cpu") {
-                running.cpu = parsed.cpu;
-            }
-            if whole.contains_key("memory") {
-                running.memory = parsed.memory;
-            }
-        }
-        running.add(&Amounts::parse(&spec.overhead));
-        running
-    };
-    let exact = total(&|container| Amounts::parse(&container.resources.requests));
-    let assumed = total(&|container| {
-        let mut amounts = Amounts::parse(&container.resources.requests);
-        let asks = |name: &str| container.resources.requests.contains_key(name);
-        if !asks("cpu") {
+///
+/// Of a pod that is resized it is the most of what it is to have, what its node has given it and what it has; what its node
+/// can never give counts for nothing (`PodRequests` of the reference, as quotas count).
+pub(crate) fn requests(pod: &Pod) -> Requests {
+    let exact = most(pod, &Amounts::parse);
+    let assumed = most(pod, &|list| {
+        let mut amounts = Amounts::parse(list);
+        if !list.contains_key("cpu") {
             amounts.cpu = CPU_ASSUMED;
         }
-        if !asks("memory") {
+        if !list.contains_key("memory") {
             amounts.memory = MEMORY_ASSUMED;
         }
         amounts
@@ -144,10 +119,72 @@ pub(crate) fn requests(spec: &PodSpec) -> Requests {
     Requests { exact, assumed: (assumed.cpu, assumed.memory) }
 }
 
+fn most(pod: &Pod, read: &dyn Fn(&List) -> Amounts) -> Amounts {
+    let (spec, status) = (&pod.spec, &pod.status);
+    let statuses = status.container_statuses.iter().chain(&status.init_container_statuses);
+    let statuses: HashMap<&str, &ContainerStatus> = statuses.map(|status| (&*status.name, status)).collect();
+    let pending = status.conditions.iter().find(|condition| condition.type_ == "PodResizePending");
+    let is_infeasible = pending.is_some_and(|condition| condition.reason.as_deref() == Some("Infeasible"));
+    let asked = |container: &Container| match is_infeasible {
+        true => read(&List::new()),
+        false => read(&container.resources.requests),
+    };
+    let mut total = together(spec, &asked);
+    if !statuses.is_empty() {
+        let status = |container: &Container| statuses.get(&*container.name).copied();
+        let given = |container: &Container| {
+            let given = status(container).and_then(|status| status.allocated_resources.as_ref());
+            given.map_or_else(|| asked(container), read)
+        };
+        let has = |container: &Container| {
+            let resources = status(container).and_then(|status| status.resources.as_ref());
+            resources.and_then(|resources| resources.requests.as_ref()).map_or_else(|| given(container), read)
+        };
+        total.raise(&together(spec, &given));
+        total.raise(&together(spec, &has));
+    }
+    if let Some(whole) = &spec.resources {
+        let parsed = Amounts::parse(&whole.requests);
+        if whole.requests.contains_key("cpu") {
+            total.cpu = parsed.cpu;
+        }
+        if whole.requests.contains_key("memory") {
+            total.memory = parsed.memory;
+        }
+    }
+    total.add(&Amounts::parse(&spec.overhead));
+    total
+}
+
+/// What all containers of a pod occupy together.
+fn together(spec: &PodSpec, of: &dyn Fn(&Container) -> Amounts) -> Amounts {
+    let mut running = Amounts::default();
+    for container in &spec.containers {
+        running.add(&of(container));
+    }
+    let (mut sidecars, mut peak) = (Amounts::default(), Amounts::default());
+    for container in &spec.init_containers {
+        let needs = of(container);
+        if container.restart_policy.as_deref() == Some("Always") {
+            sidecars.add(&needs);
+            peak.raise(&sidecars);
+        } else {
+            peak.raise(&sidecars.plus(&needs));
+        }
+    }
+    running.add(&sidecars);
+    running.raise(&peak);
+    running
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
+
+    fn pod(spec: &Value, status: &Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {}, "spec": spec, "status": status})).unwrap()
+    }
 
     #[test]
     fn counts_what_a_pod_occupies() {
@@ -162,11 +199,35 @@ mod tests {
             (json!({"containers": [container("1")], "resources": {"requests": {"cpu": "2"}}}), 2000),
             (json!({"containers": [{}]}), 0),
         ] {
-            let parsed: PodSpec = serde_json::from_value(spec.clone()).unwrap();
-            assert_eq!(requests(&parsed).exact.cpu, cpu, "{spec}");
+            assert_eq!(requests(&pod(&spec, &json!({}))).exact.cpu, cpu, "{spec}");
         }
-        let nothing: PodSpec = serde_json::from_value(json!({"containers": [{}, {}]})).unwrap();
+        let nothing = pod(&json!({"containers": [{}, {}]}), &json!({}));
         assert_eq!(requests(&nothing).assumed, (200, 400 * 1024 * 1024));
+    }
+
+    #[test]
+    fn a_pod_that_is_resized_occupies_the_most_of_what_it_has_and_is_to_have() {
+        let spec = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "200m"}}}]});
+        let status = |given: &str, has: &str| {
+            json!({"containerStatuses": [
+                {"name": "c", "allocatedResources": {"cpu": given}, "resources": {"requests": {"cpu": has}}}]})
+        };
+        let mut infeasible = status("100m", "150m");
+        infeasible["conditions"] = json!([{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]);
+        let mut deferred = status("100m", "150m");
+        deferred["conditions"] = json!([{"type": "PodResizePending", "status": "True", "reason": "Deferred"}]);
+        for (status, cpu) in [
+            (json!({}), 200),
+            (status("200m", "200m"), 200),
+            (status("300m", "200m"), 300),
+            (status("200m", "400m"), 400),
+            (json!({"containerStatuses": [{"name": "c", "allocatedResources": {"cpu": "500m"}}]}), 500),
+            (json!({"containerStatuses": [{"name": "c", "resources": null}, {"name": "gone"}]}), 200),
+            (deferred, 200),
+            (infeasible, 150),
+        ] {
+            assert_eq!(requests(&pod(&spec, &status)).exact.cpu, cpu, "{status}");
+        }
     }
 
     #[test]

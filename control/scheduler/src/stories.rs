@@ -136,7 +136,7 @@ async fn equal_pods_make_room_at_the_same_time_and_failures_are_tried_again() {
         victim["status"] = json!({"phase": "Running"});
         api.put(&path(&format!("v{index}")), victim);
     }
-    api.next(Method::DELETE, "/pods/v", Answer::Refused(500, "InternalError"));
+    api.next(Method::DELETE, "/pods/v", Answer::Refused(403, "Forbidden"));
     start(&api);
     for index in 0..3 {
         api.put(&path(&format!("p{index}")), pod("p", json!({"priority": 10})));
@@ -317,4 +317,139 @@ async fn a_choice_that_is_refused_is_told_and_tried_again() {
     bind_claim(&api, "data", "one");
     assert_eq!(bound(&api, "p").await, "one");
     assert!(api.is_done());
+}
+
+/// A pod that runs on a node.
+fn running(node: &str, priority: i32) -> Value {
+    let mut pod = pod("v", json!({"nodeName": node, "priority": priority}));
+    pod["status"] = json!({"phase": "Running"});
+    pod
+}
+
+fn nominated(api: &Scripted, name: &str) -> Option<String> {
+    Some(api.get(&path(name))?["status"]["nominatedNodeName"].as_str()?.to_owned())
+}
+
+#[tokio::test]
+async fn a_pod_that_is_resized_down_leaves_room() {
+    let api = Scripted::new();
+    put_node(&api, "one", 9);
+    start(&api);
+    let asks = |cpu: &str| json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
+    api.put(&path("large"), pod("a", asks("6")));
+    bound(&api, "large").await;
+    let has = |cpu: &str| json!({"containerStatuses": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
+    api.merge(&path("large"), &json!({"status": has("6")}));
+    api.put(&path("waits"), pod("b", asks("4")));
+    refused(&api, "waits").await;
+    // It is to have less, and has not yet.
+    api.merge(&path("large"), &json!({"spec": asks("2")}));
+    api.put(&path("waits-more"), pod("b", asks("3")));
+    refused(&api, "waits-more").await;
+    assert_eq!(node_of(&api, "waits"), None);
+    api.merge(&path("large"), &json!({"status": has("2")}));
+    bound(&api, "waits").await;
+}
+
+#[tokio::test]
+async fn who_has_a_claim_for_itself_alone_makes_room_where_it_is() {
+    let api = Scripted::new();
+    put_node(&api, "one", 9);
+    put_node(&api, "two", 9);
+    put_claim(&api, "data");
+    bind_claim(&api, "data", "one");
+    // It can be had everywhere.
+    api.put("/api/v1/persistentvolumes/pv-data", json!({"spec": {"capacity": {"storage": "1Gi"}}}));
+    let mut user = running("one", 5);
+    user["spec"]["volumes"] = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]);
+    api.put(&path("user"), user);
+    api.put(&path("beside"), running("one", 0));
+    api.put(&path("elsewhere"), running("two", 0));
+    start(&api);
+    let with_priority = |priority: i32| {
+        let mut pod = with_claim("data");
+        pod["spec"]["priority"] = json!(priority);
+        pod
+    };
+    api.put(&path("equal"), with_priority(5));
+    refused(&api, "equal").await;
+    assert_eq!(api.requests(&Method::DELETE, "/pods/").len(), 0, "{}", message(&api, "equal"));
+    api.put(&path("higher"), with_priority(9));
+    api.until("it is told where it will be", |api| nominated(api, "higher")).await;
+    api.until("the user goes", |api| api.requests(&Method::DELETE, "/pods/user").pop()).await;
+    assert_eq!((nominated(&api, "higher"), node_of(&api, "higher")), (Some("one".to_owned()), None));
+    api.remove(&path("user"));
+    assert_eq!(bound(&api, "higher").await, "one");
+    assert_eq!(api.requests(&Method::DELETE, "/pods/").len(), 1, "nobody else had to go");
+}
+
+#[tokio::test]
+async fn a_victim_of_whom_nobody_knows_is_asked_again_and_no_other_for_it() {
+    let api = Scripted::new();
+    put_node(&api, "one", 1);
+    api.put(&path("first"), running("one", 5));
+    start(&api);
+    api.next(Method::DELETE, "/pods/first", Answer::DoneButUnknown);
+    // Meanwhile there is somebody whom it would rather have gone.
+    api.meanwhile(Method::DELETE, "/pods/first", |api| {
+        put_node(api, "two", 1);
+        api.put(&path("second"), running("two", 0));
+    });
+    api.put(&path("p"), pod("p", json!({"priority": 10})));
+    let asked = |api: &Scripted, name: &str| api.requests(&Method::DELETE, &format!("/pods/{name}")).len();
+    api.until("it is asked again", |api| (asked(api, "first") == 2).then_some(())).await;
+    // By then the other was looked at.
+    put_node(&api, "three", 0);
+    api.put(&path("q"), pod("q", json!({"priority": -1})));
+    refused(&api, "q").await;
+    api.remove(&path("first"));
+    assert_eq!(bound(&api, "p").await, "one");
+    assert_eq!(asked(&api, "second"), 0);
+}
+
+#[tokio::test]
+async fn a_binding_that_is_refused_after_one_without_an_answer_is_tried_again() {
+    let api = Scripted::new();
+    put_node(&api, "one", 1);
+    start(&api);
+    api.next(Method::POST, "/coracle/v1/bindings", Answer::LostButUnknown);
+    // A webhook refuses by a code that means something else as a rule.
+    api.next(Method::POST, "/coracle/v1/bindings", Answer::Refused(404, "NotFound"));
+    api.next(Method::POST, "/pods/p/binding", Answer::Refused(409, "Conflict"));
+    api.put(&path("p"), pod("a", json!({})));
+    assert_eq!(bound(&api, "p").await, "one");
+    assert!(api.is_done());
+}
+
+#[tokio::test]
+async fn a_victim_that_may_not_be_marked_by_a_code_of_the_gone_is_not_gone() {
+    let api = Scripted::new();
+    put_node(&api, "one", 1);
+    api.put(&path("v"), running("one", 0));
+    start(&api);
+    api.next(Method::PATCH, "/pods/v/status", Answer::Refused(409, "Conflict"));
+    api.next(Method::DELETE, "/pods/v", Answer::Refused(404, "NotFound"));
+    api.put(&path("p"), pod("p", json!({"priority": 10})));
+    let going = |api: &Scripted| (!api.get(&path("v"))?["metadata"]["deletionTimestamp"].is_null()).then_some(());
+    api.until("it is asked again", going).await;
+    api.remove(&path("v"));
+    assert_eq!(bound(&api, "p").await, "one");
+}
+
+#[tokio::test]
+async fn a_nomination_that_is_taken_or_whose_node_is_gone_is_not_told_any_more() {
+    let api = Scripted::new();
+    put_node(&api, "one", 1);
+    api.put(&path("v"), running("one", 0));
+    start(&api);
+    let is_nominated =
+        |api: &Scripted, name: &str, node: Option<&str>| (nominated(api, name).as_deref() == node).then_some(());
+    api.put(&path("low"), pod("p", json!({"priority": 5})));
+    api.until("room is made for it", |api| is_nominated(api, "low", Some("one"))).await;
+    api.put(&path("high"), pod("p", json!({"priority": 10})));
+    api.until("it is another's", |api| is_nominated(api, "high", Some("one"))).await;
+    api.until("it has none any more", |api| is_nominated(api, "low", None)).await;
+    api.remove("/api/v1/nodes/one");
+    api.until("nor has the other", |api| is_nominated(api, "high", None)).await;
+    assert_eq!(scheduled(&api, "low"), "False");
 }

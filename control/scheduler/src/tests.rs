@@ -370,7 +370,7 @@ fn a_reservation_is_worth_nothing_on_a_node_that_takes_no_pods() {
     assert!(waits(&mut world));
     world.node(node("a", json!({"spec": {"unschedulable": true}})));
     assert!(!waits(&mut world));
-    world.view.remove_node("a");
+    assert_eq!(world.view.remove_node("a"), [uid.clone()]);
     assert_eq!(world.view.nomination(&uid), None);
 }
 
@@ -841,7 +841,7 @@ proptest! {
                     world.view.place(&live[index].clone(), leaving);
                 }
                 Social::Node(index, zone) => world.node(named(index, zone)),
-                Social::Drop(index) => world.view.remove_node(&format!("n{index}")),
+                Social::Drop(index) => drop(world.view.remove_node(&format!("n{index}"))),
                 Social::Remove(_) | Social::Leave(_) => {}
             }
         }
@@ -905,7 +905,7 @@ proptest! {
                     let allocatable = json!({"cpu": cores.to_string(), "memory": format!("{cores}Gi"), "pods": "10"});
                     world.node(node(&format!("n{index}"), json!({"status": {"allocatable": allocatable}})));
                 }
-                Step::Drop(index) => world.view.remove_node(&format!("n{index}")),
+                Step::Drop(index) => drop(world.view.remove_node(&format!("n{index}"))),
             }
             for (_, node) in world.view.nodes() {
                 let sum: i128 = node.pods.values().map(|class| class.requests.exact.cpu).sum();

@@ -456,17 +456,17 @@ impl ClusterView {
         true
     }
 
-    /// The node is gone; who waited for it does no longer, its pods are still to go.
-    pub(crate) fn remove_node(&mut self, name: &str) {
-        let Some((slot, node)) = self.state(name) else { return };
+    /// The node is gone; its pods are still to go. Returns who waited for it and does no longer.
+    pub(crate) fn remove_node(&mut self, name: &str) -> Vec<Uid> {
+        let Some((slot, node)) = self.state(name) else { return Vec::new() };
         let (pods, nominated) = (std::mem::take(&mut node.pods), std::mem::take(&mut node.nominated));
         for uid in pods.keys() {
             if let Some(placed) = self.placed.get(uid).cloned() {
                 self.count(slot, &placed, false);
             }
         }
-        for (uid, _) in nominated {
-            self.nominations.remove(&uid);
+        for (uid, _) in &nominated {
+            self.nominations.remove(uid);
         }
         self.homeless.entry(name.into()).or_default().extend(pods.into_keys());
         self.homeless.retain(|_, pods| !pods.is_empty());
@@ -476,6 +476,7 @@ impl ClusterView {
         self.epoch += 1;
         self.places += 1;
         self.touched.push(slot, 1);
+        nominated.into_iter().map(|(uid, _)| uid).collect()
     }
 
     /// Whether any node has a label of this key.

@@ -7,7 +7,9 @@
 //! Nothing is remembered of a choice but what the API has: the
 //! claim's annotation, or the volume's `claimRef`.
 
+use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use coracle_api::meta::Quantity;
@@ -17,7 +19,7 @@ use serde_json::{Value, json};
 use crate::class::selects;
 use crate::filter::{Reason, matches_term};
 use crate::view::{ClusterView, NodeState, Uid};
-use crate::wire::{Claim, NodeSelector, NodeTerm, Pod, Requirement, StorageClass, Volume};
+use crate::wire::{Claim, Labels, NodeSelector, NodeTerm, Pod, Requirement, StorageClass, Volume};
 
 /// Annotation of a claim that has been bound.
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
@@ -35,8 +37,8 @@ pub(crate) type Key = (Arc<str>, Arc<str>);
 pub(crate) struct Wanted {
     /// Why no node at all can take it.
     pub blocked: Option<Arc<str>>,
-    /// One of its claims is another pod's alone, which is on a node.
-    pub in_use: bool,
+    /// Pods on nodes of which each has one of its claims for itself alone.
+    pub users: Vec<Uid>,
     /// Where volumes are that it has.
     pub bound: Vec<Bound>,
     /// Where volumes can be that it is to have; those who ask for least choose first, as in the reference.
@@ -100,15 +102,20 @@ impl Wanted {
         });
         let terms = places.flatten().chain(made).flat_map(|places| &places.node_selector_terms);
         let values = terms.flat_map(|term| term.match_expressions.iter().chain(&term.match_fields));
-        let named = self.bound.len() + self.unbound.len() + candidates.count();
+        let named = self.users.len() + self.bound.len() + self.unbound.len() + candidates.count();
         named + values.map(|it| 1 + it.values.len()).sum::<usize>()
     }
 
-    /// Whether a node has what the volumes ask for.
+    /// Whether a node has what the volumes ask for, and nobody else has it.
     pub(crate) fn check(&self, node: &NodeState) -> Result<(), Reason> {
-        if self.in_use {
+        if !self.users.is_empty() {
             return Err(Reason::VolumeInUse);
         }
+        self.check_places(node)
+    }
+
+    /// Whether a node has what the volumes ask for, whoever uses it.
+    pub(crate) fn check_places(&self, node: &NodeState) -> Result<(), Reason> {
         if self.bound.iter().any(|bound| !bound.exists) {
             return Err(Reason::VolumeGone);
         }
@@ -168,6 +175,10 @@ fn is_at(places: Option<&NodeSelector>, node: &NodeState) -> bool {
 pub(crate) struct Volumes {
     claims: HashMap<Key, Claim>,
     volumes: HashMap<Arc<str>, Volume>,
+    /// Those that are kept for nobody, by class; others by the claim that they are kept for. Of thousands of volumes a claim
+    /// looks at those alone that it may have.
+    free: HashMap<Arc<str>, HashSet<Arc<str>>>,
+    kept: HashMap<Key, HashSet<Arc<str>>>,
     classes: HashMap<Arc<str>, StorageClass>,
     /// Pods without a node that have claims.
     waiting: HashMap<Uid, Pod>,
@@ -177,6 +188,16 @@ pub(crate) struct Volumes {
     users: HashMap<Key, HashSet<Uid>>,
     /// The claims of those.
     used: HashMap<Uid, Vec<Key>>,
+}
+
+/// What is not as it was: pods that wait may ask for something else.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    claims: HashSet<Key>,
+    /// Those that claims may name.
+    volumes: HashSet<Arc<str>>,
+    /// Those of which claims may get a volume, or get one otherwise.
+    classes: HashSet<Arc<str>>,
 }
 
 /// The claims that a pod has, and whether each is made for it.
@@ -269,45 +290,70 @@ impl Volumes {
         self.waiting.get(uid)
     }
 
-    /// All that wait.
-    pub(crate) fn all_waiting(&self) -> Vec<Uid> {
-        self.waiting.keys().cloned().collect()
-    }
-
-    /// A claim is as told, or gone. Returns the pods that it concerns.
-    pub(crate) fn put_claim(&mut self, key: Key, claim: Option<Claim>) -> Vec<Uid> {
+    /// A claim is as told, or gone.
+    pub(crate) fn put_claim(&mut self, key: Key, claim: Option<Claim>, changed: &mut Changed) {
         match claim {
             Some(claim) => drop(self.claims.insert(key.clone(), claim)),
             None => drop(self.claims.remove(&key)),
         }
-        self.waiting_for(&key)
+        changed.claims.insert(key);
     }
 
-    /// A volume is as told, or gone. Returns the pods that it concerns: those of its claim, or all that look for one.
-    pub(crate) fn put_volume(&mut self, name: Arc<str>, volume: Option<Volume>) -> Vec<Uid> {
-        let now = volume.as_ref().map(Volume::claim);
-        let before = match volume {
-            Some(volume) => self.volumes.insert(name, volume),
-            None => self.volumes.remove(&name),
-        };
-        let before = before.as_ref().map(Volume::claim);
-        let mut concerned = Vec::new();
-        for claim in [now, before].into_iter().flatten() {
-            match claim {
-                Some(claim) => concerned.extend(self.waiting_for(&claim)),
-                None => return self.all_waiting(),
+    /// A volume is as told, or gone.
+    pub(crate) fn put_volume(&mut self, name: Arc<str>, volume: Option<Volume>, changed: &mut Changed) {
+        changed.volumes.insert(name.clone());
+        if let Some(before) = self.volumes.remove(&name) {
+            match before.claim() {
+                Some(claim) => {
+                    leave(&mut self.kept, &claim, &name);
+                    changed.claims.insert(claim);
+                }
+                None => {
+                    leave(&mut self.free, before.class(), &name);
+                    changed.classes.insert(before.class().into());
+                }
+            }
+        }
+        let Some(volume) = volume else { return };
+        match volume.claim() {
+            Some(claim) => {
+                self.kept.entry(claim.clone()).or_default().insert(name.clone());
+                changed.claims.insert(claim);
+            }
+            None => {
+                self.free.entry(volume.class().into()).or_default().insert(name.clone());
+                changed.classes.insert(volume.class().into());
+            }
+        }
+        self.volumes.insert(name, volume);
+    }
+
+    /// A class is as told, or gone.
+    pub(crate) fn put_class(&mut self, name: Arc<str>, class: Option<StorageClass>, changed: &mut Changed) {
+        match class {
+            Some(class) => drop(self.classes.insert(name.clone(), class)),
+            None => drop(self.classes.remove(&name)),
+        }
+        changed.classes.insert(name);
+    }
+
+    /// The pods that wait and may ask for something else by what has changed; it goes once over the claims that they have.
+    pub(crate) fn concerned(&self, changed: &Changed) -> HashSet<Uid> {
+        let mut concerned: HashSet<Uid> = changed.claims.iter().flat_map(|claim| self.waiting_for(claim)).collect();
+        if changed.volumes.is_empty() && changed.classes.is_empty() {
+            return concerned;
+        }
+        for (key, waiting) in &self.by_claim {
+            let Some(claim) = self.claims.get(key) else { continue };
+            let is_concerned = match claim.spec.volume_name.as_deref().filter(|name| !name.is_empty()) {
+                Some(volume) => changed.volumes.contains(volume),
+                None => changed.classes.contains(claim.class()),
+            };
+            if is_concerned {
+                concerned.extend(waiting.iter().cloned());
             }
         }
         concerned
-    }
-
-    /// A class is as told, or gone. It may concern all.
-    pub(crate) fn put_class(&mut self, name: Arc<str>, class: Option<StorageClass>) -> Vec<Uid> {
-        match class {
-            Some(class) => drop(self.classes.insert(name, class)),
-            None => drop(self.classes.remove(&name)),
-        }
-        self.all_waiting()
     }
 
     pub(crate) fn claim_keys(&self) -> HashSet<Key> {
@@ -372,7 +418,11 @@ impl Volumes {
             return Err(format!("PVC {namespace}/{name} was not created for pod {namespace}/{pod} (pod is not owner)"));
         }
         if claim.spec.access_modes.iter().any(|mode| mode == ONCE_POD) {
-            wanted.in_use |= self.users.get(key).is_some_and(|users| users.iter().any(|user| **user != *uid));
+            let others = self.users.get(key).into_iter().flatten().filter(|user| ***user != *uid);
+            wanted.users.extend(others.cloned());
+            // Whatever order they came in, those who ask for the same are alike.
+            wanted.users.sort_unstable();
+            wanted.users.dedup();
         }
         if !volume.is_empty() && claim.is_annotated(BIND_COMPLETED) {
             let known = self.volumes.get(&volume);
@@ -407,7 +457,7 @@ impl Volumes {
         if let Some((_, volume, known)) = fitting.iter().find(|(fit, ..)| *fit == Fit::Kept) {
             return Unbound { claim: name, volumes: vec![candidate(volume, known)], made: Made::Nowhere };
         }
-        fitting.sort_by(|(_, one, a), (_, other, b)| (a.size(), one).cmp(&(b.size(), other)));
+        fitting.sort_by_cached_key(|(_, name, known)| (known.size(), (*name).clone()));
         // However many volumes there are at one place: other claims of the pod take some of them, and no more than that.
         let mut counts: HashMap<Option<&NodeSelector>, usize> = HashMap::new();
         fitting.retain(|(_, _, known)| {
@@ -422,9 +472,14 @@ impl Volumes {
     /// The volumes that a claim may have.
     fn fitting<'a>(&'a self, key: &'a Key, claim: &'a Claim) -> impl Iterator<Item = (Fit, &'a Arc<str>, &'a Volume)> {
         let asked = claim.asked(key);
-        self.volumes.iter().filter_map(move |(name, volume)| {
-            let labels = volume.metadata.labels.clone().unwrap_or_default();
-            let selected = claim.spec.selector.is_none() || selects(claim.spec.selector.as_ref(), &labels);
+        let names = self.kept.get(key).into_iter().chain(self.free.get(claim.class())).flatten();
+        names.filter_map(move |name| {
+            let volume = self.volumes.get(name)?;
+            let selected = match (&claim.spec.selector, &volume.metadata.labels) {
+                (None, _) => true,
+                (selector, Some(labels)) => selects(selector.as_ref(), labels),
+                (selector, None) => selects(selector.as_ref(), &Labels::new()),
+            };
             match fit(&asked, &volume.offered(), selected) {
                 Fit::No => None,
                 fit => Some((fit, name, volume)),
@@ -480,11 +535,15 @@ fn select((namespace, name): &Key, claim: &Claim, node: &str) -> (String, Value)
     (path, json!({ "metadata": metadata }))
 }
 
-fn leave(index: &mut HashMap<Key, HashSet<Uid>>, claim: &Key, uid: &str) {
-    if let Some(uids) = index.get_mut(claim) {
-        uids.remove(uid);
-        if uids.is_empty() {
-            index.remove(claim);
+fn leave<K: Borrow<Q> + Eq + Hash, Q: Eq + Hash + ?Sized>(
+    index: &mut HashMap<K, HashSet<Arc<str>>>,
+    entry: &Q,
+    name: &str,
+) {
+    if let Some(names) = index.get_mut(entry) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(entry);
         }
     }
 }
@@ -535,8 +594,13 @@ impl Volume {
         Some((kept.namespace.as_str().into(), kept.name.as_str().into()))
     }
 
-    fn offered(&self) -> Offered<'_> {
+    /// The name of its class; empty for none.
+    fn class(&self) -> &str {
         let noted = self.metadata.annotations.as_ref().and_then(|annotations| annotations.get(CLASS));
+        noted.or(self.spec.storage_class_name.as_ref()).map(String::as_str).unwrap_or_default()
+    }
+
+    fn offered(&self) -> Offered<'_> {
         Offered {
             claim: self.spec.claim_ref.as_ref().map(|kept| Claimant {
                 namespace: &kept.namespace,
@@ -545,7 +609,7 @@ impl Volume {
             }),
             size: self.size(),
             access_modes: &self.spec.access_modes,
-            class: noted.or(self.spec.storage_class_name.as_ref()).map(String::as_str).unwrap_or_default(),
+            class: self.class(),
             volume_mode: self.spec.volume_mode.as_deref().unwrap_or("Filesystem"),
             attributes_class: self.spec.volume_attributes_class_name.as_deref().unwrap_or_default(),
             is_available: self.status.phase.as_deref() == Some("Available"),
@@ -596,7 +660,7 @@ mod tests {
             ("now", "coracle.dev/local", "Immediate"),
         ] {
             let class = json!({"metadata": {"name": name}, "provisioner": provisioner, "volumeBindingMode": mode});
-            volumes.put_class(name.into(), Some(serde_json::from_value(class).unwrap()));
+            volumes.put_class(name.into(), Some(serde_json::from_value(class).unwrap()), &mut Changed::default());
         }
         volumes
     }
@@ -611,7 +675,8 @@ mod tests {
                 claim[field][name] = value.clone();
             }
         }
-        volumes.put_claim(("n".into(), name.into()), Some(serde_json::from_value(claim).unwrap()));
+        let claim = Some(serde_json::from_value(claim).unwrap());
+        volumes.put_claim(("n".into(), name.into()), claim, &mut Changed::default());
     }
 
     fn volume(volumes: &mut Volumes, name: &str, class: &str, size: &str, node: &str) {
@@ -625,7 +690,8 @@ mod tests {
             },
             "status": {"phase": "Available"},
         });
-        volumes.put_volume(name.into(), Some(serde_json::from_value(volume).unwrap()));
+        let volume = Some(serde_json::from_value(volume).unwrap());
+        volumes.put_volume(name.into(), volume, &mut Changed::default());
     }
 
     fn pod(claims: &[&str]) -> Pod {
@@ -800,11 +866,45 @@ mod tests {
         let mut kept = volumes.volumes[&Arc::<str>::from("kept")].clone();
         let reference = json!({"namespace": "n", "name": "c", "uid": "c"});
         kept.spec.claim_ref = Some(serde_json::from_value(reference).unwrap());
-        volumes.put_volume("kept".into(), Some(kept));
+        volumes.put_volume("kept".into(), Some(kept), &mut Changed::default());
         assert_eq!((check(&volumes, &["c"], "a"), check(&volumes, &["c"], "b")), (Err(Reason::NoVolume), Ok(())));
         let (uid, pod) = (Uid::from("p"), pod(&["c"]));
         volumes.wait(&uid, &pod);
         let view = node("b");
         assert!(volumes.choose("p", &volumes.wanted("p", &pod), view.named("b").unwrap()).is_empty(), "it is written");
+    }
+
+    #[test]
+    fn what_changes_concerns_those_who_may_ask_for_something_else_and_no_others() {
+        let mut volumes = volumes();
+        claim(&mut volumes, "hand", "hand", json!({}));
+        claim(&mut volumes, "local", "local", json!({}));
+        claim(&mut volumes, "named", "now", json!({"spec": {"volumeName": "v"}}));
+        for name in ["hand", "local", "named"] {
+            volumes.wait(&name.into(), &pod(&[name]));
+        }
+        volume(&mut volumes, "v", "other", "1Gi", "a");
+        volume(&mut volumes, "free", "hand", "1Gi", "a");
+        let free = volumes.volumes[&Arc::<str>::from("free")].clone();
+        let mut kept = free.clone();
+        let reference = json!({"namespace": "n", "name": "local", "uid": "local"});
+        kept.spec.claim_ref = Some(serde_json::from_value(reference).unwrap());
+        let concerned = |volumes: &mut Volumes, name: &str, volume: Option<Volume>| {
+            let mut changed = Changed::default();
+            volumes.put_volume(name.into(), volume, &mut changed);
+            let mut concerned: Vec<String> = volumes.concerned(&changed).iter().map(|uid| uid.to_string()).collect();
+            concerned.sort();
+            concerned.join(" ")
+        };
+        assert_eq!(concerned(&mut volumes, "free", Some(free.clone())), "hand", "one of their class");
+        assert_eq!(concerned(&mut volumes, "free", Some(kept)), "hand local", "taken from all, kept for one");
+        assert_eq!(check(&volumes, &["hand"], "a"), Err(Reason::NoVolume));
+        assert_eq!(concerned(&mut volumes, "free", None), "local");
+        assert_eq!(concerned(&mut volumes, "v", None), "named");
+        assert_eq!((volumes.free.len(), volumes.kept.len()), (0, 0), "nothing is left of what is gone");
+        let mut changed = Changed::default();
+        volumes.put_class("local".into(), None, &mut changed);
+        volumes.put_claim(("n".into(), "hand".into()), None, &mut changed);
+        assert_eq!(volumes.concerned(&changed).len(), 2, "once for all that has changed");
     }
 }

@@ -114,6 +114,26 @@ pub(crate) struct PodStatus {
     pub nominated_node_name: Option<String>,
     #[serde(deserialize_with = "nullable")]
     pub conditions: Vec<Condition>,
+    #[serde(deserialize_with = "nullable")]
+    pub container_statuses: Vec<ContainerStatus>,
+    #[serde(deserialize_with = "nullable")]
+    pub init_container_statuses: Vec<ContainerStatus>,
+}
+
+/// What a container was given, and has.
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ContainerStatus {
+    #[serde(deserialize_with = "nullable")]
+    pub name: String,
+    pub allocated_resources: Option<BTreeMap<String, String>>,
+    pub resources: Option<ActualResources>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default)]
+pub(crate) struct ActualResources {
+    pub requests: Option<BTreeMap<String, String>>,
 }
 
 /// A condition of a pod or a node.
@@ -131,6 +151,8 @@ pub(crate) struct Condition {
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Container {
+    #[serde(deserialize_with = "nullable")]
+    pub name: String,
     #[serde(deserialize_with = "nullable")]
     pub resources: Resources,
     #[serde(deserialize_with = "nullable")]

@@ -59,6 +59,8 @@ struct Line {
     method: Method,
     part: String,
     answer: Answer,
+    /// Until it is taken back, and not once.
+    always: bool,
 }
 
 type Meanwhile = Box<dyn FnOnce(&Scripted) + Send>;
@@ -151,7 +153,17 @@ impl Scripted {
 
     /// Answers the next request of this method whose path contains `part` otherwise. What was told first counts first.
     pub fn next(&self, method: Method, part: &str, answer: Answer) {
-        self.inner.script.lock().push(Line { method, part: part.to_owned(), answer });
+        self.inner.script.lock().push(Line { method, part: part.to_owned(), answer, always: false });
+    }
+
+    /// Answers all requests of this method whose path contains `part` otherwise, until [`Scripted::relent`].
+    pub fn always(&self, method: Method, part: &str, answer: Answer) {
+        self.inner.script.lock().push(Line { method, part: part.to_owned(), answer, always: true });
+    }
+
+    /// Takes back what was told by [`Scripted::always`].
+    pub fn relent(&self) {
+        self.inner.script.lock().retain(|line| !line.always);
     }
 
     /// Does something when the next request of this method comes whose path contains `part`, before it is answered: what
@@ -163,7 +175,7 @@ impl Scripted {
     /// Whether everything that was told by [`Scripted::next`] has happened.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.inner.script.lock().is_empty()
+        self.inner.script.lock().iter().all(|line| line.always)
     }
 
     /// Watches of this kind (its plural) hear of nothing until [`Scripted::release`].
@@ -303,7 +315,10 @@ impl Scripted {
     fn scripted(&self, seen: &Seen) -> Option<Answer> {
         let mut script = self.inner.script.lock();
         let line = script.iter().position(|line| line.method == seen.method && seen.path.contains(&line.part))?;
-        Some(script.remove(line).answer)
+        match script[line].always {
+            true => Some(script[line].answer),
+            false => Some(script.remove(line).answer),
+        }
     }
 
     fn answer(&self, seen: &Seen, media: &str) -> Result<verbs::Body, verbs::Refusal> {

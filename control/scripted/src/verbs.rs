@@ -71,8 +71,20 @@ pub(crate) fn answer(
     }
     let object = match (&seen.method, place.name.is_empty()) {
         (&Method::GET, true) => {
-            let items: Vec<Value> = store.list(&place).into_iter().map(|(_, object)| object).collect();
-            json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": store.version().to_string()}, "items": items})
+            let mut listed = store.list(&place);
+            let token = |place: &Place| format!("{}_{}", place.namespace, place.name);
+            if let Some(after) = query.get("continue") {
+                listed.retain(|(place, _)| token(place) > *after);
+            }
+            let mut metadata = json!({"resourceVersion": store.version().to_string()});
+            let limit = query.get("limit").and_then(|text| text.parse::<usize>().ok()).filter(|limit| *limit > 0);
+            if let Some(limit) = limit.filter(|limit| *limit < listed.len()) {
+                metadata["remainingItemCount"] = json!(listed.len() - limit);
+                metadata["continue"] = json!(token(&listed[limit - 1].0));
+                listed.truncate(limit);
+            }
+            let items: Vec<Value> = listed.into_iter().map(|(_, object)| object).collect();
+            json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items})
         }
         (&Method::GET, false) if place.sub == "scale" => scale(&existing(store, &place)?),
         (&Method::PUT, false) if place.sub == "scale" => {

@@ -101,13 +101,7 @@ impl Controller {
                 }
             }
         });
-        workload::listen(
-            ROW,
-            &queue,
-            &in_flight,
-            pods,
-            workload::wake_selecting(&queue, &sets.store(), |set| &set.spec.selector),
-        );
+        workload::listen(ROW, &queue, &in_flight, (&mut *sets, |set| &set.spec.selector), pods);
         let store = pods.store();
         let pods = Pods { client, recorder, store, in_flight, row: ROW };
         let (sets, revisions, nodes) = (sets.store(), revisions.store(), nodes.store());
@@ -314,12 +308,15 @@ impl Controller {
             }
         }
         self.pods.look_for(owner, &others).await?;
+        let mut made = Ok(());
         if !plan.create.is_empty() {
             let maker = Maker::of(self, owner, set, revision);
-            let made = plan.create.iter().map(|node| maker.create(node, unknown.get(node).map(|name| (*name).clone())));
-            workload::slow_start(made).await.map_err(Error::api("create pods"))?;
+            let work = plan.create.iter().map(|node| maker.create(node, unknown.get(node).map(|name| (*name).clone())));
+            made = workload::slow_start(work).await.map_err(Error::api("create pods"));
         }
-        self.pods.delete(owner, &plan.delete).await.map_err(Error::api("delete pods"))
+        // Whatever becomes of those: a quota that refuses them may have room when these are gone (the reference's `syncNodes`).
+        let deleted = self.pods.delete(owner, &plan.delete).await.map_err(Error::api("delete pods"));
+        made.and(deleted)
     }
 
     async fn write(&self, key: &Key, set: &DaemonSet, status: &DaemonSetStatus) -> Result<(), Error> {

@@ -13,6 +13,7 @@ use super::placement::{Place, Placement};
 use crate::deployment::{Round, scaled};
 use crate::informer::{Phase, Pod};
 use crate::workload::history::REVISION_LABEL;
+use crate::workload::unless_zero;
 
 /// Pods created or deleted per reconciliation (the reference's burst).
 pub(super) const BURST: usize = 250;
@@ -382,9 +383,9 @@ impl<'a> Planner<'a> {
             current_number_scheduled: current,
             number_misscheduled: misplaced,
             number_ready: ready,
-            updated_number_scheduled: some(updated),
-            number_available: some(available),
-            number_unavailable: some(desired - available),
+            updated_number_scheduled: unless_zero(updated),
+            number_available: unless_zero(available),
+            number_unavailable: unless_zero(desired - available),
             collision_count: self.observed.collisions,
             conditions: before.and_then(|status| status.conditions.clone()),
         };
@@ -400,11 +401,6 @@ impl<'a> Planner<'a> {
 enum Newer<'a> {
     Pod(&'a Arc<Pod>),
     Asked,
-}
-
-/// Go's omitempty: zero is absent.
-fn some(count: i32) -> Option<i32> {
-    Some(count).filter(|count| *count != 0)
 }
 
 /// Whether writing `status` would change nothing.

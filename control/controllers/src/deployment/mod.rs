@@ -23,16 +23,17 @@ use serde_json::json;
 use crate::client::{self, Client, DEPLOYMENTS, DeleteOptions, REPLICA_SETS};
 use crate::error::chain;
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller};
+use crate::informer::{Change, Informer, Key, Object as _, Pod, Store, controller};
 use crate::queue::{Next, Queue, Reconciler};
-use crate::workload::{self, Settle};
+use crate::workload::{self, Owner, Row, Settle};
 use crate::{Error, now_in_seconds, replica_set, selector};
 
 use model::{REVISION, Set};
 pub(crate) use model::{Round, scaled};
 use plan::{New, Observed};
 
-const COMPONENT: &str = "deployment-controller";
+const ROW: Row =
+    Row { resource: DEPLOYMENTS, api_version: "apps/v1", kind: "Deployment", component: "deployment-controller" };
 /// Pods of a ReplicaSet up to which they are counted for the Deployment's status without waiting for the ReplicaSet's; with more,
 /// one write is not what is waited for.
 const COUNTED_MAX: i32 = 64;
@@ -139,7 +140,13 @@ impl Reconciler for Controller {
             self.event(&deployment, true, "SelectingAll", message.to_owned());
             return Ok(Next::OnEvent);
         }
-        let Some(sets) = self.claim(&deployment).await? else { return Ok(Next::OnEvent) };
+        let owner = (ROW, Owner { key: &key, uid: deployment.uid() });
+        let none = BTreeMap::new();
+        let is_member =
+            |set: &ReplicaSet| selector::matches(&spec.selector, set.metadata.labels.as_ref().unwrap_or(&none));
+        let sets = (REPLICA_SETS, &*self.sets);
+        let sets = workload::claim(&self.client, sets, owner, deployment.is_deleting(), is_member).await?;
+        let Some(sets) = sets else { return Ok(Next::OnEvent) };
         let sets: Vec<Arc<ReplicaSet>> = sets.into_iter().map(|set| self.counted(set)).collect();
         let plan = plan::plan(&Observed {
             deployment: &deployment,
@@ -182,41 +189,6 @@ impl Reconciler for Controller {
 }
 
 impl Controller {
-    /// The ReplicaSets of the Deployment. `None` after taking some that match and belong to nobody: their events come.
-    /// Those that no longer match are let go.
-    async fn claim(&self, deployment: &Deployment) -> Result<Option<Vec<Arc<ReplicaSet>>>, Error> {
-        let spec = &deployment.spec;
-        let labels = |set: &ReplicaSet| set.metadata.labels.clone().unwrap_or_default();
-        let mut owned = Vec::new();
-        for set in self.sets.controlled_by(deployment.uid()) {
-            if selector::matches(&spec.selector, &labels(&set)) {
-                owned.push(set);
-            } else if deployment.metadata.deletion_timestamp.is_none() {
-                let owners = set.metadata.owner_references.iter().flatten();
-                let owners: Vec<_> = owners.filter(|owner| owner.uid != deployment.uid()).cloned().collect();
-                self.set_owners(&set, &owners, "release a ReplicaSet").await?;
-            }
-        }
-        if deployment.metadata.deletion_timestamp.is_some() {
-            return Ok(Some(owned));
-        }
-        let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
-        let mut orphans = self.sets.by(Index::Orphan, namespace);
-        orphans
-            .retain(|set| set.metadata.deletion_timestamp.is_none() && selector::matches(&spec.selector, &labels(set)));
-        if !orphans.is_empty() {
-            workload::may_adopt(&self.client, DEPLOYMENTS, &deployment.key(), deployment.uid()).await?;
-        }
-        let mut adopted = false;
-        for set in orphans {
-            let mut owners = set.metadata.owner_references.clone().unwrap_or_default();
-            owners.push(owner_reference(deployment));
-            self.set_owners(&set, &owners, "adopt a ReplicaSet").await?;
-            adopted = true;
-        }
-        Ok((!adopted).then_some(owned))
-    }
-
     /// The ReplicaSet as its status will be in a moment, if it is a small one whose pods come up: both statuses are written at
     /// the same time then, and who waits for the Deployment need not wait for two writes one after the other. What shrinks is
     /// told by the ReplicaSet, which knows whom it has asked to go.
@@ -235,11 +207,6 @@ impl Controller {
         let (observed_generation, conditions) = (said.observed_generation, said.conditions);
         seen.status = Some(ReplicaSetStatus { observed_generation, conditions, ..counted });
         Arc::new(seen)
-    }
-
-    async fn set_owners(&self, set: &ReplicaSet, owners: &[OwnerReference], what: &'static str) -> Result<(), Error> {
-        let version = set.metadata.resource_version.as_deref().unwrap_or_default();
-        workload::set_owners(&self.client, REPLICA_SETS, (&set.key(), set.uid(), version), owners, what).await
     }
 
     /// Whether pods of other ReplicaSets than `current` have not finished yet.
@@ -354,12 +321,12 @@ impl Controller {
 
     fn event(&self, deployment: &Deployment, warning: bool, reason: &'static str, message: String) {
         let subject = Subject {
-            api_version: "apps/v1".into(),
-            kind: "Deployment".into(),
+            api_version: ROW.api_version.into(),
+            kind: ROW.kind.into(),
             key: deployment.key(),
             uid: deployment.uid().into(),
         };
-        self.recorder.record(Record { subject, component: COMPONENT, warning, reason, message });
+        self.recorder.record(Record { subject, component: ROW.component, warning, reason, message });
     }
 }
 
@@ -371,7 +338,7 @@ fn is_counted(set: &ReplicaSet) -> bool {
 /// The Deployment that controls the ReplicaSet.
 fn deployment_of(set: &ReplicaSet) -> Option<Key> {
     let owners = set.metadata.owner_references.as_deref();
-    let owner = controller(owners).filter(|owner| owner.kind == "Deployment")?;
+    let owner = controller(owners).filter(|owner| owner.kind == ROW.kind)?;
     Some(Key::new(set.metadata.namespace.as_deref().unwrap_or_default(), &owner.name))
 }
 
@@ -384,7 +351,7 @@ fn selecting(deployments: &Store<Deployment>, set: &ReplicaSet) -> Vec<Arc<Deplo
 }
 
 fn owner_reference(deployment: &Deployment) -> OwnerReference {
-    workload::owner_reference("apps/v1", "Deployment", deployment.metadata.name.as_deref(), deployment.uid())
+    workload::owner_reference(ROW.api_version, ROW.kind, deployment.metadata.name.as_deref(), deployment.uid())
 }
 
 fn new_replica_set(deployment: &Deployment, new: &New) -> ReplicaSet {

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::model::{Set, Wanted};
 use super::plan::New;
+use crate::workload::unless_zero;
 
 const AVAILABLE: &str = "Available";
 pub(crate) const PROGRESSING: &str = "Progressing";
@@ -63,11 +64,11 @@ fn counts(view: &View<'_>, before: &DeploymentStatus) -> DeploymentStatus {
     let available = sum(Set::available);
     DeploymentStatus {
         observed_generation: view.deployment.metadata.generation,
-        replicas: some(sum(Set::actual)),
-        updated_replicas: some(view.current.map_or(0, Set::actual)),
-        ready_replicas: some(sum(Set::ready)),
-        available_replicas: some(available),
-        unavailable_replicas: some(
+        replicas: unless_zero(sum(Set::actual)),
+        updated_replicas: unless_zero(view.current.map_or(0, Set::actual)),
+        ready_replicas: unless_zero(sum(Set::ready)),
+        available_replicas: unless_zero(available),
+        unavailable_replicas: unless_zero(
             (sum(|set| set.replicas) + view.new.map_or(0, |new| new.replicas) - available).max(0),
         ),
         terminating_replicas: Some(sum(Set::terminating)),
@@ -260,11 +261,6 @@ pub(crate) fn set(conditions: &mut Vec<DeploymentCondition>, mut condition: Depl
     }
     conditions.retain(|before| before.type_ != type_);
     conditions.push(condition);
-}
-
-/// Go's omitempty: zero is absent.
-fn some(count: i32) -> Option<i32> {
-    Some(count).filter(|count| *count != 0)
 }
 
 /// Whether writing `status` would change nothing.

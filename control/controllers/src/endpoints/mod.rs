@@ -191,9 +191,10 @@ impl Reconciler for Controller {
             self.mirrored.lock().remove(&key);
             self.unsure.lock().remove(&key);
             // The slices go with their owner; the Endpoints object has none.
-            if self.endpoints.get(&key).is_some_and(|endpoints| is_ours(&endpoints)) {
+            if let Some(endpoints) = self.endpoints.get(&key).filter(|endpoints| is_ours(endpoints)) {
+                // Those: a Service of the same name may have some of its own by now.
                 self.client
-                    .delete(ENDPOINTS, &key, &DeleteOptions::default())
+                    .delete(ENDPOINTS, &key, &DeleteOptions::of(endpoints.uid()))
                     .await
                     .map_err(Error::api("delete Endpoints"))?;
             }

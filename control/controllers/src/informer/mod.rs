@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 use coracle_tolerant::Tolerant;
 use futures::{StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::PersistentVolume;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::Api;
 use kube::runtime::WatchStreamExt as _;
@@ -104,10 +103,12 @@ pub(crate) enum Index {
     Finished,
     /// The claim of a volume, and those of a pod, as `NAMESPACE/NAME`.
     Claim,
+    /// Volumes that are kept for no claim, and claims that name no volume, by their class.
+    Unbound,
 }
 
 /// Number of variants of [`Index`].
-const INDEXES: usize = 6;
+const INDEXES: usize = 7;
 
 /// The entry that every object has.
 pub(crate) fn by_controller<K: Object>(object: &K, add: &mut dyn FnMut(Index, &str)) {
@@ -387,6 +388,18 @@ impl<K: Object> Informer<K> {
         }
     }
 
+    /// As if the watch had told of the object.
+    #[cfg(test)]
+    pub(crate) fn show(&self, object: K) {
+        self.apply(object);
+    }
+
+    /// As if the watch had told of its end.
+    #[cfg(test)]
+    pub(crate) fn show_end(&self, key: &Key) {
+        self.delete(key);
+    }
+
     fn tell(&self, change: &Change<'_, K>) {
         for handler in &self.handlers {
             handler(change);
@@ -402,12 +415,6 @@ pub(crate) fn controller(owners: Option<&[OwnerReference]>) -> Option<&OwnerRefe
 /// `metadata.resourceVersion` as a number; Coracle's always are.
 pub(crate) fn version(text: Option<&str>) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
-}
-
-fn by_claim(volume: &PersistentVolume, add: &mut dyn FnMut(Index, &str)) {
-    if let Some(claim) = crate::volumes::claim_of(volume) {
-        add(Index::Claim, &claim.to_string());
-    }
 }
 
 /// Label of EndpointSlices.
@@ -492,8 +499,8 @@ whole!(
     k8s_openapi::api::core::v1::Namespace;
     k8s_openapi::api::core::v1::Node;
     k8s_openapi::api::core::v1::ResourceQuota;
-    k8s_openapi::api::core::v1::PersistentVolume, by by_claim;
-    k8s_openapi::api::core::v1::PersistentVolumeClaim;
+    k8s_openapi::api::core::v1::PersistentVolume, by crate::volumes::index_volume;
+    k8s_openapi::api::core::v1::PersistentVolumeClaim, by crate::volumes::index_claim;
     k8s_openapi::api::core::v1::Service;
     k8s_openapi::api::core::v1::ServiceAccount;
     k8s_openapi::api::discovery::v1::EndpointSlice;

@@ -419,17 +419,12 @@ fn may_wait(job: &Job, plan: &Plan) -> bool {
         && (!plan.untrack.is_empty() || !is_written(job.status.as_ref(), &plan.status))
 }
 
-/// Go's omitempty: zero is absent.
-fn some(count: Option<i32>) -> Option<i32> {
-    count.filter(|count| *count != 0)
-}
-
 /// Whether writing `status` would change nothing.
 fn is_written(before: Option<&JobStatus>, status: &JobStatus) -> bool {
     let normal = |status: &JobStatus| {
         let mut status = status.clone();
         for count in [&mut status.active, &mut status.succeeded, &mut status.failed] {
-            *count = some(*count);
+            *count = count.and_then(workload::unless_zero);
         }
         status.completed_indexes = status.completed_indexes.filter(|indexes| !indexes.is_empty());
         status.conditions = status.conditions.filter(|conditions| !conditions.is_empty());
@@ -442,11 +437,11 @@ fn is_written(before: Option<&JobStatus>, status: &JobStatus) -> bool {
 fn patch_of(status: &JobStatus) -> Value {
     let waiting = status.uncounted_terminated_pods.as_ref();
     json!({
-        "active": some(status.active),
+        "active": status.active.and_then(workload::unless_zero),
         "ready": status.ready,
         "terminating": status.terminating,
-        "succeeded": some(status.succeeded),
-        "failed": some(status.failed),
+        "succeeded": status.succeeded.and_then(workload::unless_zero),
+        "failed": status.failed.and_then(workload::unless_zero),
         "completedIndexes": status.completed_indexes,
         "failedIndexes": status.failed_indexes,
         "startTime": status.start_time,

@@ -20,7 +20,8 @@ use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
 
 const COMPONENT: &str = "taint-eviction-controller";
-/// How long we must have watched before a deadline counts that ended while we did not: nodes speak several times in it.
+/// How long we must have watched before a deadline counts that ended while we did not, or while nobody led: nodes speak several
+/// times in it.
 const AFTER_PAUSE: Duration = Duration::from_secs(15);
 
 /// Drives pods out. Its queue holds pods of nodes with such taints only.
@@ -111,13 +112,11 @@ impl Reconciler for Evictions {
             }
             Leave::At(_) => {}
         }
-        // After a pause the node's own word is to come first: such taints may be gone in a moment.
+        // The node's own word is to come first: such taints may be gone in a moment.
         let of_silence = |taint: &Taint| taint.key == plan::NOT_READY || taint.key == plan::UNREACHABLE;
-        if let Some(since) = self.watch.lock().observe(Instant::now(), now)
-            && since.elapsed() < AFTER_PAUSE
-            && taints.iter().all(of_silence)
-        {
-            return Ok(Next::After(AFTER_PAUSE.saturating_sub(since.elapsed()) + Duration::from_millis(10)));
+        let watched = self.watch.lock().observe(Instant::now(), now).elapsed();
+        if watched < AFTER_PAUSE && taints.iter().all(of_silence) {
+            return Ok(Next::After(AFTER_PAUSE.saturating_sub(watched) + Duration::from_millis(10)));
         }
         let subject = Subject { api_version: "v1".into(), kind: "Pod".into(), key: key.clone(), uid: pod.uid.clone() };
         let message = format!("Marking for deletion Pod {key}");

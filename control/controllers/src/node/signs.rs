@@ -94,15 +94,9 @@ impl Signs {
 
     /// What it means that `name` was not heard since its last sign, or since we were last awake for sure. It has
     /// `startup` at least.
-    pub(crate) fn silence(
-        &self,
-        name: &str,
-        awake_since: Option<Instant>,
-        startup: Option<Duration>,
-        now: Instant,
-    ) -> Silence {
+    pub(crate) fn silence(&self, name: &str, awake_since: Instant, startup: Option<Duration>, now: Instant) -> Silence {
         let Some(sign) = self.nodes.get(name) else { return Silence::Fine(self.grace) };
-        let silent = now.saturating_duration_since(awake_since.map_or(sign.at, |since| since.max(sign.at)));
+        let silent = now.saturating_duration_since(awake_since.max(sign.at));
         let beginning = if sign.heard { PROMISE_MIN } else { BEGINNING };
         let own = sign.promise.unwrap_or(self.grace).max(beginning).min(self.grace).max(startup.unwrap_or_default());
         if silent < own {
@@ -165,7 +159,7 @@ mod tests {
         }
 
         fn unknown(&self, node: &str, seconds: u64) -> bool {
-            self.signs.silence(node, None, None, self.at(seconds)) == Silence::Unknown
+            self.signs.silence(node, self.begun, None, self.at(seconds)) == Silence::Unknown
         }
     }
 
@@ -238,7 +232,7 @@ mod tests {
         world.renew("a", 1, 4);
         world.renew("b", 1, 4);
         world.renew("b", 31, 4);
-        let awake = Some(world.at(28));
+        let awake = world.at(28);
         let silence = |startup: Option<u64>, second| {
             world.signs.silence("a", awake, startup.map(Duration::from_secs), world.at(second))
         };

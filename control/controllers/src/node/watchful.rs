@@ -19,22 +19,22 @@ const GAP: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Watchful {
     last: (Instant, Timestamp),
-    /// Of the last gap; none since the start.
-    since: Option<Instant>,
+    /// The end of the last gap, or the beginning: nobody was watched before.
+    since: Instant,
 }
 
 impl Watchful {
     pub(crate) fn new(now: Instant, wall: Timestamp) -> Self {
-        Self { last: (now, wall), since: None }
+        Self { last: (now, wall), since: now }
     }
 
-    /// Looks at the clocks; returns since when there was no gap, if there ever was one.
-    pub(crate) fn observe(&mut self, now: Instant, wall: Timestamp) -> Option<Instant> {
+    /// Looks at the clocks; returns since when there was no gap.
+    pub(crate) fn observe(&mut self, now: Instant, wall: Timestamp) -> Instant {
         let passed = now.duration_since(self.last.0);
         // A clock that goes back is a gap, too.
         let apart = wall.duration_since(self.last.1) - jiff::SignedDuration::try_from(passed).unwrap_or_default();
         if passed > GAP || apart.unsigned_abs() > GAP {
-            self.since = Some(now);
+            self.since = now;
         }
         self.last = (now, wall);
         self.since
@@ -59,10 +59,11 @@ mod tests {
             ("set back", at(2, -3600), true),
         ] {
             let mut watch = Watchful::new(begun, wall);
-            assert_eq!(watch.observe(now, wall_now), gap.then_some(now), "{why}");
+            let since = if gap { now } else { begun };
+            assert_eq!(watch.observe(now, wall_now), since, "{why}");
             let later = now + Duration::from_secs(2);
             let wall_later = wall_now + jiff::SignedDuration::from_secs(2);
-            assert_eq!(watch.observe(later, wall_later), gap.then_some(now), "{why}, and awake since");
+            assert_eq!(watch.observe(later, wall_later), since, "{why}, and awake since");
         }
     }
 }

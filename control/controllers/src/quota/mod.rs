@@ -169,7 +169,7 @@ impl Controller {
                 for object in list.items.iter().flatten() {
                     count.add(group, resource, object, now);
                 }
-                next = page_after(&list.metadata);
+                next = client::page_after(&list.metadata);
             }
         }
         for (group, resource) in sources.counted {
@@ -191,7 +191,7 @@ impl Controller {
             if let Some(left) = list.metadata.remaining_item_count {
                 return Ok(number.saturating_add(left));
             }
-            match page_after(&list.metadata) {
+            match client::page_after(&list.metadata) {
                 Some(next) => (limit, after) = (PAGE, next),
                 None => return Ok(number),
             }
@@ -202,17 +202,4 @@ impl Controller {
         let found = self.discovery.find_plural(group, resource).await.map_err(Error::api("ask for the kinds"))?;
         Ok(found.filter(|kind| kind.namespaced))
     }
-}
-
-/// The part of a query by which the rest of a list is asked for.
-fn page_after(list: &ListMeta) -> Option<String> {
-    let token = list.continue_.as_deref().filter(|token| !token.is_empty())?;
-    let encoded: String = token
-        .bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
-            byte => format!("%{byte:02X}"),
-        })
-        .collect();
-    Some(format!("&continue={encoded}"))
 }

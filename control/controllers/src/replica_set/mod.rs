@@ -77,8 +77,7 @@ impl<S: Set> Controller<S> {
                 }
             }
         });
-        let orphan = workload::wake_selecting(&queue, &sets.store(), |set: &S| &set.set().spec.selector);
-        workload::listen(S::ROW, &queue, &in_flight, pods, orphan);
+        workload::listen(S::ROW, &queue, &in_flight, (&mut *sets, |set| &set.set().spec.selector), pods);
         let (sets, store) = (sets.store(), pods.store());
         let pods = Pods { client, recorder, store, in_flight, row: S::ROW };
         Arc::new(Self { queue, sets, pods, settle: Settle::default() })

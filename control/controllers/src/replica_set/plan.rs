@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::rank;
 use crate::informer::Pod;
 use crate::selector;
+use crate::workload::unless_zero;
 
 /// Pods created or deleted per reconciliation (the reference's burst).
 pub(crate) const BURST: usize = 500;
@@ -124,9 +125,9 @@ fn count(plan: &mut Plan, set: &ReplicaSet, active: &[Arc<Pod>], terminating: i3
     let before = set.status.clone().unwrap_or_default();
     plan.status = ReplicaSetStatus {
         replicas: i32::try_from(active.len()).unwrap_or(i32::MAX),
-        fully_labeled_replicas: some(labelled),
-        ready_replicas: some(ready),
-        available_replicas: some(available),
+        fully_labeled_replicas: unless_zero(labelled),
+        ready_replicas: unless_zero(ready),
+        available_replicas: unless_zero(available),
         terminating_replicas: Some(terminating),
         observed_generation: set.metadata.generation,
         conditions: before.conditions,
@@ -135,11 +136,6 @@ fn count(plan: &mut Plan, set: &ReplicaSet, active: &[Arc<Pod>], terminating: i3
         let wait = at.duration_since(now).max(SignedDuration::ZERO);
         wait.unsigned_abs() + std::time::Duration::from_millis(1)
     });
-}
-
-/// Go's omitempty: zero is absent.
-fn some(count: i32) -> Option<i32> {
-    Some(count).filter(|count| *count != 0)
 }
 
 /// Sets or clears the condition that creating or deleting fails.

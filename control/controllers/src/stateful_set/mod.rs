@@ -91,13 +91,7 @@ impl Controller {
                 }
             }
         });
-        workload::listen(
-            ROW,
-            &queue,
-            &in_flight,
-            pods,
-            workload::wake_selecting(&queue, &sets.store(), |set| &set.spec.selector),
-        );
+        workload::listen(ROW, &queue, &in_flight, (&mut *sets, |set| &set.spec.selector), pods);
         let store = pods.store();
         let pods = Pods { client, recorder, store, in_flight, row: ROW };
         let (sets, revisions, claims) = (sets.store(), revisions.store(), claims.store());
@@ -282,9 +276,11 @@ impl Controller {
             };
             self.create(owner, set, *ordinal, template)
         });
-        workload::slow_start(made).await?;
-        let ended = plan.delete.iter().map(|pod| self.delete(owner, pod));
-        workload::slow_start(ended).await.map_err(Error::api("delete pods"))
+        let made = workload::slow_start(made).await;
+        // What has ended is in nobody's way when another cannot be made; what runs stays until it can (as by the reference).
+        let given_up = plan.delete.iter().filter(|pod| made.is_ok() || pod.is_terminal());
+        let deleted = workload::slow_start(given_up.map(|pod| self.delete(owner, pod))).await;
+        made.and(deleted.map_err(Error::api("delete pods")))
     }
 
     async fn create(

@@ -17,6 +17,7 @@ use super::claims::{self, Retention, Who};
 use crate::deployment::{Round, scaled};
 use crate::informer::{Phase, Pod};
 use crate::workload::history::REVISION_LABEL;
+use crate::workload::unless_zero;
 
 /// Pods that are created per reconciliation.
 pub(super) const BURST: usize = 500;
@@ -79,6 +80,12 @@ pub(super) fn ordinal(set: &str, pod: &str) -> Option<i32> {
 /// Whether pods go and come all at once.
 fn is_parallel(set: &StatefulSet) -> bool {
     set.spec.pod_management_policy.as_deref() == Some("Parallel")
+}
+
+/// Whether pods of old revisions are replaced, and not only those that somebody deletes.
+fn is_rolling(set: &StatefulSet) -> bool {
+    let strategy = set.spec.update_strategy.as_ref();
+    strategy.and_then(|strategy| strategy.type_.as_deref()) != Some("OnDelete")
 }
 
 pub(super) fn plan(observed: &Observed<'_>) -> Plan {
@@ -155,8 +162,7 @@ impl<'a> Planner<'a> {
         if let Flow::Stop = self.end_condemned(&condemned, parallel) {
             return;
         }
-        let strategy = self.observed.set.spec.update_strategy.as_ref();
-        if strategy.and_then(|strategy| strategy.type_.as_deref()) != Some("OnDelete") {
+        if is_rolling(self.observed.set) {
             self.replace_old(parallel);
         }
     }
@@ -372,16 +378,17 @@ impl<'a> Planner<'a> {
         current -= self.updating;
         let mut revision = observed.current;
         let wanted = i32::try_from(self.replicas).unwrap_or(i32::MAX);
-        if updated == wanted && ready == wanted && replicas == wanted {
+        // Where nothing is rolled out nothing is ever complete (`completeRollingUpdate` of the reference).
+        if is_rolling(observed.set) && updated == wanted && ready == wanted && replicas == wanted {
             (current, revision) = (updated, observed.update);
         }
         self.plan.status = StatefulSetStatus {
             observed_generation: observed.set.metadata.generation,
             replicas,
-            ready_replicas: some(ready),
+            ready_replicas: unless_zero(ready),
             available_replicas: Some(available),
-            current_replicas: some(current),
-            updated_replicas: some(updated),
+            current_replicas: unless_zero(current),
+            updated_replicas: unless_zero(updated),
             current_revision: named(revision),
             update_revision: named(observed.update),
             collision_count: Some(observed.collisions),
@@ -397,11 +404,6 @@ impl<'a> Planner<'a> {
 /// The name of a revision, if there is one.
 fn named(revision: &str) -> Option<String> {
     Some(revision.to_owned()).filter(|name| !name.is_empty())
-}
-
-/// Go's omitempty: zero is absent.
-fn some(count: i32) -> Option<i32> {
-    Some(count).filter(|count| *count != 0)
 }
 
 /// Whether writing `status` would change nothing.

@@ -186,6 +186,12 @@ fn strategies_say_who_is_replaced() {
     let on_delete = json!({"spec": {"updateStrategy": {"type": "OnDelete", "rollingUpdate": null}}});
     assert_eq!(steps(&planned(&set(2, &on_delete), &pods("0@old 1@old"), &IDLE)), "");
     assert_eq!(steps(&planned(&set(2, &on_delete), &pods("0@old"), &IDLE)), "+1");
+    // Somebody has replaced all: only a rollout that is over makes the new revision the current one.
+    for (change, expected) in [(json!({}), ("new", Some(2))), (on_delete, ("old", None))] {
+        let status = planned(&set(2, &change), &pods("0 1"), &IDLE).status;
+        assert_eq!((status.current_revision.as_deref().unwrap(), status.current_replicas), expected, "{change}");
+        assert_eq!(status.updated_replicas, Some(2));
+    }
 }
 
 #[test]

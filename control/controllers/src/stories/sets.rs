@@ -353,6 +353,50 @@ async fn daemon_set_of_a_thousand_nodes_is_written_about_a_bounded_number_of_tim
     assert_eq!(api.requests(&Method::DELETE, PODS).len(), 0);
 }
 
+/// A quota that is full has room when what is not wanted any more is gone: so that goes, whatever becomes of the others.
+#[tokio::test]
+async fn daemon_set_gives_pods_up_although_no_other_can_be_made() {
+    let world = world();
+    let api = &world.api;
+    let labelled = |label: &str| json!({"metadata": {"labels": {"disk": label}}});
+    for name in ["a", "b"] {
+        api.put(&format!("/api/v1/nodes/{name}"), node("True"));
+    }
+    api.merge("/api/v1/nodes/a", &labelled("fast"));
+    let mut set = daemon_set("one");
+    set["spec"]["template"]["spec"]["nodeSelector"] = json!({"disk": "fast"});
+    api.put(&format!("{DAEMONS}/d"), set);
+    let pod = api.until("one on the node that is meant", |api| api.list(PODS).pop()).await;
+    api.merge(&path(&pod), &running());
+    api.always(Method::POST, "/pods", Answer::Refused(403, "Forbidden"));
+    api.hold("nodes");
+    api.merge("/api/v1/nodes/b", &labelled("fast"));
+    api.merge("/api/v1/nodes/a", &labelled("slow"));
+    api.release("nodes");
+    api.until("the other goes", |api| api.list(PODS).is_empty().then_some(())).await;
+    assert_eq!(api.requests(&Method::DELETE, &path(&pod)).len(), 1);
+    api.relent();
+    api.until("there is room", |api| api.list(PODS).pop()).await;
+}
+
+#[tokio::test]
+async fn stateful_set_gives_up_what_has_ended_although_no_other_can_be_made() {
+    let world = world();
+    let api = &world.api;
+    let mut set = stateful_set(2, "one");
+    set["spec"]["podManagementPolicy"] = json!("Parallel");
+    api.put(&format!("{SETS}/web"), set);
+    brought_up(api, &["web-0=one", "web-1=one"]).await;
+    api.always(Method::POST, "/pods", Answer::Refused(403, "Forbidden"));
+    api.remove(&format!("{PODS}/web-0"));
+    let refused = |_: &Scripted| (!world.events("FailedCreate").is_empty()).then_some(());
+    api.until("it cannot be made again", refused).await;
+    api.merge(&format!("{PODS}/web-1"), &json!({"status": {"phase": "Failed"}}));
+    api.until("the other goes", |api| api.list(PODS).is_empty().then_some(())).await;
+    api.relent();
+    brought_up(api, &["web-0=one", "web-1=one"]).await;
+}
+
 /// What the API says is told as it is, and nothing of the client's own text for programmers.
 #[tokio::test]
 async fn what_the_api_refuses_is_told_in_its_words() {

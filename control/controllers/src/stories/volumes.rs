@@ -134,6 +134,28 @@ async fn what_is_retained_stays_and_who_is_selected_and_gone_is_not_waited_for()
 }
 
 #[tokio::test]
+async fn a_claim_gets_a_free_volume_of_its_class_whichever_comes_first() {
+    let world = world_with_class();
+    let api = &world.api;
+    for (class, early) in [("hand", true), ("hand", false), ("", true), ("", false)] {
+        let name = format!("c{}{}", class.len(), u8::from(early));
+        let volume = json!({"spec": {"storageClassName": class, "accessModes": ["ReadWriteOnce"],
+            "capacity": {"storage": "1Gi"}}, "status": {"phase": "Available"}});
+        let mut claim = claim(&name, "");
+        claim["spec"]["storageClassName"] = json!(class);
+        let at = (format!("{VOLUMES}/{name}"), format!("{CLAIMS}/{name}"));
+        let all = [(&at.0, volume), (&at.1, claim)];
+        let order = if early { [0, 1] } else { [1, 0] };
+        for index in order {
+            let (path, object) = &all[index];
+            api.put(path, object.clone());
+            world.all_collected(&format!("{name}-{index}")).await;
+        }
+        assert_eq!(bound(api, &name).await, at.0, "of class {class:?}, the volume first: {early}");
+    }
+}
+
+#[tokio::test]
 async fn a_pods_own_volume_has_a_claim_that_is_its() {
     let world = world_with_class();
     let api = &world.api;

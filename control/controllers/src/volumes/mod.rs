@@ -95,17 +95,18 @@ impl Controller {
                 queue.add(&Task::Volume(volume.key().name));
                 match claim_of(volume) {
                     Some(claim) => queue.add(&Task::Claim(claim)),
-                    // One that anybody may have.
-                    None => add_unbound(&queue, &claims, |_| true),
+                    // One that any of its class may have.
+                    None => add_unbound(&queue, &claims, plan::class_of_volume(volume)),
                 }
             }
         });
         classes.on_change({
             let (queue, claims) = (queue.clone(), claims.store());
             move |change| {
-                let class = change.object().key().name;
-                let is_default = plan::is_default(change.object());
-                add_unbound(&queue, &claims, |claim| plan::class_of(claim).map_or(is_default, |name| *name == *class));
+                add_unbound(&queue, &claims, &change.object().key().name);
+                if plan::is_default(change.object()) {
+                    add_unbound(&queue, &claims, "");
+                }
             }
         });
         nodes.on_change({
@@ -115,7 +116,11 @@ impl Controller {
                     return;
                 }
                 let node = change.object().key().name;
-                add_unbound(&queue, &claims, |claim| plan::selected_node(claim) == Some(&*node));
+                for claim in claims.all() {
+                    if plan::named_volume(&claim).is_none() && plan::selected_node(&claim) == Some(&*node) {
+                        queue.add(&Task::Claim(claim.key()));
+                    }
+                }
                 if let Change::Deleted(_) = change {
                     let going = volumes.select("", |volume| volume.is_deleting() && node_of(volume) == Some(&*node));
                     going.iter().for_each(|volume| queue.add_after(&Task::Volume(volume.key().name), QUARANTINE));
@@ -127,16 +132,25 @@ impl Controller {
     }
 }
 
-/// Looks at claims without a volume.
-fn add_unbound(
-    queue: &Queue<Task>,
-    claims: &Store<PersistentVolumeClaim>,
-    is_meant: impl Fn(&PersistentVolumeClaim) -> bool,
-) {
-    for claim in claims.all() {
-        if plan::named_volume(&claim).is_none() && is_meant(&claim) {
-            queue.add(&Task::Claim(claim.key()));
-        }
+/// Looks at the claims of a class that have no volume.
+fn add_unbound(queue: &Queue<Task>, claims: &Store<PersistentVolumeClaim>, class: &str) {
+    for claim in claims.by(Index::Unbound, class) {
+        queue.add(&Task::Claim(claim.key()));
+    }
+}
+
+/// By what a claim is found.
+pub(crate) fn index_claim(claim: &PersistentVolumeClaim, add: &mut dyn FnMut(Index, &str)) {
+    if plan::named_volume(claim).is_none() {
+        add(Index::Unbound, plan::class_of(claim).unwrap_or_default());
+    }
+}
+
+/// By what a volume is found.
+pub(crate) fn index_volume(volume: &PersistentVolume, add: &mut dyn FnMut(Index, &str)) {
+    match claim_of(volume) {
+        Some(claim) => add(Index::Claim, &claim.to_string()),
+        None => add(Index::Unbound, plan::class_of_volume(volume)),
     }
 }
 
@@ -223,7 +237,13 @@ impl Controller {
             },
             waiting: &waiting,
         };
-        let step = plan::claim(&observed, &if unbound { self.volumes.all() } else { Vec::new() });
+        // Of thousands only those that it may have: what is kept for it, and what is free of its class.
+        let mut volumes = Vec::new();
+        if unbound {
+            volumes = self.volumes.by(Index::Claim, &key.to_string());
+            volumes.extend(self.volumes.by(Index::Unbound, plan::class_of(claim).unwrap_or_default()));
+        }
+        let step = plan::claim(&observed, &volumes);
         let reason = step.reason();
         let done = self.carry_out(claim, step).await;
         done.map(|()| Next::OnEvent).inspect_err(failed(reason))

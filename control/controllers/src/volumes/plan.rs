@@ -81,7 +81,7 @@ impl Step {
     }
 }
 
-/// Decides about a claim; `volumes` are all that there are.
+/// Decides about a claim; among `volumes` are all that it may have.
 pub(super) fn claim(observed: &Observed<'_>, volumes: &[Arc<PersistentVolume>]) -> Step {
     let claim = observed.claim;
     if is_annotated(&claim.metadata, BIND_COMPLETED) {
@@ -426,6 +426,12 @@ pub(super) fn class_of(claim: &PersistentVolumeClaim) -> Option<&str> {
     annotation(&claim.metadata, CLASS).or_else(|| claim.spec.as_ref()?.storage_class_name.as_deref())
 }
 
+/// The class of a volume; empty for none.
+pub(super) fn class_of_volume(volume: &PersistentVolume) -> &str {
+    let class = annotation(&volume.metadata, CLASS);
+    class.or_else(|| volume.spec.as_ref()?.storage_class_name.as_deref()).unwrap_or_default()
+}
+
 pub(super) fn selected_node(claim: &PersistentVolumeClaim) -> Option<&str> {
     annotation(&claim.metadata, SELECTED_NODE).filter(|node| !node.is_empty())
 }
@@ -484,7 +490,6 @@ fn offered(volume: &PersistentVolume) -> Offered<'_> {
     let spec = volume.spec.as_ref();
     let kept = spec.and_then(|spec| spec.claim_ref.as_ref());
     let capacity = spec.and_then(|spec| spec.capacity.as_ref());
-    let class = annotation(&volume.metadata, CLASS);
     Offered {
         claim: kept.map(|kept| Claimant {
             namespace: kept.namespace.as_deref().unwrap_or_default(),
@@ -493,7 +498,7 @@ fn offered(volume: &PersistentVolume) -> Offered<'_> {
         }),
         size: size(capacity.and_then(|capacity| capacity.get("storage"))),
         access_modes: spec.and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default(),
-        class: class.or_else(|| spec?.storage_class_name.as_deref()).unwrap_or_default(),
+        class: class_of_volume(volume),
         volume_mode: spec.and_then(|spec| spec.volume_mode.as_deref()).unwrap_or("Filesystem"),
         attributes_class: spec.and_then(|spec| spec.volume_attributes_class_name.as_deref()).unwrap_or_default(),
         is_available: phase_of(volume) == "Available",

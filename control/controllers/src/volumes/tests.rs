@@ -283,3 +283,30 @@ fn a_volume_that_somebody_lays_out_by_hand_is_known_to_its_node() {
         assert_eq!(plan::completion(&volume("v", &more)), None, "{more}");
     }
 }
+
+#[test]
+fn of_thousands_of_volumes_a_claim_looks_at_those_of_its_class() {
+    use super::{Index, index_claim, index_volume};
+    let kept = json!({"spec": {"claimRef": {"namespace": "n", "name": "c"}}});
+    let other = json!({"metadata": {"annotations": {"volume.beta.kubernetes.io/storage-class": "noted"}}});
+    for (volume, expected) in [
+        (volume("free", &json!({})), (Index::Unbound, "local")),
+        (volume("noted", &other), (Index::Unbound, "noted")),
+        (volume("none", &json!({"spec": {"storageClassName": null}})), (Index::Unbound, "")),
+        (volume("kept", &kept), (Index::Claim, "n/c")),
+    ] {
+        let mut found = Vec::new();
+        index_volume(&volume, &mut |index, entry| found.push((index, entry.to_owned())));
+        assert_eq!(found, [(expected.0, expected.1.to_owned())]);
+    }
+    for (more, expected) in [
+        (json!({}), Some("local")),
+        (json!({"spec": {"storageClassName": null}}), Some("")),
+        (json!({"spec": {"volumeName": "v"}}), None),
+    ] {
+        let mut found = Vec::new();
+        index_claim(&claim(&more), &mut |index, entry| found.push((index, entry.to_owned())));
+        let expected: Vec<_> = expected.into_iter().map(|class| (Index::Unbound, class.to_owned())).collect();
+        assert_eq!(found, expected);
+    }
+}

@@ -11,9 +11,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, 
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use serde_json::{Value, json};
 
-use super::{Created, Row, create_named, may_adopt, normal, owner_reference, set_owners};
+use super::{Created, Owner, Row, create_named, normal, owner_reference};
 use crate::client::{CONTROLLER_REVISIONS, Client, DeleteOptions};
-use crate::informer::{Change, Index, Informer, Key, Object as _, Store, controller};
+use crate::informer::{Change, Informer, Key, Object as _, Store, controller};
 use crate::queue::Queue;
 use crate::{Error, selector};
 
@@ -137,50 +137,23 @@ impl Parent<'_> {
     }
 }
 
-/// The revisions of a workload, oldest first. `None` after taking some that match and belong to nobody: their events come.
-/// Those that no longer match are let go. One that goes takes nothing and lets nothing go.
+/// The revisions of a workload, oldest first; otherwise as [`super::claim()`] says.
 pub(crate) async fn claim(
     client: &Client,
     store: &Store<ControllerRevision>,
     parent: &Parent<'_>,
 ) -> Result<Option<Vec<Arc<ControllerRevision>>>, Error> {
     let none = BTreeMap::new();
-    let matches = |revision: &ControllerRevision| {
+    let is_member = |revision: &ControllerRevision| {
         selector::matches(parent.selector, revision.metadata.labels.as_ref().unwrap_or(&none))
     };
-    let (mut owned, others): (Vec<_>, Vec<_>) =
-        store.controlled_by(parent.uid()).into_iter().partition(|revision| matches(revision));
-    sort(&mut owned);
-    if parent.metadata.deletion_timestamp.is_some() {
-        return Ok(Some(owned));
+    let owner = (parent.row, Owner { key: parent.key, uid: parent.uid() });
+    let is_deleting = parent.metadata.deletion_timestamp.is_some();
+    let mut owned = super::claim(client, (CONTROLLER_REVISIONS, store), owner, is_deleting, is_member).await?;
+    if let Some(owned) = &mut owned {
+        sort(owned);
     }
-    for revision in others {
-        let mut owners = revision.metadata.owner_references.clone().unwrap_or_default();
-        owners.retain(|owner| owner.uid != parent.uid());
-        write_owners(client, &revision, &owners, "release a ControllerRevision").await?;
-    }
-    let mut orphans = store.by(Index::Orphan, &parent.key.namespace);
-    orphans.retain(|revision| !revision.is_deleting() && matches(revision));
-    if !orphans.is_empty() {
-        may_adopt(client, parent.row.resource, parent.key, parent.uid()).await?;
-        for revision in orphans {
-            let mut owners = revision.metadata.owner_references.clone().unwrap_or_default();
-            owners.push(parent.owner());
-            write_owners(client, &revision, &owners, "adopt a ControllerRevision").await?;
-        }
-        return Ok(None);
-    }
-    Ok(Some(owned))
-}
-
-async fn write_owners(
-    client: &Client,
-    revision: &ControllerRevision,
-    owners: &[OwnerReference],
-    what: &'static str,
-) -> Result<(), Error> {
-    let version = revision.metadata.resource_version.as_deref().unwrap_or_default();
-    set_owners(client, CONTROLLER_REVISIONS, (&revision.key(), revision.uid(), version), owners, what).await
+    Ok(owned)
 }
 
 /// Makes a revision the newest.

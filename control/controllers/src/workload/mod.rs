@@ -1,6 +1,7 @@
 //! What controllers of workloads have in common: references to owners, taking over and letting go, creations whose
 //! outcome may be unknown, pods and their templates, statuses that were written and are not seen yet, and the history of templates.
 
+mod claim;
 pub(crate) mod history;
 mod in_flight;
 mod names;
@@ -19,6 +20,7 @@ use crate::Error;
 use crate::client::{self, Client, Meta, Resource};
 use crate::informer::Key;
 
+pub(crate) use claim::claim;
 pub(crate) use in_flight::{Flight, InFlight, OVERDUE};
 pub(crate) use names::{generated_name, hash, hashed_name};
 pub(crate) use pods::{Asked, Owner, Pods, Row, listen, side_by_side, slow_start, wake_selecting, workload_of};
@@ -28,6 +30,11 @@ pub(crate) use written::Written;
 
 /// Requests with an unknown outcome are repeated this often at once.
 const ATTEMPTS: u32 = 3;
+
+/// Go's omitempty: zero is absent.
+pub(crate) fn unless_zero(count: i32) -> Option<i32> {
+    Some(count).filter(|count| *count != 0)
+}
 
 /// The reference of a controller in what it controls.
 pub(crate) fn owner_reference(api_version: &str, kind: &str, name: Option<&str>, uid: &str) -> OwnerReference {

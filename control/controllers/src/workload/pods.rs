@@ -8,12 +8,12 @@ use futures::stream::FuturesUnordered;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
 use serde::Serialize;
 
-use super::{Created, InFlight, create_named, may_adopt, owner_reference, set_owners};
+use super::{Created, InFlight, claim, create_named, owner_reference};
 use crate::Error;
 use crate::client::{self, Client, DeleteOptions, PODS, Resource};
 use crate::error::chain;
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::{Change, Index, Informer, Key, Object, Pod, Store, controller};
+use crate::informer::{Change, Informer, Key, Object, Pod, Store, controller};
 use crate::queue::Queue;
 use crate::selector;
 
@@ -58,15 +58,24 @@ pub(crate) enum Asked {
     Refused(kube::Error),
 }
 
-/// Wakes workloads of a kind when their pods change, and notes in `in_flight` what is seen of them. `orphan` wakes those that
-/// select by these labels in a namespace: they may adopt a pod that nobody controls.
-pub(crate) fn listen(
+/// Wakes workloads of a kind when their pods change, and notes in `in_flight` what is seen of them. A pod that nobody controls
+/// wakes those that select it, for they may adopt it. What workloads that are gone have asked for is forgotten.
+pub(crate) fn listen<K: Object>(
     row: Row,
     queue: &Queue<Key>,
     in_flight: &Arc<InFlight>,
+    (workloads, selector): (&mut Informer<K>, fn(&K) -> &LabelSelector),
     pods: &mut Informer<Pod>,
-    orphan: impl Fn(&str, &BTreeMap<String, String>) + Send + Sync + 'static,
 ) {
+    workloads.on_change({
+        let in_flight = in_flight.clone();
+        move |change| {
+            if let Change::Deleted(workload) = change {
+                in_flight.forget(workload.uid());
+            }
+        }
+    });
+    let orphan = wake_selecting(queue, &workloads.store(), selector);
     let (queue, in_flight) = (queue.clone(), in_flight.clone());
     pods.on_change(move |change| {
         let pod = change.object();
@@ -126,45 +135,19 @@ impl Pods {
         self.recorder.record(Record { subject, component: self.row.component, warning, reason, message });
     }
 
-    /// The members among the pods that the workload controls; `None` after taking some that belong to nobody, for their events
-    /// come. What it controls and is no member any more is let go. One that is being deleted takes and lets go of nothing.
+    /// The members among the pods that the workload controls, as [`claim::claim`] says.
     pub(crate) async fn members(
         &self,
         owner: Owner<'_>,
         is_deleting: bool,
         is_member: impl Fn(&Pod) -> bool,
     ) -> Result<Option<Vec<Arc<Pod>>>, Error> {
-        let (members, others): (Vec<_>, Vec<_>) =
-            self.store.controlled_by(owner.uid).into_iter().partition(|pod| is_member(pod));
-        if is_deleting {
-            return Ok(Some(members));
-        }
-        let mut orphans = self.store.by(Index::Orphan, &owner.key.namespace);
-        orphans.retain(|pod| pod.deleting.is_none() && is_member(pod));
-        self.claim(owner, &orphans, &others).await?;
-        Ok(orphans.is_empty().then_some(members))
+        claim::claim(&self.client, (PODS, &self.store), (self.row, owner), is_deleting, is_member).await
     }
 
     /// Takes pods over that match and belong to nobody, and lets go of those that no longer match.
     pub(crate) async fn claim(&self, owner: Owner<'_>, adopt: &[Arc<Pod>], release: &[Arc<Pod>]) -> Result<(), Error> {
-        if !adopt.is_empty() {
-            may_adopt(&self.client, self.row.resource, owner.key, owner.uid).await?;
-        }
-        for pod in adopt {
-            let mut owners = pod.owners.to_vec();
-            owners.push(self.owner_reference(owner));
-            self.set_owners(pod, &owners, "adopt a pod").await?;
-        }
-        for pod in release {
-            let owners: Vec<_> = pod.owners.iter().filter(|other| other.uid != owner.uid).cloned().collect();
-            self.set_owners(pod, &owners, "release a pod").await?;
-        }
-        Ok(())
-    }
-
-    async fn set_owners(&self, pod: &Pod, owners: &[OwnerReference], what: &'static str) -> Result<(), Error> {
-        let version = pod.version.to_string();
-        set_owners(&self.client, PODS, (&pod.key, &pod.uid, &version), owners, what).await
+        claim::transfer(&self.client, PODS, (self.row, owner), adopt, release).await
     }
 
     /// Whether the API has a pod of this name that the workload controls.
@@ -305,5 +288,27 @@ where
             Some(outcome) => failure = failure.or(outcome.err()),
             None => return failure.map_or(Ok(()), Err),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::apps::v1::StatefulSet;
+    use serde_json::json;
+
+    #[test]
+    fn what_a_workload_that_is_gone_has_asked_for_is_forgotten() {
+        let row = Row { resource: PODS, api_version: "apps/v1", kind: "StatefulSet", component: "c" };
+        let (mut sets, mut pods) = (Informer::<StatefulSet>::default(), Informer::default());
+        let (queue, in_flight) = (Queue::new(std::time::Duration::ZERO), Arc::new(InFlight::default()));
+        listen(row, &queue, &in_flight, (&mut sets, |set| &set.spec.selector), &mut pods);
+        let set =
+            json!({"metadata": {"name": "s", "namespace": "n", "uid": "u"}, "spec": {"selector": {}, "template": {}}});
+        sets.show(StatefulSet::keep(serde_json::from_value(set).unwrap()));
+        in_flight.unknown("u", &"s-0".into());
+        assert_eq!(in_flight.of("u").unknown.len(), 1);
+        sets.show_end(&Key::new("n", "s"));
+        assert!(in_flight.of("u").unknown.is_empty());
     }
 }
