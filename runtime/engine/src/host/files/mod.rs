@@ -92,7 +92,7 @@ impl Turn {
 /// What a function of files is called with.
 trait Argument: Sized {
     /// Bytes that the host holds of it.
-    fn bytes(&self) -> u64 {
+    fn held_bytes(&self) -> u64 {
         0
     }
 
@@ -108,7 +108,7 @@ trait Argument: Sized {
 }
 
 impl Argument for String {
-    fn bytes(&self) -> u64 {
+    fn held_bytes(&self) -> u64 {
         self.len() as u64
     }
 
@@ -118,7 +118,7 @@ impl Argument for String {
 }
 
 impl Argument for Vec<u8> {
-    fn bytes(&self) -> u64 {
+    fn held_bytes(&self) -> u64 {
         self.len() as u64
     }
 }
@@ -223,7 +223,7 @@ macro_rules! in_turn {
                     if $($arg.is_too_long())||* {
                         return Ok((Err(ErrorCode::NameTooLong),));
                     }
-                    let turn = Call::begin(store.data().account(), 0 $(+ $arg.bytes())*)?.turn().await;
+                    let turn = Call::begin(store.data().account(), 0 $(+ $arg.held_bytes())*)?.turn().await;
                     let mut table = ResourceTable::new();
                     $(let $arg = $arg.moved(store.data_mut().ctx().table, &mut table)?;)*
                     let (done, _) = turn
@@ -272,7 +272,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
                 if !store.data_mut().take_descriptor() {
                     return Ok((Err(ErrorCode::InsufficientMemory),));
                 }
-                let turn = Call::begin(store.data().account(), path.bytes())?.turn().await;
+                let turn = Call::begin(store.data().account(), path.held_bytes())?.turn().await;
                 let mut table = ResourceTable::new();
                 let dir = dir.moved(store.data_mut().ctx().table, &mut table)?;
                 let opening = move || {
@@ -443,7 +443,7 @@ macro_rules! in_turn_p3 {
                     if $($arg.is_too_long())||* {
                         return Ok((Err(types::ErrorCode::NameTooLong),));
                     }
-                    let bytes = 0 $(+ $arg.bytes())*;
+                    let bytes = 0 $(+ $arg.held_bytes())*;
                     let call = accessor.with(|mut store| Call::begin(store.get().account(), bytes))?;
                     let turn = call.turn().await;
                     let mut table = ResourceTable::new();
@@ -499,7 +499,7 @@ pub(super) fn add_p3_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<(
                 if path.is_too_long() {
                     return Ok((Err(types::ErrorCode::NameTooLong),));
                 }
-                let bytes = path.bytes();
+                let bytes = path.held_bytes();
                 let call = accessor.with(|mut store| {
                     let guest = store.get();
                     guest.take_descriptor().then(|| Call::begin(guest.account(), bytes)).transpose()
