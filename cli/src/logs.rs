@@ -55,7 +55,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         async move {
             let params = LogParams { container: Some(container), follow, tail_lines: tail, ..LogParams::default() };
             match pods.log_stream(&pod, &params).await {
-                Ok(log) => lines(log).map(move |line| (label.clone(), line)).left_stream(),
+                Ok(log) => lines(Box::pin(log)).map(move |line| (label.clone(), line)).left_stream(),
                 Err(error) => {
                     let error = coracle_sdk::AskError::from(error);
                     stream::iter([(label, Err(std::io::Error::other(error.to_string())))]).right_stream()

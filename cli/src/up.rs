@@ -111,14 +111,19 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
         anyhow::Ok(false)
     };
     let mut is_interrupted = tokio::select! {
-        is_ready = told => {
-            if is_ready? {
+        is_ready = told => match is_ready {
+            Ok(true) => {
                 let process = child.id().unwrap_or_default();
                 eprintln!("running in the background as process {process}; its log is {}", log.display());
                 return Ok(());
             }
-            false
-        }
+            Ok(false) => false,
+            // Nobody would know of it.
+            Err(error) => {
+                eprintln!("{error:#}");
+                true
+            }
+        },
         () = signals.received() => true,
     };
     let mut is_asked = is_interrupted;

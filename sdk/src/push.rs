@@ -289,7 +289,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_not_heard_is_neither_yes_nor_no() {
         let pushed = Pushed { image: "a:b".to_owned(), digest: "sha256:c".to_owned(), bytes: 0 };
-        let failed = serde_json::to_string(&Preparation::Failed { message: "why".to_owned() }).unwrap().leak();
+        let failed: &str = serde_json::to_string(&Preparation::Failed { message: "why".to_owned() }).unwrap().leak();
         let ask = async |answers: &[(u16, &'static str)]| compiled(&answering(answers), &pushed, |_| {}).await;
         let found = ask(&[(503, ""), (500, "{}"), (429, ""), (200, failed)]).await.unwrap();
         assert!(matches!(found, Some(Preparation::Failed { .. })), "{found:?}");

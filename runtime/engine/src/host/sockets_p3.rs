@@ -110,7 +110,7 @@ fn tcp_streams(types: &mut LinkerInstance<'_, Guest>) -> wasmtime::Result<()> {
                 data.close(&mut store)?;
                 return Ok((FutureReader::new(&mut store, no_room())?,));
             };
-            let access = Access::new(store.as_context_mut(), Guest::sockets);
+            let access = Access::<Guest, WasiSockets>::new(store.as_context_mut(), Guest::sockets);
             let ending = <WasiSockets as HostTcpSocketWithStore<Guest>>::send(access, socket, data)?;
             Ok((until_ended(store, ending, taken)?,))
         },
@@ -121,7 +121,7 @@ fn tcp_streams(types: &mut LinkerInstance<'_, Guest>) -> wasmtime::Result<()> {
             let ending: Ending = FutureReader::new(&mut store, no_room())?;
             return Ok(((nothing, ending),));
         };
-        let access = Access::new(store.as_context_mut(), Guest::sockets);
+        let access = Access::<Guest, WasiSockets>::new(store.as_context_mut(), Guest::sockets);
         let (received, ending) = <WasiSockets as HostTcpSocketWithStore<Guest>>::receive(access, socket)?;
         Ok(((received, until_ended(store, ending, taken)?),))
     })

@@ -155,7 +155,9 @@ fn call_p3<T>(
     call: impl AsyncFnOnce(&Accessor<Alone, WasiFilesystem>) -> T,
 ) -> wasmtime::Result<(T, ResourceTable)> {
     let mut store = wasmtime::Store::new(engine, Alone { ctx: blocking(), table });
-    let done = block_on(store.run_concurrent(async |accessor| call(&accessor.with_getter(Alone::files)).await))?;
+    let done = block_on(
+        store.run_concurrent(async |accessor| call(&accessor.with_getter::<WasiFilesystem>(Alone::files)).await),
+    )?;
     Ok((done, store.into_data().table))
 }
 
