@@ -104,7 +104,8 @@ async fn rest(said: &str) {
 }
 
 async fn open(dir: &str, name: &str) -> Result<(), String> {
-    let opened = directory(dir)?.open_at(PathFlags::empty(), name.to_owned(), OpenFlags::empty(), DescriptorFlags::READ);
+    let dir = directory(dir)?;
+    let opened = dir.open_at(PathFlags::empty(), name.to_owned(), OpenFlags::empty(), DescriptorFlags::READ);
     opened.await.map(drop).map_err(said)
 }
 
