@@ -89,22 +89,22 @@ async fn finish(remote: &Remote, mut now: Encryption, no_wait: bool) -> anyhow::
         }
         step.done();
     }
-    print(&now);
-    Ok(())
+    print(&now)
 }
 
-fn print(encryption: &Encryption) {
-    println!("key        {}", key(encryption));
+fn print(encryption: &Encryption) -> anyhow::Result<()> {
+    say!("key        {}", key(encryption))?;
     if !encryption.older_keys.is_empty() {
         let older: Vec<String> = encryption.older_keys.iter().map(u64::to_string).collect();
-        println!("older      {} (they go minutes after nothing needs them)", older.join(" "));
+        say!("older      {} (they go minutes after nothing needs them)", older.join(" "))?;
     }
-    let resources: Vec<&str> = encryption.resources.iter().map(String::as_str).collect();
-    println!("resources  {}", if resources.is_empty() { "-".to_owned() } else { resources.join(" ") });
-    println!("objects    {}, {} of them not yet as they should be", encryption.objects, encryption.left);
+    let resources: Vec<&str> = encryption.resources.iter().map(String::as_str).collect()?;
+    say!("resources  {}", if resources.is_empty() { "-".to_owned() } else { resources.join(" ") })?;
+    say!("objects    {}, {} of them not yet as they should be", encryption.objects, encryption.left)?;
     for unreadable in &encryption.unreadable {
-        println!("unreadable  {}: {}", unreadable.what, unreadable.why);
+        say!("unreadable  {}: {}", unreadable.what, unreadable.why)?;
     }
+    Ok(())
 }
 
 /// What is encrypted and under which key, in a line.
