@@ -18,7 +18,6 @@ use coracle_api::status::Status;
 use coracle_keyspace::Record;
 use futures::FutureExt;
 use http::{HeaderValue, Method, StatusCode, header};
-use tower::{Layer as _, Service as _};
 
 use crate::aggregation::Backend;
 use crate::answer::{compress, pieces, respond};
@@ -29,7 +28,7 @@ use crate::catalog::Resource;
 use crate::discovery::Discovery;
 use crate::fairness::{self, Fairness, Ticket};
 use crate::layers::deadline::Deadline;
-use crate::layers::fair::{FairLayer, Understood};
+use crate::layers::fair;
 use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS, HEAVY_RECORDS_BYTES};
 use crate::layers::stalls::{self, To};
 use crate::layers::websocket;
@@ -204,21 +203,15 @@ async fn route(server: &Arc<Shared>, request: http::Request<Body>, seen: &Observ
     let (peer, trail) = (parts.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>(), parts.extensions.get());
     let (peer, trail) = (peer.map(|peer| peer.0), trail.cloned());
     let call = caller.call(parts, target);
-    let request = Understood { call, with: Rest { route, caller, body, connection, upgrade, peer, trail } };
-    let answer = tower::service_fn(async |(ticket, request)| Ok(answered(server, ticket, request, seen).await));
-    match FairLayer(&server.fairness).layer(answer).call(request).await {
-        Ok(response) => Ok(response),
-        Err(never) => match never {},
-    }
+    let (ticket, belongs) = fair::ticket(&server.fairness, &call).await;
+    let with = Rest { route, caller, body, connection, upgrade, peer, trail };
+    let mut response = answered(server, ticket, call, with, seen).await;
+    belongs.say(&mut response);
+    Ok(response)
 }
 
 /// The answer to a request that has its ticket.
-async fn answered(
-    server: &Arc<Shared>,
-    ticket: Ticket,
-    Understood { call, with }: Understood<Rest>,
-    seen: &Observed,
-) -> Response {
+async fn answered(server: &Arc<Shared>, ticket: Ticket, call: Call, with: Rest, seen: &Observed) -> Response {
     let accept = call.headers.get(header::ACCEPT).cloned();
     let backend = match &with.route {
         // Documents are those of who serves what they are about.
