@@ -489,7 +489,7 @@ async fn resource(
         if placed && !resource.row.namespaced() || named && resource.row.namespaced() && !placed && !target.watch {
             return Err(Status::path_not_found());
         }
-        let decided = authz::node::check(&server.cluster, &call, &resource, verb);
+        let decided = authz::node::check(&server.cluster, &call, &resource, verb).await;
         told_decision(&call, &decided);
         decided?;
         if subresources::is_stream(&call, &resource) {
@@ -723,7 +723,7 @@ async fn answer_once(
     let cluster = &server.cluster;
     let resource = match handler {
         Handler::Review(review) => {
-            return subresources::reviews::answer(cluster, &server.tokens, request, *review);
+            return subresources::reviews::answer(cluster, &server.tokens, request, *review).await;
         }
         Handler::Binding => return subresources::binding::create(cluster, request, true).await,
         Handler::Usage(of) => return usage::answer(cluster, &server.usages, &request.call, *of).await,

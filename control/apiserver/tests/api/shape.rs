@@ -12,7 +12,7 @@ const STAIRS: &[&[&str]] = &[
     &["hooks"],
     &["policies"],
     &["fairness"],
-    &["aggregation"],
+    &["aggregation", "shown"],
     &["catalog"],
     &["store"],
     &["roles"],
