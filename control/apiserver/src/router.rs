@@ -237,10 +237,13 @@ async fn answered(server: &Arc<Shared>, ticket: Ticket, call: Call, with: Rest, 
 
 /// Who else serves what is at a path; nobody what is served here.
 async fn elsewhere(server: &Shared, path: &str) -> Option<Arc<Backend>> {
-    let backend = server.cluster.backends.at(path)?;
+    let backend = server.cluster.backends.at(path).await?;
     let is_here = server.cluster.served().await.serves(&backend.group, &backend.version);
     (!is_here).then_some(backend)
 }
+
+/// How long another API server has to say what it serves: clients ask each before they do anything else (Kubernetes').
+const DISCOVERY_MAX: Duration = Duration::from_secs(5);
 
 /// The answer of another API server.
 async fn relayed(
@@ -264,6 +267,9 @@ async fn relayed(
         }
     };
     authorize(server, &call, &asked)?;
+    if let Some(refused) = misused_watch(server, &call).await {
+        return refused;
+    }
     // What was not understood was not allowed as what it may mean there: nothing goes on but what was, written anew.
     let path = match route {
         None => call.target.written().ok_or_else(Status::path_not_found)?,
@@ -278,10 +284,15 @@ async fn relayed(
         "watch" => server.config.request_timeout,
         _ => Deadline::new(call.query.get("timeout"), server.config.request_timeout)?.left(),
     };
+    let is_discovery = matches!(route, Some(Route::Resources(..)));
+    let longest = if is_discovery { longest.min(DISCOVERY_MAX) } else { longest };
     let place = server.limits.stream(flow)?;
     let to = To { flow, account: server.answers.account(flow), connection: connection.clone() };
     let passing = Passing { call, body, upgrade, peer, connection, place };
-    let response = relay::pass(&server.cluster, &server.stopping, passing, backend, (&path, longest)).await?;
+    let response = match relay::pass(&server.cluster, &server.stopping, passing, backend, (&path, longest)).await {
+        Err(status) if is_discovery && status.code() == 504 => relay::unreachable("context deadline exceeded"),
+        passed => passed?,
+    };
     Ok(stalls::counted(to, response))
 }
 
@@ -409,7 +420,10 @@ async fn discovery(server: &Shared) -> Arc<Discovery> {
 
 /// What is served as far as it is known here.
 async fn known(server: &Shared) -> Arc<Discovery> {
-    server.discovery.of(&server.cluster.served().await, &server.cluster.backends.now())
+    let backends = &server.cluster.backends;
+    // What is heard of one that is gone by then is left out.
+    let heard = backends.heard();
+    server.discovery.of(&server.cluster.served().await, &backends.now().await, &heard)
 }
 
 /// What the reference says of paths that are nothing: within a group that it knows it speaks as the API.
@@ -424,6 +438,19 @@ async fn not_found(server: &Shared, path: &str) -> Result<Response, Status> {
         Some(group) if known(server).await.has_group(group) => Err(Status::path_not_found()),
         _ => Ok(respond::text(404, "404 page not found\n")),
     }
+}
+
+/// Refuses what the old path of watches is not for: it is of resources alone, and read. Nobody runs, reads or calls something as
+/// who may watch it.
+async fn misused_watch(server: &Shared, call: &Call) -> Option<Result<Response, Status>> {
+    let target = &call.target;
+    if target.watch && !matches!(call.method, Method::GET | Method::HEAD) {
+        return Some(Err(Status::method_not_allowed()));
+    }
+    if target.watch && target.subresource.is_some() {
+        return Some(not_found(server, call.uri.path()).await);
+    }
+    None
 }
 
 /// What answers a request for a resource.
@@ -454,12 +481,8 @@ async fn resource(
     }
     authorize(server, &call, &asked)?;
     let target = &call.target;
-    if target.watch && !matches!(call.method, Method::GET | Method::HEAD) {
-        return Err(Status::method_not_allowed());
-    }
-    // The old path is of resources alone: nobody runs, reads or calls something as who may watch it.
-    if target.watch && target.subresource.is_some() {
-        return not_found(server, call.uri.path()).await;
+    if let Some(refused) = misused_watch(server, &call).await {
+        return refused;
     }
     let handler = if let Some(review) = subresources::reviews::find(&target.group, &target.version, &target.resource) {
         seen.is_of("reviews");

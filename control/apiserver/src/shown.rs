@@ -154,7 +154,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
         let put = async |collection: &str, name: &str, object: Value| {
-            let value = Content { revision_at: 0, bytes: object.to_string().into() };
+            // The revision is put into the text at this place.
+            let text = format!("{{\"v\":\"\",{}", &object.to_string()[1..]);
+            let value = Content { revision_at: 6, bytes: text.into() };
             let key = Key::new(collection, name);
             keyspace.transact(vec![Op::Put { key, value, guard: Guard::None }]).await.unwrap();
         };
