@@ -108,8 +108,7 @@ fn expression(run: &mut Run<'_>, text: &str, over: usize) -> Result<Pattern, Sto
     let translation = Translation::of(text).map_err(wrong)?;
     // Compiling takes a few hundred steps a state, also where it fails.
     run.spend(100 + translation.states.saturating_mul(20))?;
-    translation.check().map_err(wrong)?;
-    let pattern = Pattern::new(text);
+    let pattern = translation.pattern(text).map_err(wrong)?;
     run.spend(pattern.cost(over) + over / 10)?;
     Ok(pattern)
 }

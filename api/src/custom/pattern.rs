@@ -99,6 +99,12 @@ impl Translation {
         self.compile().map(drop)
     }
 
+    /// What is matched at once with the expression of this text, which it is of.
+    pub fn pattern(&self, text: &str) -> Result<Pattern, String> {
+        let regex = OnceLock::from(Some(self.compile()?));
+        Ok(Pattern { text: text.into(), states: self.states, regex })
+    }
+
     fn compile(&self) -> Result<Regex, String> {
         let built =
             RegexBuilder::new(&self.text).size_limit(SIZE_MAX).dfa_size_limit(CACHE_MAX).nest_limit(200).build();

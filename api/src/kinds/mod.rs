@@ -104,6 +104,7 @@ pub fn by_kind(group: &str, kind: &str) -> Option<&'static Kind> {
     all().iter().copied().find(|row| row.kind == kind && row.group == group)
 }
 
+pub use pod_certificates::SECONDS_MIN as CERTIFICATE_SECONDS_MIN;
 pub use row::Row;
 pub use stored::aggregation::is_local as is_local_version;
 

@@ -1,6 +1,8 @@
 //! PodCertificateRequest of `certificates.k8s.io`: a node asks for a certificate for one of its pods, and whoever signs for the named
 //! signer answers once. What is asked for never changes. What is in the request and in the certificates, the API server looks into.
 
+use std::ops::RangeInclusive;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -46,10 +48,18 @@ const UID_BYTES_MAX: usize = 128;
 const REQUEST_BYTES_MAX: usize = 10 << 10;
 /// Longest chain of certificates, in bytes of PEM text.
 const CHAIN_BYTES_MAX: usize = 100 << 10;
-/// Lives of certificates in seconds: an hour at least, at most 91 days, for Kubernetes' own signers a day.
-const SECONDS_MIN: i64 = 3600;
+/// Shortest life of a pod's certificate, in seconds.
+pub const SECONDS_MIN: i64 = 3600;
+/// Longest lives: 91 days, for Kubernetes' own signers a day.
 const SECONDS_MAX: i64 = 91 * 24 * 3600;
 const KUBERNETES_SECONDS_MAX: i64 = 24 * 3600;
+
+/// How long a certificate of this signer may live, in seconds.
+pub(in crate::kinds) fn life(signer: &str) -> RangeInclusive<i64> {
+    let domain = signer.split('/').next().unwrap_or_default();
+    let is_own = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
+    SECONDS_MIN..=if is_own { KUBERNETES_SECONDS_MAX } else { SECONDS_MAX }
+}
 
 impl Strategy for Request {
     /// No one comes answered.
@@ -126,13 +136,11 @@ fn spec(spec: &Value, errors: &mut FieldErrors) {
         }
     }
     let seconds_path = path.child("maxExpirationSeconds");
-    let domain = signer.split('/').next().unwrap_or_default();
-    let is_own = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
-    let most = if is_own { KUBERNETES_SECONDS_MAX } else { SECONDS_MAX };
+    let life = life(signer);
     match spec["maxExpirationSeconds"].maybe_int() {
         None => errors.push(FieldError::required(seconds_path, "must be set")),
-        Some(seconds) if !(SECONDS_MIN..=most).contains(&seconds) => {
-            let detail = format!("must be in the range [{SECONDS_MIN}, {most}]");
+        Some(seconds) if !life.contains(&seconds) => {
+            let detail = format!("must be in the range [{}, {}]", life.start(), life.end());
             errors.push(FieldError::invalid(seconds_path, seconds, &detail));
         }
         Some(_) => {}

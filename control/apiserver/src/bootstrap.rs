@@ -10,21 +10,19 @@ use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use coracle_api::meta::{self, condition};
 use coracle_api::status::Status;
-use coracle_api::{meta, volumes};
+use coracle_api::volumes;
 use coracle_keyspace::{Guard, Op, Watcher};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, network};
 use crate::flowschemas;
-use crate::request::own::own_call;
 use crate::roles::GROUP;
 use crate::server::Shared;
 use crate::store::{Refused, Seen};
-use crate::verbs;
-use crate::verbs::create::insert;
-use crate::verbs::write::Write;
+use crate::verbs::own::Own;
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 /// Priority classes of what the cluster itself needs to run.
@@ -143,14 +141,8 @@ async fn role(server: &Arc<Shared>, resource: &'static str, wanted: Value) -> Re
     if defaults::completed(&old, &wanted) == old {
         return Ok(());
     }
-    let (call, options) = own_call(namespace, &name);
-    let write =
-        Write { cluster: &server.cluster, call: &call, resource: &resource, options: &options, subresource: "" };
-    let step = |old: &Value| {
-        let object = if defaults::may_change(old) { defaults::completed(old, &wanted) } else { old.clone() };
-        Ok(verbs::update::Changed { object, owned: false, names_version: false })
-    };
-    verbs::update::change(&write, step).await.map(drop)
+    let step = |old: &Value| if defaults::may_change(old) { defaults::completed(old, &wanted) } else { old.clone() };
+    Own::new(&server.cluster, &resource, namespace, &name).change(step).await.map(drop)
 }
 
 /// The class of the Ingresses that nodes serve; the default one, unless somebody has made another that.
@@ -198,15 +190,10 @@ async fn described(server: &Arc<Shared>) -> Result<(), Status> {
     make(server, group, "servicecidrs", None, name, described::service_range()).await?;
     let Some(resource) = server.cluster.catalog.named(group, "servicecidrs").cloned() else { return Ok(()) };
     let Some(record) = server.cluster.store.get(&resource, name) else { return Ok(()) };
-    if described::is_ready(&Seen::new(&resource, &record).stored()?) {
+    if condition::is_true(&Seen::new(&resource, &record).stored()?, "Ready") {
         return Ok(());
     }
-    let (call, options) = own_call(None, name);
-    let (cluster, call, resource, options) = (&server.cluster, &call, &resource, &options);
-    let write = Write { cluster, call, resource, options, subresource: "status" };
-    let step =
-        |old: &Value| Ok(verbs::update::Changed { object: described::ready(old), owned: false, names_version: false });
-    verbs::update::change(&write, step).await.map(drop)
+    Own::new(&server.cluster, &resource, None, name).status().change(described::ready).await.map(drop)
 }
 
 /// Keeps what must be there: looks when one of the objects changes or goes, and now and then.
@@ -347,17 +334,8 @@ async fn make(
     name: &str,
     object: Value,
 ) -> Result<(), Status> {
-    let Some(resource) = server.cluster.catalog.named(group, resource).cloned() else { return Ok(()) };
-    if server.cluster.store.get(&resource, &resource.record_name(namespace, name)).is_some() {
-        return Ok(());
-    }
-    let (call, options) = own_call(namespace, name);
-    let write =
-        Write { cluster: &server.cluster, call: &call, resource: &resource, options: &options, subresource: "" };
-    match insert(&write, object, false).await {
-        Err(status) if status.reason != "AlreadyExists" => Err(status),
-        _ => Ok(()),
-    }
+    let Some(resource) = server.cluster.catalog.named(group, resource) else { return Ok(()) };
+    Own::new(&server.cluster, resource, namespace, name).make(object).await
 }
 
 async fn replace(
@@ -366,12 +344,8 @@ async fn replace(
     resource: &'static str,
     object: Value,
 ) -> Result<(), Status> {
-    let name = "kubernetes";
-    make(server, group, resource, Some("default"), name, object.clone()).await?;
-    let Some(resource) = server.cluster.catalog.named(group, resource).cloned() else { return Ok(()) };
-    let (call, options) = own_call(Some("default"), name);
-    let write =
-        Write { cluster: &server.cluster, call: &call, resource: &resource, options: &options, subresource: "" };
-    let step = |_: &Value| Ok(verbs::update::Changed { object: object.clone(), owned: false, names_version: false });
-    verbs::update::change(&write, step).await.map(drop)
+    let Some(resource) = server.cluster.catalog.named(group, resource) else { return Ok(()) };
+    let own = Own::new(&server.cluster, resource, Some("default"), "kubernetes");
+    own.make(object.clone()).await?;
+    own.change(|_| object.clone()).await.map(drop)
 }

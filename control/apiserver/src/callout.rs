@@ -33,29 +33,42 @@ pub(crate) fn target(cluster: &Cluster, place: &Place, own: bool, query: &str) -
         }
         Place::Nowhere(why) => Err(why.clone()),
         Place::Service { namespace, name, port, path } => {
-            let host = format!("{name}.{namespace}.svc");
             let path = if path.starts_with('/') { format!("{path}{query}") } else { format!("/{path}{query}") };
-            let url = format!("https://{host}:{port}{path}");
+            let url = format!("https://{name}.{namespace}.svc:{port}{path}");
             let failed = |why: String| format!("Post {}: {why}", quote(&url));
-            let at = service(cluster, namespace, name, *port).map_err(&failed)?;
-            let (way, path) = match at {
-                At::Address { host, port } => (Way::Direct { host, port }, path),
-                At::Pod { node, namespace, name, port } => {
-                    let kubelet = nodes::kubelet(cluster, &node).map_err(|status| failed(status.message.clone()))?;
-                    let (host, at) = (kubelet.host, kubelet.port);
-                    let node = kubelet.name.unwrap_or(node);
-                    if own {
-                        let forward = format!("/portForward/{namespace}/{name}?ports={port}");
-                        (Way::Tunnel { host, port: at, node, path: forward }, path)
-                    } else {
-                        let path = format!("/coracle/v1/proxy/{namespace}/{name}/{port}{path}");
-                        (Way::Node { host, port: at, node }, path)
-                    }
-                }
-            };
-            Ok(Target { way, path, host: format!("{host}:{port}"), name: host, url })
+            behind(cluster, (namespace, name, *port), path, own).map_err(failed)
         }
     }
+}
+
+/// Where a request for this path, with its query, goes that is for a port of a Service.
+///
+/// # Errors
+/// Why it goes nowhere, in words.
+pub(crate) fn behind(
+    cluster: &Cluster,
+    (namespace, name, port): (&str, &str, u16),
+    path: String,
+    own: bool,
+) -> Result<Target, String> {
+    let host = format!("{name}.{namespace}.svc");
+    let url = format!("https://{host}:{port}{path}");
+    let (way, path) = match service(cluster, namespace, name, port)? {
+        At::Address { host, port } => (Way::Direct { host, port }, path),
+        At::Pod { node, namespace, name, port } => {
+            let kubelet = nodes::kubelet(cluster, &node).map_err(|status| status.message.clone())?;
+            let (host, at) = (kubelet.host, kubelet.port);
+            let node = kubelet.name.unwrap_or(node);
+            if own {
+                let forward = format!("/portForward/{namespace}/{name}?ports={port}");
+                (Way::Tunnel { host, port: at, node, path: forward }, path)
+            } else {
+                let path = format!("/coracle/v1/proxy/{namespace}/{name}/{port}{path}");
+                (Way::Node { host, port: at, node }, path)
+            }
+        }
+    };
+    Ok(Target { way, path, host: format!("{host}:{port}"), name: host, url })
 }
 
 /// An endpoint behind the port of a Service.

@@ -12,6 +12,7 @@ use crate::hooks::{Configured, Hooks, Metrics};
 use crate::outward::{self, FrontProxy};
 use crate::policies::Policies;
 use crate::roles::{Index, Roles};
+use crate::shown::Shown;
 use crate::store::Store;
 
 /// The resources and their records.
@@ -24,6 +25,8 @@ pub(crate) struct Cluster {
     pub policies: Policies,
     /// Group versions that other API servers serve.
     pub backends: Backends,
+    /// Secrets whose certificates nodes show.
+    pub shown: Shown,
     /// What is counted of the calls to webhooks.
     pub calls: Metrics,
     /// The way to nodes, by which pods are called.
@@ -37,6 +40,7 @@ impl Cluster {
             hooks: Hooks::new(&store.keyspace),
             policies: Policies::new(&store.keyspace),
             backends: Backends::new(&store.keyspace, front),
+            shown: Shown::new(&store.keyspace),
             catalog: Arc::new(Catalog::new()),
             store,
             roles: Roles::default(),

@@ -1,5 +1,5 @@
-//! What is made of some records and kept until one of them changes: webhooks and admission policies in the shape in which they are
-//! asked.
+//! What is made of some records and kept until one of them changes: webhooks, admission policies, schemas of fairness and other API
+//! servers in the shape in which they are asked.
 //!
 //! A request looks at one number to know that what is kept is what is stored ([`Keyspace::count_changes`]), and goes on where there
 //! is nothing. The number changes before the write of a record is answered, so whoever saw that answer and asks the same server
@@ -30,10 +30,17 @@ struct Kept<T> {
 impl<T: Default + Send + Sync + 'static> Current<T> {
     /// Of these collections; nothing is read yet.
     pub fn new(keyspace: &Keyspace, collections: &[&str], is_empty: fn(&T) -> bool) -> Current<T> {
+        Current::after(keyspace, collections, T::default(), is_empty)
+    }
+}
+
+impl<T: Send + Sync + 'static> Current<T> {
+    /// The same after `first`, which is what there is before anything is read.
+    pub fn after(keyspace: &Keyspace, collections: &[&str], first: T, is_empty: fn(&T) -> bool) -> Current<T> {
         Current(Arc::new(Kept {
             changes: keyspace.count_changes(collections),
             empty_at: AtomicU64::new(NEVER),
-            now: ArcSwap::from_pointee((NEVER, Arc::default())),
+            now: ArcSwap::from_pointee((NEVER, Arc::new(first))),
             is_empty,
             making: Arc::default(),
         }))

@@ -19,8 +19,7 @@ use crate::request::options::DeleteOptions;
 use crate::request::own::own_call;
 use crate::server::Shared;
 use crate::verbs::delete;
-use crate::verbs::update::{Changed, change};
-use crate::verbs::write::Write;
+use crate::verbs::own::Own;
 
 /// Whose work it is.
 const WHO: &str = "system:definitions";
@@ -87,19 +86,16 @@ async fn write(
     step: impl Fn(&Value) -> Option<Value>,
 ) -> Result<Option<Value>, Status> {
     let Some(resource) = definitions(server) else { return Ok(None) };
-    let name = standing.definition.name.as_str();
-    let (call, options) = own_call(None, name);
-    let write = Write { cluster: &server.cluster, call: &call, resource, options: &options, subresource: "status" };
+    let own = Own::new(&server.cluster, resource, None, &standing.definition.name).status().owned();
     let uid = standing.definition.uid.as_str();
     let step = |old: &Value| {
         // Another of the same name is another matter.
         let object = if meta::uid(old) == uid { step(old) } else { None };
-        Ok(Changed { object: object.unwrap_or_else(|| old.clone()), owned: true, names_version: false })
+        object.unwrap_or_else(|| old.clone())
     };
-    match change(&write, step).await {
-        Ok(written) => written.into_value(&server.cluster, resource).await.map(Some),
-        Err(status) if status.code() == 404 => Ok(None),
-        Err(status) => Err(status),
+    match own.change(step).await? {
+        Some(written) => written.into_value(&server.cluster, resource).await.map(Some),
+        None => Ok(None),
     }
 }
 

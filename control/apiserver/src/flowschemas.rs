@@ -7,7 +7,7 @@
 use std::sync::{Arc, Weak};
 
 use coracle_api::codec::json;
-use coracle_api::meta;
+use coracle_api::meta::{self, condition};
 use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -17,11 +17,8 @@ use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::duties;
 use crate::fairness::{COLLECTIONS, Facts, facts};
-use crate::request::own::own_call;
 use crate::server::Shared;
-use crate::verbs::create::insert;
-use crate::verbs::update::{Changed, change};
-use crate::verbs::write::Write;
+use crate::verbs::own::Own;
 
 /// Whose work it is.
 const WHO: &str = "system:flowschemas";
@@ -54,22 +51,9 @@ pub(crate) async fn make(cluster: &Cluster) -> Result<(), Status> {
 
 async fn make_one(cluster: &Cluster, fact: Facts) -> Result<(), Status> {
     let resource = resource(cluster, fact.resource)?;
-    let name = meta::name(&fact.object);
-    let (call, mut options) = own_call(None, name);
-    MANAGER.clone_into(&mut options.manager);
-    let write = Write { cluster, call: &call, resource, options: &options, subresource: "" };
-    if cluster.store.get(resource, name).is_none() {
-        match insert(&write, fact.object.clone(), false).await {
-            // Somebody was quicker: it is looked at.
-            Err(status) if status.reason == "AlreadyExists" => {}
-            made => return made.map(drop),
-        }
-    }
-    let step = |old: &Value| Ok(Changed { object: kept(old, &fact), owned: false, names_version: false });
-    match change(&write, step).await {
-        Err(status) if status.code() != 404 => Err(status),
-        _ => Ok(()),
-    }
+    let own = Own::new(cluster, resource, None, meta::name(&fact.object)).by(MANAGER);
+    own.make(fact.object.clone()).await?;
+    own.change(|old| kept(old, &fact)).await.map(drop)
 }
 
 /// One that is there as it is to be.
@@ -96,60 +80,34 @@ async fn tell(cluster: &Cluster) -> Result<(), Status> {
     let records = cluster.store.keyspace.snapshot(schemas.row.collection()).records;
     // The log has said already which cannot be read.
     let all = records.values().filter_map(|record| json::parse(&record.bytes).ok());
-    let untold = all.filter(|schema| !is_told(schema, &wanted(schema)));
+    let untold = all.filter(|schema| told(schema, &wanted(schema)).is_some());
     let wanted = &wanted;
     let written = untold.map(|schema| async move {
-        let (call, mut options) = own_call(None, meta::name(&schema));
-        STATUS_MANAGER.clone_into(&mut options.manager);
-        let write = Write { cluster, call: &call, resource: schemas, options: &options, subresource: "status" };
-        let step = |old: &Value| Ok(Changed { object: told(old, wanted(old)), owned: false, names_version: false });
-        match change(&write, step).await {
-            Err(status) if status.code() != 404 => Err(status),
-            _ => Ok(()),
-        }
+        let own = Own::new(cluster, schemas, None, meta::name(&schema)).by(STATUS_MANAGER).status();
+        own.change(|old| told(old, &wanted(old)).unwrap_or_else(|| old.clone())).await.map(drop)
     });
     // One that cannot be written holds up no other.
     futures::future::join_all(written).await.into_iter().collect()
 }
 
-/// The condition of a schema of this level, but for its time.
-fn dangling(level: &str, is_there: bool) -> Value {
+/// What is said of a schema of this level: status, reason and message.
+fn dangling(level: &str, is_there: bool) -> (&'static str, &'static str, String) {
     let (status, reason, rest) = match is_there {
         true => ("False", "Found", "and it exists"),
         false => ("True", "NotFound", "but there is no such object"),
     };
-    let named = coracle_api::meta::text::quote(level);
-    let message = format!("This FlowSchema references the PriorityLevelConfiguration object named {named} {rest}");
-    json!({"type": "Dangling", "status": status, "reason": reason, "message": message})
+    let named = meta::text::quote(level);
+    (status, reason, format!("This FlowSchema references the PriorityLevelConfiguration object named {named} {rest}"))
 }
 
-fn condition(schema: &Value) -> Option<(usize, &Value)> {
-    let conditions = schema["status"]["conditions"].as_array()?;
-    conditions.iter().enumerate().find(|(_, condition)| condition["type"] == "Dangling")
-}
-
-fn is_told(schema: &Value, wanted: &Value) -> bool {
-    let same = |known: &Value| ["status", "reason", "message"].iter().all(|field| known[field] == wanted[field]);
-    condition(schema).is_some_and(|(_, known)| same(known))
-}
-
-fn told(old: &Value, mut wanted: Value) -> Value {
-    let mut schema = old.clone();
-    if is_told(old, &wanted) {
-        return schema;
-    }
-    let known = condition(old);
-    let since =
-        known.filter(|(_, known)| known["status"] == wanted["status"]).map(|(_, known)| &known["lastTransitionTime"]);
-    wanted["lastTransitionTime"] = since.cloned().unwrap_or_else(|| meta::time::format(Timestamp::now()).into());
-    match known {
-        Some((at, _)) => schema["status"]["conditions"][at] = wanted,
-        None => match schema["status"]["conditions"].as_array_mut() {
-            Some(conditions) => conditions.push(wanted),
-            None => schema["status"]["conditions"] = json!([wanted]),
-        },
-    }
-    schema
+/// A schema that says so; `None` where it does already.
+fn told(old: &Value, (status, reason, message): &(&str, &str, String)) -> Option<Value> {
+    let mut conditions = old["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    condition::set(&mut conditions, "Dangling", status, reason, message, Timestamp::now()).then(|| {
+        let mut schema = old.clone();
+        schema["status"]["conditions"] = conditions.into();
+        schema
+    })
 }
 
 #[cfg(test)]
@@ -182,16 +140,17 @@ mod tests {
     #[test]
     fn a_schema_says_since_when_its_level_is_missing() {
         let missing = dangling("x", false);
-        let first = told(&json!({}), missing.clone());
-        let (_, condition) = condition(&first).expect("a condition");
-        assert_eq!((&condition["status"], &condition["reason"]), (&json!("True"), &json!("NotFound")));
-        assert_eq!(told(&first, missing.clone()), first, "once");
+        let first = told(&json!({}), &missing).expect("it is said");
+        let found = condition::get(&first, "Dangling").expect("a condition");
+        assert_eq!((&found["status"], &found["reason"]), (&json!("True"), &json!("NotFound")));
+        assert_eq!(told(&first, &missing), None, "once");
         let mut earlier = first.clone();
         earlier["status"]["conditions"][0]["lastTransitionTime"] = json!("2001-01-01T00:00:00Z");
-        let other = told(&earlier, dangling("y", false));
-        assert_eq!(other["status"]["conditions"][0]["lastTransitionTime"], "2001-01-01T00:00:00Z");
-        let found = told(&earlier, dangling("x", true));
-        assert_ne!(found["status"]["conditions"][0]["lastTransitionTime"], "2001-01-01T00:00:00Z");
-        assert!(is_told(&found, &dangling("x", true)));
+        let since = |level, is_there| {
+            let schema = told(&earlier, &dangling(level, is_there)).expect("something new");
+            schema["status"]["conditions"][0]["lastTransitionTime"].clone()
+        };
+        assert_eq!(since("y", false), "2001-01-01T00:00:00Z");
+        assert_ne!(since("x", true), "2001-01-01T00:00:00Z");
     }
 }

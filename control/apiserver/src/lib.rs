@@ -54,6 +54,7 @@ mod request;
 mod roles;
 mod router;
 mod server;
+mod shown;
 mod store;
 mod subresources;
 mod typechecks;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
+use coracle_api::meta::condition;
 use coracle_api::status::Status;
 use futures::{StreamExt as _, stream};
 use http::{Request, header};
@@ -90,9 +91,7 @@ fn all(cluster: &Cluster) -> Result<(Vec<Endpoint>, usize), Status> {
     let mut found = Vec::new();
     for (_, record) in crate::store::range(&records, None, None) {
         let object = Seen::new(resource, record).stored()?;
-        let conditions = object["status"]["conditions"].as_array();
-        let is_silent = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "Unknown";
-        if !conditions.is_some_and(|conditions| conditions.iter().any(is_silent)) {
+        if condition::status(&object, "Ready") != Some("Unknown") {
             found.extend(nodes::endpoint_of(&object));
         }
     }

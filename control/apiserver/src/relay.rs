@@ -7,12 +7,14 @@
 //! A request that is passed on has a place among the streams of its caller and of its APIService, and no seat: whoever waits for
 //! another server takes nothing from those who are answered here.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use coracle_api::meta;
 use coracle_api::status::Status;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
@@ -22,52 +24,53 @@ use crate::aggregation::Backend;
 use crate::answer::respond;
 use crate::callout;
 use crate::cluster::Cluster;
-use crate::hooks::Place;
 use crate::identity::Identity;
-use crate::limits::Flow;
+use crate::limits::{Class, Flow};
 use crate::outward::{self, Target};
-use crate::subresources::{Passing, forwarded, remove_hop_by_hop, tunnel};
+use crate::subresources::{Passing, forwarded, forwarded_for, remove_hop_by_hop, tunnel};
 
 const USER: HeaderName = HeaderName::from_static("x-remote-user");
 const UID: HeaderName = HeaderName::from_static("x-remote-uid");
 const GROUP: HeaderName = HeaderName::from_static("x-remote-group");
 const EXTRA: &str = "x-remote-extra-";
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// How long it may take to reach a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a request goes.
-fn target(cluster: &Cluster, backend: &Backend, path: &str, query: &str) -> Result<Target, String> {
-    let place = Place::Service {
-        namespace: backend.namespace.clone(),
-        name: backend.service.clone(),
-        port: backend.port,
-        path: path.to_owned(),
-    };
-    callout::target(cluster, &place, backend.passage.has_authorities(), query)
+fn target(cluster: &Cluster, backend: &Backend, path: String) -> Result<Target, String> {
+    let service = (backend.namespace.as_str(), backend.service.as_str(), backend.port);
+    callout::behind(cluster, service, path, backend.passage.has_authorities())
 }
 
 /// Says in whose name a request is made.
-fn say_who(headers: &mut HeaderMap, who: &Identity) {
-    let mut add = |name: HeaderName, value: &str| {
-        if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
-            headers.append(name, value);
-        }
+///
+/// # Errors
+/// Something of it fits no header. Without it the other server would take whoever asks for somebody else.
+fn say_who(headers: &mut HeaderMap, who: &Identity) -> Result<(), Status> {
+    let wrong = |what: &str, text: &str| {
+        let text = meta::text::quote(&outward::words(text));
+        Status::bad_request(format!("the {what} of the user cannot be told to another API server in a header: {text}"))
     };
-    add(USER, &who.user);
+    let mut add = |name: HeaderName, what: &str, value: &str| {
+        let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| wrong(what, value))?;
+        headers.append(name, value);
+        Ok::<_, Status>(())
+    };
+    add(USER, "name", &who.user)?;
     if !who.uid.is_empty() {
-        add(UID, &who.uid);
+        add(UID, "uid", &who.uid)?;
     }
     for group in &who.groups {
-        add(GROUP, group);
+        add(GROUP, "group", group)?;
     }
     for (key, values) in &who.extra {
-        let Ok(name) = HeaderName::try_from(format!("{EXTRA}{}", escaped(key))) else { continue };
+        let name = HeaderName::try_from(format!("{EXTRA}{}", escaped(key))).map_err(|_| wrong("extra key", key))?;
         for value in values {
-            add(name.clone(), value);
+            add(name.clone(), "extra value", value)?;
         }
     }
+    Ok(())
 }
 
 /// A key as part of the name of a header: what may not stand there is percent-encoded (as client-go does it).
@@ -80,6 +83,11 @@ fn escaped(key: &str) -> String {
 /// What the reference says of a server that cannot be asked.
 fn unavailable() -> Response {
     respond::text(503, "service unavailable\n")
+}
+
+/// And of one that is asked and does not answer.
+pub(crate) fn unreachable(why: &str) -> Response {
+    respond::text(503, format!("error trying to reach service: {}\n", outward::words(why)))
 }
 
 /// Passes a request on to this path, with its own query, and its answer back, which begins within `longest`.
@@ -95,8 +103,8 @@ pub(crate) async fn pass(
         return Ok(unavailable());
     }
     let places = (cluster.backends.streams.take(&backend.name, call.flow())?, place);
-    let query = call.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let target = match target(cluster, backend, path, &query) {
+    let path = call.uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    let target = match target(cluster, backend, path) {
         Ok(target) => target,
         Err(why) => {
             tracing::debug!(api_service = &*backend.name, why, "there is no way to it");
@@ -109,17 +117,10 @@ pub(crate) async fn pass(
         .body(body)
         .map_err(|error| Status::bad_request(format!("the path cannot be passed on: {error}")))?;
     let mut headers = forwarded(&call.headers);
-    say_who(&mut headers, &call.identity);
-    if let Some(peer) = peer {
-        let before = headers.get(&FORWARDED_FOR).and_then(|value| value.to_str().ok()).map(|text| format!("{text}, "));
-        let list = format!("{}{}", before.unwrap_or_default(), peer.ip());
-        if let Ok(list) = HeaderValue::from_str(&list) {
-            headers.insert(FORWARDED_FOR, list);
-        }
-    }
+    say_who(&mut headers, &call.identity)?;
+    forwarded_for(&mut headers, peer);
     headers.extend(HeaderValue::from_str(&target.host).ok().map(|host| (header::HOST, host)));
     *request.headers_mut() = headers;
-    let failed = |why: String| respond::text(503, format!("error trying to reach service: {}\n", outward::words(&why)));
     let send = async {
         let open = tokio::time::timeout(CONNECT_TIMEOUT, backend.passage.open(&cluster.nodes, &target, call.flow()));
         let mut sender = open.await.map_err(|_| "i/o timeout".to_owned())??;
@@ -127,7 +128,7 @@ pub(crate) async fn pass(
     };
     let mut answer = match tokio::time::timeout(longest, send).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(why)) => return Ok(failed(why)),
+        Ok(Err(why)) => return Ok(unreachable(&why)),
         Err(_) => return Err(Status::timeout("request did not complete within the allotted timeout", 0)),
     };
     // A client that follows it would take its credentials where another server sends it (CVE-2022-3172).
@@ -161,66 +162,82 @@ pub(crate) async fn pass(
     Ok(Response::from_parts(parts, Body::empty()))
 }
 
-/// An answer that was read whole.
+/// What this server asks another for itself.
+pub(crate) struct Question<'a> {
+    /// In the name of this user, of these groups.
+    pub who: (&'a str, &'a [&'a str]),
+    pub path: &'a str,
+    pub headers: &'a [(HeaderName, String)],
+    /// Bytes of the answer that are read at most; of `None` its head alone is.
+    pub most: Option<usize>,
+    /// How long there is for all of it.
+    pub within: Duration,
+}
+
+/// An answer, read as far as was asked for.
 pub(crate) struct Read {
     pub code: StatusCode,
+    pub headers: HeaderMap,
     pub body: Bytes,
     /// As errors call what was asked.
     pub url: String,
 }
 
-/// Asks a server for itself, in the name of `who`, and reads at most so many bytes within a time.
-///
-/// # Errors
-/// What was asked, and why there is no answer.
-pub(crate) async fn fetch(
-    cluster: &Cluster,
-    backend: &Backend,
-    who: (&str, &[&str]),
-    path: &str,
-    extra: &[(HeaderName, String)],
-    (most, within): (usize, Duration),
-) -> Result<Read, (String, String)> {
-    let target = target(cluster, backend, path, "").map_err(|why| (String::new(), why))?;
+/// Why there is no answer.
+pub(crate) enum Silence {
+    /// There is no way to the server.
+    NoWay(String),
+    /// It was asked for this.
+    Failed { url: String, why: String },
+}
+
+/// Asks a server for this one itself.
+pub(crate) async fn fetch(cluster: &Cluster, backend: &Backend, question: Question<'_>) -> Result<Read, Silence> {
+    let target = target(cluster, backend, question.path.to_owned()).map_err(Silence::NoWay)?;
     let url = match &target.way {
-        outward::Way::Direct { host, port } => format!("https://{host}:{port}{path}"),
+        outward::Way::Direct { host, port } => format!("https://{host}:{port}{}", question.path),
         outward::Way::Node { .. } | outward::Way::Tunnel { .. } => target.url.clone(),
     };
-    let flow = Flow { class: crate::limits::Class::Own, name: "system:apiserver" };
-    let asked = async {
-        let _place = cluster.backends.streams.take(&backend.name, flow).map_err(|status| status.message.clone())?;
-        let mut request = Request::get(target.path.as_str()).body(Body::empty()).map_err(|error| error.to_string())?;
-        let identity = Identity {
-            user: who.0.to_owned(),
-            groups: who.1.iter().map(|group| (*group).to_owned()).collect(),
-            uid: String::new(),
-            extra: std::collections::BTreeMap::new(),
-        };
-        let headers = request.headers_mut();
-        say_who(headers, &identity);
-        headers.extend(HeaderValue::from_str(&target.host).ok().map(|host| (header::HOST, host)));
-        headers.insert(header::USER_AGENT, HeaderValue::from_static("kube-aggregator"));
-        for (name, value) in extra {
-            headers.extend(HeaderValue::from_str(value).ok().map(|value| (name.clone(), value)));
+    match tokio::time::timeout(question.within, asked(cluster, backend, &target, &question)).await {
+        Ok(Ok((parts, body))) => Ok(Read { code: parts.status, headers: parts.headers, body, url }),
+        Ok(Err(why)) => Err(Silence::Failed { url, why: outward::words(&why) }),
+        Err(_) => {
+            let why = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned();
+            Err(Silence::Failed { url, why })
         }
-        let mut sender = backend.passage.open(&cluster.nodes, &target, flow).await?;
-        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
-        let (parts, mut incoming) = answer.into_parts();
-        let mut body = BytesMut::new();
-        while let Some(frame) = incoming.frame().await {
-            let Ok(data) = frame.map_err(|error| error.to_string())?.into_data() else { continue };
-            if body.len() + data.len() > most {
-                return Err(format!("the answer is larger than {most} bytes"));
-            }
-            body.extend_from_slice(&data);
-        }
-        Ok::<_, String>((parts, body.freeze()))
-    };
-    match tokio::time::timeout(within, asked).await {
-        Ok(Ok((parts, body))) => Ok(Read { code: parts.status, body, url }),
-        Ok(Err(why)) => Err((url, outward::words(&why))),
-        Err(_) => Err((url, "context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned())),
     }
+}
+
+async fn asked(
+    cluster: &Cluster,
+    backend: &Backend,
+    target: &Target,
+    question: &Question<'_>,
+) -> Result<(http::response::Parts, Bytes), String> {
+    let flow = Flow { class: Class::Own, name: "system:apiserver" };
+    let _place = cluster.backends.streams.take(&backend.name, flow).map_err(|status| status.message.clone())?;
+    let mut request = Request::get(target.path.as_str()).body(Body::empty()).map_err(|error| error.to_string())?;
+    let (user, groups) = question.who;
+    let identity = Identity {
+        user: user.to_owned(),
+        groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+        uid: String::new(),
+        extra: BTreeMap::new(),
+    };
+    let headers = request.headers_mut();
+    say_who(headers, &identity).map_err(|status| status.message.clone())?;
+    headers.extend(HeaderValue::from_str(&target.host).ok().map(|host| (header::HOST, host)));
+    headers.insert(header::USER_AGENT, HeaderValue::from_static("kube-aggregator"));
+    for (name, value) in question.headers {
+        headers.extend(HeaderValue::from_str(value).ok().map(|value| (name.clone(), value)));
+    }
+    let mut sender = backend.passage.open(&cluster.nodes, target, flow).await?;
+    let answer = sender.send_request(request).await.map_err(|error| outward::why(&error))?;
+    let (parts, body) = answer.into_parts();
+    let Some(most) = question.most else { return Ok((parts, Bytes::new())) };
+    let body = outward::read(body, most).await;
+    let body = body.map_err(|why| why.unwrap_or_else(|| format!("the answer is larger than {most} bytes")))?;
+    Ok((parts, body))
 }
 
 #[cfg(test)]
@@ -233,7 +250,7 @@ mod tests {
         who.uid = "u".to_owned();
         who.extra.insert("authentication.kubernetes.io/Pod-name".to_owned(), vec!["p".to_owned(), "q".to_owned()]);
         let mut headers = HeaderMap::new();
-        say_who(&mut headers, &who);
+        say_who(&mut headers, &who).unwrap();
         let all = |name: &str| -> Vec<String> {
             let values = headers.get_all(name).iter();
             values.map(|value| String::from_utf8(value.as_bytes().to_vec()).unwrap()).collect()
@@ -242,5 +259,27 @@ mod tests {
         assert_eq!(all("x-remote-uid"), ["u"]);
         assert_eq!(all("x-remote-group"), ["a", "system:authenticated"]);
         assert_eq!(all("x-remote-extra-authentication.kubernetes.io%2fpod-name"), ["p", "q"]);
+    }
+
+    /// One who is in a group less, or has another name, may be let do more.
+    #[test]
+    fn who_cannot_be_said_is_refused() {
+        let alice = || Identity::authenticated("alice", vec!["a".to_owned()]);
+        let line = || "a\r\nx-remote-group: system:masters".to_owned();
+        let changes: [(&str, &dyn Fn(&mut Identity)); 5] = [
+            ("name", &|who| who.user = line()),
+            ("uid", &|who| who.uid = line()),
+            ("group", &|who| who.groups.push("\0".to_owned())),
+            ("extra value", &|who| drop(who.extra.insert("key".to_owned(), vec!["ok".to_owned(), line()]))),
+            ("extra key", &|who| drop(who.extra.insert("k".repeat(1 << 17), vec!["v".to_owned()]))),
+        ];
+        for (what, change) in changes {
+            let mut who = alice();
+            change(&mut who);
+            let refused = say_who(&mut HeaderMap::new(), &who).expect_err(what);
+            assert_eq!(refused.code(), 400);
+            assert!(refused.message.starts_with(&format!("the {what} of the user")), "{}", refused.message);
+        }
+        assert!(say_who(&mut HeaderMap::new(), &alice()).is_ok());
     }
 }

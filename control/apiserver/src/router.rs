@@ -18,7 +18,6 @@ use coracle_api::status::Status;
 use coracle_keyspace::Record;
 use futures::FutureExt;
 use http::{HeaderValue, Method, StatusCode, header};
-use tower::{Layer as _, Service as _};
 
 use crate::aggregation::Backend;
 use crate::answer::{compress, pieces, respond};
@@ -30,7 +29,7 @@ use crate::catalog::Resource;
 use crate::discovery::Discovery;
 use crate::fairness::{self, Fairness, Ticket};
 use crate::layers::deadline::Deadline;
-use crate::layers::fair::{FairLayer, Understood};
+use crate::layers::fair;
 use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS, HEAVY_RECORDS_BYTES};
 use crate::layers::stalls::{self, To};
 use crate::layers::websocket;
@@ -205,21 +204,15 @@ async fn route(server: &Arc<Shared>, request: http::Request<Body>, seen: &Observ
     let (peer, trail) = (parts.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>(), parts.extensions.get());
     let (peer, trail) = (peer.map(|peer| peer.0), trail.cloned());
     let call = caller.call(parts, target);
-    let request = Understood { call, with: Rest { route, caller, body, connection, upgrade, peer, trail } };
-    let answer = tower::service_fn(async |(ticket, request)| Ok(answered(server, ticket, request, seen).await));
-    match FairLayer(&server.fairness).layer(answer).call(request).await {
-        Ok(response) => Ok(response),
-        Err(never) => match never {},
-    }
+    let (ticket, belongs) = fair::ticket(&server.fairness, &call).await;
+    let with = Rest { route, caller, body, connection, upgrade, peer, trail };
+    let mut response = answered(server, ticket, call, with, seen).await;
+    belongs.say(&mut response);
+    Ok(response)
 }
 
 /// The answer to a request that has its ticket.
-async fn answered(
-    server: &Arc<Shared>,
-    ticket: Ticket,
-    Understood { call, with }: Understood<Rest>,
-    seen: &Observed,
-) -> Response {
+async fn answered(server: &Arc<Shared>, ticket: Ticket, call: Call, with: Rest, seen: &Observed) -> Response {
     let accept = call.headers.get(header::ACCEPT).cloned();
     let backend = match &with.route {
         // Documents are those of who serves what they are about.
@@ -246,10 +239,13 @@ async fn answered(
 
 /// Who else serves what is at a path; nobody what is served here.
 async fn elsewhere(server: &Shared, path: &str) -> Option<Arc<Backend>> {
-    let backend = server.cluster.backends.at(path)?;
+    let backend = server.cluster.backends.at(path).await?;
     let is_here = server.cluster.served().await.serves(&backend.group, &backend.version);
     (!is_here).then_some(backend)
 }
+
+/// How long another API server has to say what it serves: clients ask each before they do anything else (Kubernetes').
+const DISCOVERY_MAX: Duration = Duration::from_secs(5);
 
 /// The answer of another API server.
 async fn relayed(
@@ -273,6 +269,9 @@ async fn relayed(
         }
     };
     authorize(server, &call, &asked)?;
+    if let Some(refused) = misused_watch(server, &call).await {
+        return refused;
+    }
     // What was not understood was not allowed as what it may mean there: nothing goes on but what was, written anew.
     let path = match route {
         None => call.target.written().ok_or_else(Status::path_not_found)?,
@@ -287,10 +286,15 @@ async fn relayed(
         "watch" => server.config.request_timeout,
         _ => Deadline::new(call.query.get("timeout"), server.config.request_timeout)?.left(),
     };
+    let is_discovery = matches!(route, Some(Route::Resources(..)));
+    let longest = if is_discovery { longest.min(DISCOVERY_MAX) } else { longest };
     let place = server.limits.stream(flow)?;
     let to = To { flow, account: server.answers.account(flow), connection: connection.clone() };
     let passing = Passing { call, body, upgrade, peer, connection, place };
-    let response = relay::pass(&server.cluster, &server.stopping, passing, backend, (&path, longest)).await?;
+    let response = match relay::pass(&server.cluster, &server.stopping, passing, backend, (&path, longest)).await {
+        Err(status) if is_discovery && status.code() == 504 => relay::unreachable("context deadline exceeded"),
+        passed => passed?,
+    };
     Ok(stalls::counted(to, response))
 }
 
@@ -418,7 +422,10 @@ async fn discovery(server: &Shared) -> Arc<Discovery> {
 
 /// What is served as far as it is known here.
 async fn known(server: &Shared) -> Arc<Discovery> {
-    server.discovery.of(&server.cluster.served().await, &server.cluster.backends.now())
+    let backends = &server.cluster.backends;
+    // What is heard of one that is gone by then is left out.
+    let heard = backends.heard();
+    server.discovery.of(&server.cluster.served().await, &backends.now().await, &heard)
 }
 
 /// What the reference says of paths that are nothing: within a group that it knows it speaks as the API.
@@ -433,6 +440,19 @@ async fn not_found(server: &Shared, path: &str) -> Result<Response, Status> {
         Some(group) if known(server).await.has_group(group) => Err(Status::path_not_found()),
         _ => Ok(respond::text(404, "404 page not found\n")),
     }
+}
+
+/// Refuses what the old path of watches is not for: it is of resources alone, and read. Nobody runs, reads or calls something as
+/// who may watch it.
+async fn misused_watch(server: &Shared, call: &Call) -> Option<Result<Response, Status>> {
+    let target = &call.target;
+    if target.watch && !matches!(call.method, Method::GET | Method::HEAD) {
+        return Some(Err(Status::method_not_allowed()));
+    }
+    if target.watch && target.subresource.is_some() {
+        return Some(not_found(server, call.uri.path()).await);
+    }
+    None
 }
 
 /// What answers a request for a resource.
@@ -463,12 +483,8 @@ async fn resource(
     }
     authorize(server, &call, &asked)?;
     let target = &call.target;
-    if target.watch && !matches!(call.method, Method::GET | Method::HEAD) {
-        return Err(Status::method_not_allowed());
-    }
-    // The old path is of resources alone: nobody runs, reads or calls something as who may watch it.
-    if target.watch && target.subresource.is_some() {
-        return not_found(server, call.uri.path()).await;
+    if let Some(refused) = misused_watch(server, &call).await {
+        return refused;
     }
     let handler = if let Some(review) = subresources::reviews::find(&target.group, &target.version, &target.resource) {
         seen.is_of("reviews");
@@ -498,7 +514,7 @@ async fn resource(
         if placed && !resource.row.namespaced() || named && resource.row.namespaced() && !placed && !target.watch {
             return Err(Status::path_not_found());
         }
-        let decided = authz::node::check(&server.cluster, &call, &resource, verb);
+        let decided = authz::node::check(&server.cluster, &call, &resource, verb).await;
         told_decision(&call, &decided);
         decided?;
         if subresources::is_stream(&call, &resource) {
@@ -740,7 +756,7 @@ async fn answer_once(
     let cluster = &server.cluster;
     let resource = match handler {
         Handler::Review(review) => {
-            return subresources::reviews::answer(cluster, &server.tokens, request, *review);
+            return subresources::reviews::answer(cluster, &server.tokens, request, *review).await;
         }
         Handler::Binding => return subresources::binding::create(cluster, request, true).await,
         Handler::Usage(of) => return usage::answer(cluster, &server.usages, &request.call, *of).await,

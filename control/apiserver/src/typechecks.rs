@@ -16,10 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::duties;
-use crate::request::own::own_call;
 use crate::server::Shared;
-use crate::verbs::update::{Changed, change};
-use crate::verbs::write::Write;
+use crate::verbs::own::Own;
 
 /// Whose work it is.
 const WHO: &str = "system:typechecks";
@@ -71,9 +69,7 @@ async fn write(
     generation: i64,
     warnings: &[Value],
 ) -> Result<(), Status> {
-    let (call, mut options) = own_call(None, meta::name(policy));
-    MANAGER.clone_into(&mut options.manager);
-    let write = Write { cluster, call: &call, resource, options: &options, subresource: "status" };
+    let own = Own::new(cluster, resource, None, meta::name(policy)).by(MANAGER).status();
     let step = |old: &Value| {
         let mut object = old.clone();
         // Another of the same name, or another that it says now, is another matter.
@@ -82,12 +78,9 @@ async fn write(
             object["status"]["observedGeneration"] = generation.into();
             object["status"]["typeChecking"] = checked;
         }
-        Ok(Changed { object, owned: false, names_version: false })
+        object
     };
-    match change(&write, step).await {
-        Err(status) if status.code() != 404 => Err(status),
-        _ => Ok(()),
-    }
+    own.change(step).await.map(drop)
 }
 
 /// What is wrong with the expressions of a policy, for each kind that it names.

@@ -3,7 +3,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use coracle_api::kinds::FieldError;
+use coracle_api::kinds::{CERTIFICATE_SECONDS_MIN, FieldError};
 use coracle_api::meta::{self, text, time};
 use coracle_api::pem;
 use coracle_api::status::Status;
@@ -27,7 +27,6 @@ const REFRESH: &str = "status.beginRefreshAt";
 const SKEW: SignedDuration = SignedDuration::from_mins(5);
 /// What lies between the beginning or the end of a certificate and the time to ask for the next, at least.
 const REFRESH_MARGIN: SignedDuration = SignedDuration::from_mins(10);
-const LIFE_MIN: SignedDuration = SignedDuration::from_hours(1);
 
 /// Checks a new request.
 pub(super) fn create(at: &Attributes<'_>, object: &Value) -> Result<(), Status> {
@@ -201,7 +200,7 @@ fn check_answer(object: &Value, old: &Value, now: Timestamp) -> Result<(), Field
         return Err(differs("notAfter", "NotAfter"));
     }
     let life = end.duration_since(begin);
-    if life < LIFE_MIN {
+    if life < SignedDuration::from_secs(CERTIFICATE_SECONDS_MIN) {
         return Err(wrong("leaf certificate lifetime must be >= 1 hour"));
     }
     let seconds = old["spec"]["maxExpirationSeconds"].as_i64().unwrap_or_default();

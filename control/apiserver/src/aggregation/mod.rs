@@ -11,24 +11,26 @@ mod told;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use coracle_api::codec::json;
 use coracle_api::kinds::is_local_version;
+use coracle_api::meta::condition;
 use coracle_keyspace::{Keyspace, Record};
 use serde_json::Value;
 
+use crate::current::Current;
 use crate::limits::NodeStreams;
 use crate::outward::{FrontProxy, Passage};
-pub(crate) use told::{OPENAPI_BYTES_MAX, Told, resources_of, spec_of};
+pub(crate) use told::{Documents, OPENAPI_BYTES_MAX, Told, resources_of, spec_of};
 
 /// Collection of the APIServices.
 pub(crate) const COLLECTION: &str = "apiservices.apiregistration.k8s.io";
-/// No change has this number.
-const NEVER: u64 = u64::MAX;
+
+/// The condition that says whether another server is there.
+pub(crate) const AVAILABLE: &str = "Available";
 
 /// A group version that another server serves.
 #[derive(Debug)]
@@ -47,8 +49,8 @@ pub(crate) struct Backend {
     /// Whether it has answered when it was last asked, as its status says.
     pub is_available: bool,
     pub passage: Arc<Passage>,
-    /// What the passage was made of.
-    trust: (Value, Value),
+    /// As it is written down.
+    pub spec: Value,
 }
 
 impl Backend {
@@ -66,18 +68,19 @@ impl Backend {
             return None;
         }
         let field = |name: &str| service.get(name).unwrap_or(&Value::Null);
-        let trust = (spec["caBundle"].clone(), spec["insecureSkipTLSVerify"].clone());
-        let passage = match before.filter(|before| before.trust == trust) {
+        let trusts_alike = |before: &&Backend| {
+            ["caBundle", "insecureSkipTLSVerify"].iter().all(|field| before.spec[*field] == spec[*field])
+        };
+        let passage = match before.filter(trusts_alike) {
             Some(before) => before.passage.clone(),
             None => {
                 // What is no base64 was refused when it was written; it trusts nobody.
-                let bundle = trust.0.as_str().map(|text| STANDARD.decode(text).unwrap_or_else(|_| b"?".to_vec()));
-                Arc::new(Passage::new(bundle.unwrap_or_default(), trust.1 == true, front.cloned()))
+                let bundle =
+                    spec["caBundle"].as_str().map(|text| STANDARD.decode(text).unwrap_or_else(|_| b"?".to_vec()));
+                let is_unproven = spec["insecureSkipTLSVerify"] == true;
+                Arc::new(Passage::new(bundle.unwrap_or_default(), is_unproven, front.cloned()))
             }
         };
-        let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
-        let is_available =
-            conditions.into_iter().any(|condition| condition["type"] == "Available" && condition["status"] == "True");
         Some(Backend {
             name: name.clone(),
             group,
@@ -87,50 +90,82 @@ impl Backend {
             port: field("port").as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or(443),
             group_priority: spec["groupPriorityMinimum"].as_i64().unwrap_or_default(),
             version_priority: spec["versionPriority"].as_i64().unwrap_or_default(),
-            is_available,
+            is_available: condition::is_true(object, AVAILABLE),
             passage,
-            trust,
+            spec: spec.clone(),
         })
     }
+}
+
+/// As it would be read.
+#[cfg(test)]
+pub(crate) fn backend_of(name: &str, object: &Value) -> Backend {
+    Backend::read(&name.into(), object, None, None).expect("another server")
 }
 
 /// A record as it was read, and the server that it means; `None` where it means none.
 type Read = (Arc<Record>, Option<Arc<Backend>>);
 
-/// All of them, and what they have told.
+/// All of them.
 #[derive(Default)]
 pub(crate) struct Configured {
     /// By group and version.
-    backends: BTreeMap<(String, String), Arc<Backend>>,
-    told: HashMap<Arc<str>, Arc<Told>>,
+    backends: BTreeMap<String, BTreeMap<String, Arc<Backend>>>,
     read: HashMap<Arc<str>, Read>,
-    at: u64,
 }
 
 impl Configured {
     /// All of them, by group and version.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Backend>> {
-        self.backends.values()
-    }
-
-    /// What one has told last.
-    pub fn told(&self, backend: &Backend) -> Option<&Arc<Told>> {
-        self.told.get(&backend.name)
+        self.backends.values().flat_map(BTreeMap::values)
     }
 
     /// Who serves this version of a group.
     pub fn find(&self, group: &str, version: &str) -> Option<&Arc<Backend>> {
-        self.backends.get(&(group.to_owned(), version.to_owned()))
+        self.backends.get(group)?.get(version)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.backends.is_empty()
+    }
+
+    /// Those of these records, of what was read before as much as is the same.
+    fn next<'a>(
+        &self,
+        records: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Record>)>,
+        front: Option<&Arc<FrontProxy>>,
+    ) -> Configured {
+        let mut next = Configured::default();
+        for (name, record) in records {
+            let known = self.read.get(name);
+            let backend = match known.filter(|(known, _)| Arc::ptr_eq(known, record)) {
+                Some((_, backend)) => backend.clone(),
+                None => {
+                    let known = known.and_then(|(_, backend)| backend.as_deref());
+                    let read = json::parse(&record.bytes).inspect_err(|error| {
+                        tracing::error!("the stored bytes of APIService {name} cannot be read: {error}");
+                    });
+                    let read = read.ok().and_then(|object| Backend::read(name, &object, known, front));
+                    read.map(Arc::new)
+                }
+            };
+            if let Some(backend) = &backend {
+                let of_group = next.backends.entry(backend.group.clone()).or_default();
+                of_group.insert(backend.version.clone(), backend.clone());
+            }
+            next.read.insert(name.clone(), (record.clone(), backend));
+        }
+        next
     }
 }
 
+/// What they have told last, by their names.
+pub(crate) type Heard = HashMap<Arc<str>, Arc<Told>>;
+
 /// The backends as they are now.
 pub(crate) struct Backends {
-    changes: Arc<AtomicU64>,
-    /// The change after which there was none.
-    empty_at: AtomicU64,
-    now: ArcSwap<Configured>,
-    making: parking_lot::Mutex<()>,
+    current: Current<Configured>,
+    heard: ArcSwap<Heard>,
     keyspace: Keyspace,
     front: Option<Arc<FrontProxy>>,
     pub streams: NodeStreams,
@@ -139,10 +174,8 @@ pub(crate) struct Backends {
 impl Backends {
     pub fn new(keyspace: &Keyspace, front: Option<Arc<FrontProxy>>) -> Backends {
         Backends {
-            changes: keyspace.count_changes(&[COLLECTION]),
-            empty_at: AtomicU64::new(NEVER),
-            now: ArcSwap::from_pointee(Configured { at: NEVER, ..Configured::default() }),
-            making: parking_lot::Mutex::default(),
+            current: Current::new(keyspace, &[COLLECTION], Configured::is_empty),
+            heard: ArcSwap::default(),
             keyspace: keyspace.clone(),
             front,
             streams: NodeStreams::of_api_services(),
@@ -155,71 +188,55 @@ impl Backends {
     }
 
     /// The backends; one value for as long as nothing of them changes.
-    pub fn now(&self) -> Arc<Configured> {
-        let at = self.changes.load(Ordering::Acquire);
-        let now = self.now.load_full();
-        if now.at == at { now } else { self.make() }
+    pub async fn now(&self) -> Arc<Configured> {
+        let read = || {
+            let (keyspace, front) = (self.keyspace.clone(), self.front.clone());
+            move |before: &Configured| before.next(keyspace.snapshot(COLLECTION).records.iter(), front.as_ref())
+        };
+        self.current.get(read).await
     }
 
     /// Who else serves what is at a path, when somebody does.
-    pub fn at(&self, path: &str) -> Option<Arc<Backend>> {
-        if self.changes.load(Ordering::Acquire) == self.empty_at.load(Ordering::Acquire) {
+    pub async fn at(&self, path: &str) -> Option<Arc<Backend>> {
+        if !self.current.any() {
             return None;
         }
         let mut parts = path.strip_prefix("/apis/")?.split('/');
         let (group, version) = (parts.next()?, parts.next()?);
-        self.now().find(group, version).cloned()
+        self.now().await.find(group, version).cloned()
     }
 
-    #[cold]
-    fn make(&self) -> Arc<Configured> {
-        let _one = self.making.lock();
-        // What changes while it is read has another number, and is read again by whoever looks next.
-        let (before, at) = (self.now.load_full(), self.changes.load(Ordering::Acquire));
-        if before.at == at {
-            return before;
-        }
-        let mut next = Configured { at, ..Configured::default() };
-        for (name, record) in &self.keyspace.snapshot(COLLECTION).records {
-            let known = before.read.get(name);
-            let backend = match known.filter(|(known, _)| Arc::ptr_eq(known, record)) {
-                Some((_, backend)) => backend.clone(),
-                None => {
-                    let known = known.and_then(|(_, backend)| backend.as_deref());
-                    let read = json::parse(&record.bytes).inspect_err(|error| {
-                        tracing::error!("the stored bytes of APIService {name} cannot be read: {error}");
-                    });
-                    let read = read.ok().and_then(|object| Backend::read(name, &object, known, self.front.as_ref()));
-                    read.map(Arc::new)
-                }
-            };
-            if let Some(backend) = &backend {
-                next.backends.insert((backend.group.clone(), backend.version.clone()), backend.clone());
-                next.told.extend(before.told.get_key_value(name).map(|(name, told)| (name.clone(), told.clone())));
+    /// What they have told; one value for as long as nobody tells anything else.
+    pub fn heard(&self) -> Arc<Heard> {
+        self.heard.load_full()
+    }
+
+    /// Remembers something that one has told.
+    pub fn remember(&self, name: &Arc<str>, change: impl Fn(&mut Told)) {
+        self.heard.rcu(|heard| {
+            let known = heard.get(name);
+            let mut told = known.map(|told| Told::clone(told)).unwrap_or_default();
+            change(&mut told);
+            // What is the same is no news.
+            if known.is_some_and(|known| **known == told) {
+                return heard.clone();
             }
-            next.read.insert(name.clone(), (record.clone(), backend));
-        }
-        let next = Arc::new(next);
-        self.now.store(next.clone());
-        self.empty_at.store(if next.backends.is_empty() { at } else { NEVER }, Ordering::Release);
-        next
+            let mut heard = Heard::clone(heard);
+            heard.insert(name.clone(), Arc::new(told));
+            Arc::new(heard)
+        });
     }
 
-    /// Remembers what some have told.
-    pub fn remember(&self, told: Vec<(Arc<str>, Told)>) {
-        if told.is_empty() {
+    /// Forgets what others have told than these.
+    pub fn forget_others(&self, backends: &Configured) {
+        let is_there = |name: &Arc<str>| matches!(backends.read.get(name), Some((_, Some(_))));
+        if self.heard.load().keys().all(is_there) {
             return;
         }
-        let _one = self.making.lock();
-        let before = self.now.load_full();
-        let mut all = before.told.clone();
-        all.extend(told.into_iter().map(|(name, told)| (name, Arc::new(told))));
-        all.retain(|name, _| before.read.contains_key(name));
-        self.now.store(Arc::new(Configured {
-            backends: before.backends.clone(),
-            told: all,
-            read: before.read.clone(),
-            at: before.at,
-        }));
+        self.heard.rcu(|heard| {
+            let mut heard = Heard::clone(heard);
+            heard.retain(|name, _| is_there(name));
+            heard
+        });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -15,7 +16,7 @@ const RESOURCES_MAX: usize = 2_000;
 const RESOURCES_BYTES_MAX: usize = 2 << 20;
 
 /// What one has told.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Told {
     /// `resources` of an APIVersionDiscovery (apidiscovery.k8s.io/v2).
     pub resources: Vec<Value>,
@@ -23,8 +24,34 @@ pub(crate) struct Told {
     pub is_current: bool,
     /// Tells its document below `/openapi/v3` from another; `None` when it has none.
     pub v3_hash: Option<String>,
-    /// Paths and definitions of its part of `/openapi/v2`, and what tells them from others.
-    pub v2: Option<(u64, Value)>,
+    /// Its part of `/openapi/v2`.
+    pub v2: Option<Arc<Spec>>,
+    /// Of which documents that was read.
+    pub v2_of: Documents,
+}
+
+/// Paths and definitions of a part of `/openapi/v2`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Spec {
+    /// What tells it from others.
+    pub tag: u64,
+    document: Value,
+}
+
+/// What tells the documents of a server from others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Documents {
+    /// Of `/openapi/v2`, as it says itself.
+    pub etag: Option<String>,
+    /// Of its document below `/openapi/v3` when that was read.
+    pub v3_hash: Option<String>,
+}
+
+impl Told {
+    /// Whether `/openapi/v2` says what it has said: a document of the same types below `/openapi/v3` is of the same ones there.
+    pub fn has_read_v2(&self) -> bool {
+        self.v3_hash.as_ref().is_some_and(|hash| !hash.is_empty()) && self.v3_hash == self.v2_of.v3_hash
+    }
 }
 
 /// The resources of a group version in what a server answers at `/apis`, aggregated, or at the group version itself; `None`
@@ -93,7 +120,7 @@ fn told_of(document: &Value, group: &str, version: &str) -> Option<Vec<Value>> {
 
 /// The paths below a group version, and the definitions that they use, of a server's `/openapi/v2`; `None` when there are none, or
 /// they are too large to be kept.
-pub(crate) fn spec_of(document: &Value, group: &str, version: &str) -> Option<(u64, Value)> {
+pub(crate) fn spec_of(document: &Value, group: &str, version: &str) -> Option<Arc<Spec>> {
     let at = format!("/apis/{group}/{version}");
     let is_below = |path: &str| path.strip_prefix(&at).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let paths = document["paths"].as_object()?.iter().filter(|(path, _)| is_below(path));
@@ -116,7 +143,7 @@ pub(crate) fn spec_of(document: &Value, group: &str, version: &str) -> Option<(u
     let text = spec.to_string();
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
-    (text.len() <= SPEC_BYTES_MAX).then(|| (hasher.finish(), spec))
+    (text.len() <= SPEC_BYTES_MAX).then(|| Arc::new(Spec { tag: hasher.finish(), document: spec }))
 }
 
 const DEFINITIONS: &str = "#/definitions/";
@@ -140,7 +167,7 @@ impl Told {
     /// Adds its part to `/openapi/v2`. A definition that is there under the same name and is another gets a name of its own, that
     /// nobody has; then also one that says the same of names that may mean others.
     pub fn merge(&self, paths: &mut Map<String, Value>, definitions: &mut Map<String, Value>) {
-        let Some((_, spec)) = &self.v2 else { return };
+        let Some(spec) = self.v2.as_ref().map(|spec| &spec.document) else { return };
         let empty = Map::new();
         let own = spec["definitions"].as_object().unwrap_or(&empty);
         let other =

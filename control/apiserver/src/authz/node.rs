@@ -23,9 +23,6 @@ use crate::request::call::Call;
 use crate::store::keyed::NODE;
 use crate::store::{self, Seen};
 
-const NETWORKING: &str = "networking.k8s.io";
-/// `spec.controller` of classes whose Ingresses nodes serve.
-const CONTROLLER: &str = "coracle.dev/ingress";
 /// Of Secrets that hold a certificate.
 const TYPE: &str = "type";
 const TLS: &str = "kubernetes.io/tls";
@@ -81,7 +78,7 @@ fn is_own(node: &str, asked: &Attributes<'_>) -> bool {
 }
 
 /// Refuses a node agent what is not its own, as far as the request itself says so.
-pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &str) -> Result<(), Status> {
+pub(crate) async fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &str) -> Result<(), Status> {
     let Some(node) = call.identity.node() else { return Ok(()) };
     let selector = FieldSelector::parse(call.query.get("fieldSelector").unwrap_or_default()).unwrap_or_default();
     let asked = Attributes {
@@ -92,7 +89,7 @@ pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &
         name: call.target.name.as_deref().unwrap_or_default(),
         ..Attributes::default()
     };
-    is_related(cluster, node, &asked, &selector).map_err(|why| {
+    is_related(cluster, node, &asked, &selector).await.map_err(|why| {
         let mut status = super::refusal(&call.identity, &Attributes::of(call, verb));
         status.message = format!("{}: node: {why}", status.message);
         status
@@ -101,7 +98,7 @@ pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &
 
 /// Whether a review says yes to a node agent that asks for what it may ask for at all: the request would be refused
 /// otherwise, here or by the pod that it reads.
-pub(crate) fn promises(cluster: &Cluster, node: &str, asked: &Attributes<'_>, selector: &FieldSelector) -> bool {
+pub(crate) async fn promises(cluster: &Cluster, node: &str, asked: &Attributes<'_>, selector: &FieldSelector) -> bool {
     let reads_pod = (asked.group, asked.resource) == ("", "pods") && asked.verb == "get";
     let sees = || {
         let record = cluster.catalog.named("", "pods").and_then(|pods| {
@@ -110,11 +107,16 @@ pub(crate) fn promises(cluster: &Cluster, node: &str, asked: &Attributes<'_>, se
         });
         record.unwrap_or_default()
     };
-    is_related(cluster, node, asked, selector).is_ok() && (!reads_pod || sees())
+    is_related(cluster, node, asked, selector).await.is_ok() && (!reads_pod || sees())
 }
 
 /// Whether what is asked for has to do with the node; why not.
-fn is_related(cluster: &Cluster, node: &str, asked: &Attributes<'_>, selector: &FieldSelector) -> Result<(), String> {
+async fn is_related(
+    cluster: &Cluster,
+    node: &str,
+    asked: &Attributes<'_>,
+    selector: &FieldSelector,
+) -> Result<(), String> {
     let in_path = Some(asked.name).filter(|name| !name.is_empty());
     let named = in_path.or_else(|| selector.exact("metadata.name"));
     match (asked.group, asked.resource) {
@@ -137,7 +139,7 @@ fn is_related(cluster: &Cluster, node: &str, asked: &Attributes<'_>, selector: &
             ("", _) | (_, None) => Err("can only read one named object at a time".to_owned()),
             (namespace, Some(name)) => {
                 let is_related = any_pod(cluster, node, namespace, |pod| refers(pod, kind, name))
-                    || kind == "secrets" && serves_with(cluster, namespace, name);
+                    || kind == "secrets" && serves_with(cluster, namespace, name).await;
                 if is_related { Ok(()) } else { Err(unrelated(node)) }
             }
         },
@@ -357,60 +359,14 @@ fn any_pod(cluster: &Cluster, node: &str, namespace: &str, is_such: impl Fn(&Val
 }
 
 /// Whether an Ingress or a Gateway that nodes serve names the Secret for TLS, which holds a certificate or does not exist yet.
-fn serves_with(cluster: &Cluster, namespace: &str, secret: &str) -> bool {
+async fn serves_with(cluster: &Cluster, namespace: &str, secret: &str) -> bool {
     // Whoever may write those has no node read anything but certificates.
     let holds = || {
         let secrets = cluster.catalog.named("", "secrets")?;
         let record = cluster.store.get(secrets, &secrets.record_name(Some(namespace), secret))?;
         Some(Seen::new(secrets, &record).stored().ok()?["type"] == TLS)
     };
-    (any_ingress(cluster, namespace, secret) || any_gateway(cluster, namespace, secret)) && holds().unwrap_or(true)
-}
-
-fn any_ingress(cluster: &Cluster, namespace: &str, secret: &str) -> bool {
-    let find = |group, name| cluster.catalog.named(group, name);
-    let (Some(ingresses), Some(classes)) = (find(NETWORKING, "ingresses"), find(NETWORKING, "ingressclasses")) else {
-        return false;
-    };
-    let read = |resource: &Arc<Resource>, name: &str| {
-        let record = cluster.store.get(resource, name)?;
-        Seen::new(resource, &record).stored().ok()
-    };
-    let is_ours = |class: &str| read(classes, class).is_some_and(|class| class["spec"]["controller"] == CONTROLLER);
-    let snapshot = cluster.store.keyspace.snapshot(ingresses.row.collection());
-    store::range(&snapshot.records, Some(namespace), None).any(|(_, record)| {
-        let Ok(ingress) = Seen::new(ingresses, record).stored() else { return false };
-        let mut tls = ingress["spec"]["tls"].as_array().into_iter().flatten();
-        tls.any(|tls| tls["secretName"] == secret) && class_of(&ingress).is_some_and(is_ours)
-    })
-}
-
-/// Whether a listener of a Gateway that nodes serve may show what is in the Secret: of its own namespace, or as a ReferenceGrant permits.
-fn any_gateway(cluster: &Cluster, namespace: &str, secret: &str) -> bool {
-    let mut known = coracle_gateway::Known::default();
-    for (kind, (name, plural, _)) in coracle_gateway::KINDS.iter().enumerate() {
-        // Routes have no Secrets.
-        if name.ends_with("Route") {
-            continue;
-        }
-        let snapshot = cluster.store.keyspace.snapshot(&format!("{plural}.{}", coracle_gateway::GROUP));
-        for (_, record) in store::range(&snapshot.records, None, None) {
-            let Ok((object, _)) = store::object::parse(&record.bytes) else { continue };
-            let Ok(metadata) = serde_json::from_value(object["metadata"].clone()) else { continue };
-            let meta = coracle_gateway::Meta::of(&metadata);
-            // What cannot be read is served by nobody.
-            let _ = known.take(kind, coracle_gateway::Said::Object(meta, object));
-        }
-    }
-    let resolved = known.objects.resolve(&|_| None);
-    let mut secrets = resolved.gateways.iter().flat_map(|gateway| &gateway.listeners).flat_map(|of| &of.secrets);
-    secrets.any(|(of, name)| (&**of, &**name) == (namespace, secret))
-}
-
-/// The class of an Ingress.
-fn class_of(ingress: &Value) -> Option<&str> {
-    let annotation = &ingress["metadata"]["annotations"]["kubernetes.io/ingress.class"];
-    ingress["spec"]["ingressClassName"].as_str().or_else(|| annotation.as_str())
+    cluster.shown.has(&cluster.store.keyspace, namespace, secret).await && holds().unwrap_or(true)
 }
 
 /// Whether a pod names the object `name` of this kind.

@@ -3,18 +3,13 @@
 use serde_json::{Value, json};
 
 use crate::admission::network;
-
-/// Facts asked of Kubernetes 1.37, a group version a line.
-const LINES: &str = include_str!("../../data/apiservices.txt");
+use crate::discovery::SERVED;
 
 /// An APIService for each group version. All of them are served here.
 pub(super) fn api_services() -> impl Iterator<Item = (&'static str, Value)> {
-    LINES.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-        let mut words = line.split(' ');
-        let name = words.next()?;
+    SERVED.iter().filter_map(|(name, (of_group, of_version))| {
         let (version, group) = name.split_once('.')?;
-        let [of_group, of_version] = [words.next()?, words.next()?].map(|word| word.parse::<i64>().ok());
-        let mut spec = json!({"version": version, "groupPriorityMinimum": of_group?, "versionPriority": of_version?});
+        let mut spec = json!({"version": version, "groupPriorityMinimum": of_group, "versionPriority": of_version});
         if !group.is_empty() {
             spec["group"] = group.into();
         }
@@ -23,7 +18,7 @@ pub(super) fn api_services() -> impl Iterator<Item = (&'static str, Value)> {
             "metadata": {"name": name, "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"}},
             "spec": spec,
         });
-        Some((name, object))
+        Some((*name, object))
     })
 }
 
@@ -33,12 +28,6 @@ pub(super) fn service_range() -> Value {
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
         "spec": {"cidrs": [network::range()]},
     })
-}
-
-/// Whether a range says that it is ready.
-pub(super) fn is_ready(range: &Value) -> bool {
-    let conditions = range["status"]["conditions"].as_array().into_iter().flatten();
-    conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 /// A range that says so, since it was made.

@@ -3,6 +3,7 @@
 
 mod documents;
 mod model;
+mod priorities;
 
 use std::sync::Arc;
 
@@ -14,12 +15,13 @@ use http::{HeaderValue, header};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::aggregation::Configured;
+use crate::aggregation::{Configured, Heard};
 use crate::answer::respond;
 use crate::catalog::Served;
 use crate::request::call::Call;
 use crate::request::negotiate::{self, Form, Offer};
 pub(crate) use model::{Entry, Group, Version};
+pub(crate) use priorities::{OF_DEFINITIONS, SERVED};
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -57,26 +59,31 @@ pub(crate) struct DiscoveryOf(ArcSwapOption<Made>);
 struct Made {
     served: Arc<Served>,
     backends: Arc<Configured>,
+    heard: Arc<Heard>,
     discovery: Arc<Discovery>,
 }
 
 impl DiscoveryOf {
-    /// What is said of what is served here, and by other servers.
-    pub fn of(&self, served: &Arc<Served>, backends: &Arc<Configured>) -> Arc<Discovery> {
-        let is_same = |made: &Arc<Made>| Arc::ptr_eq(&made.served, served) && Arc::ptr_eq(&made.backends, backends);
+    /// What is said of what is served here, and by other servers, of which this was heard.
+    pub fn of(&self, served: &Arc<Served>, backends: &Arc<Configured>, heard: &Arc<Heard>) -> Arc<Discovery> {
+        let is_same = |made: &Arc<Made>| {
+            Arc::ptr_eq(&made.served, served)
+                && Arc::ptr_eq(&made.backends, backends)
+                && Arc::ptr_eq(&made.heard, heard)
+        };
         if let Some(known) = self.0.load_full().filter(is_same) {
             return known.discovery.clone();
         }
-        let discovery = Arc::new(Discovery::new(served, backends));
-        let made = Made { served: served.clone(), backends: backends.clone(), discovery: discovery.clone() };
-        self.0.store(Some(Arc::new(made)));
+        let discovery = Arc::new(Discovery::new(served, backends, heard));
+        let (served, backends, heard) = (served.clone(), backends.clone(), heard.clone());
+        self.0.store(Some(Arc::new(Made { served, backends, heard, discovery: discovery.clone() })));
         discovery
     }
 }
 
 impl Discovery {
-    pub fn new(served: &Served, backends: &Configured) -> Discovery {
-        let groups = model::groups_of(served, backends);
+    pub fn new(served: &Served, backends: &Configured, heard: &Heard) -> Discovery {
+        let groups = model::groups_of(served, backends, heard);
         let aggregate = |chosen: &dyn Fn(&&Group) -> bool| {
             Document::new(&documents::aggregated(groups.iter().filter(|group| chosen(group))))
         };

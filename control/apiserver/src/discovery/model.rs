@@ -5,7 +5,8 @@ use std::sync::Arc;
 use coracle_api::custom::{Definition, order};
 use coracle_api::kinds;
 
-use crate::aggregation::{Configured, Told};
+use super::priorities;
+use crate::aggregation::{Configured, Heard, Told};
 use crate::catalog::{Served, Standing};
 
 /// A group and its versions, the preferred one first.
@@ -108,25 +109,10 @@ const MEASURED: [(&str, &str, &str, bool); 4] = [
     ("v1beta1", "pods", "PodMetrics", true),
 ];
 
-/// Priorities of groups, as APIServices say them: of what every server serves, and of definitions.
-const APISERVICES: &str = include_str!("../../data/apiservices.txt");
-const OF_DEFINITIONS: (i64, i64) = (1_000, 100);
-
-/// Priorities of a version of a group that is served here.
-fn priorities(group: &str, version: &str) -> (i64, i64) {
-    let name = format!("{version}.{group} ");
-    let line = APISERVICES.lines().find_map(|line| line.strip_prefix(&name));
-    let found = line.and_then(|line| {
-        let (group, version) = line.split_once(' ')?;
-        Some((group.parse().ok()?, version.parse().ok()?))
-    });
-    found.unwrap_or(OF_DEFINITIONS)
-}
-
 /// Adds what other servers serve, where it is not served here.
-fn add_remote(groups: &mut Vec<Group>, backends: &Configured) {
+fn add_remote(groups: &mut Vec<Group>, backends: &Configured, heard: &Heard) {
     for backend in backends.all() {
-        let told = backends.told(backend).cloned().unwrap_or_default();
+        let told = heard.get(&backend.name).cloned().unwrap_or_default();
         let version = Version {
             version: backend.version.as_str().into(),
             resources: Vec::new(),
@@ -155,7 +141,7 @@ fn add_remote(groups: &mut Vec<Group>, backends: &Configured) {
 }
 
 /// Everything that is served.
-pub(crate) fn groups_of(served: &Served, backends: &Configured) -> Vec<Group> {
+pub(crate) fn groups_of(served: &Served, backends: &Configured, heard: &Heard) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for row in kinds::all() {
         let kind: Arc<str> = row.kind.into();
@@ -239,7 +225,7 @@ pub(crate) fn groups_of(served: &Served, backends: &Configured) -> Vec<Group> {
         group.versions.retain(|version| !is_overridden(&name, &version.version));
     }
     groups.retain(|group| !group.versions.is_empty());
-    add_remote(&mut groups, backends);
+    add_remote(&mut groups, backends, heard);
     groups
 }
 
@@ -280,7 +266,7 @@ fn add(groups: &mut Vec<Group>, group: &str, version: &str, entry: Entry) {
     });
     let versions = &mut groups[at].versions;
     let at = versions.iter().position(|known| *known.version == *version).unwrap_or_else(|| {
-        let priorities = priorities(group, version);
+        let priorities = priorities::of(group, version);
         versions.push(Version { version: version.into(), resources: Vec::new(), remote: None, priorities });
         versions.sort_by(|a, b| order(&b.version, &a.version));
         versions.iter().position(|known| *known.version == *version).unwrap_or(0)

@@ -79,8 +79,6 @@ pub(super) struct Configured {
     catch_all: Arc<Flow>,
     pub exempt: Arc<Flow>,
     read: HashMap<(usize, Arc<str>), (Arc<Record>, Read)>,
-    /// The number of the change after which it was read.
-    pub at: u64,
 }
 
 /// A level and the uid of its object.
@@ -88,7 +86,7 @@ type Known = (Level, String);
 
 impl Configured {
     /// What is made of these records, and of what was read before; the seats are divided by it.
-    pub fn new(before: Option<&Configured>, stored: &[Records; 2], at: u64, seats: &Seats) -> Configured {
+    pub fn new(before: Option<&Configured>, stored: &[Records; 2], seats: &Seats) -> Configured {
         let mut read = HashMap::new();
         let mut levels: BTreeMap<Arc<str>, Known> = BTreeMap::new();
         let mut schemas: BTreeMap<Arc<str>, Arc<Schema>> = BTreeMap::new();
@@ -164,7 +162,7 @@ impl Configured {
         let (exempt, catch_all) = (of(EXEMPT), of(CATCH_ALL));
         let index = Index::new(all.iter().map(|(schema, _)| &**schema));
         let (schemas, flows) = all.into_iter().unzip();
-        Configured { index, schemas, flows, catch_all, exempt, read, at }
+        Configured { index, schemas, flows, catch_all, exempt, read }
     }
 
     /// Where a request belongs.
@@ -241,7 +239,7 @@ mod tests {
     #[test]
     fn without_anything_stored_requests_are_exempt_or_caught() {
         let seats = Seats::new(100);
-        let configured = Configured::new(None, &Default::default(), 0, &seats);
+        let configured = Configured::new(None, &Default::default(), &seats);
         let asked = Asked { verb: "get", group: "", resource: "pods", subresource: "", namespace: "n", path: None };
         let of = |groups: &[&str]| {
             let who = Identity::authenticated("u", groups.iter().map(|group| (*group).to_owned()).collect());

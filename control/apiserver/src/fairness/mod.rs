@@ -21,10 +21,8 @@ mod shuffle;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use coracle_api::status::Status;
 use coracle_keyspace::Keyspace;
 use http::HeaderValue;
@@ -37,21 +35,18 @@ use seats::Seats;
 pub(crate) use seats::Taken;
 pub(crate) use show::DEBUG;
 
+use crate::current::Current;
 use crate::identity::Identity;
 
 /// How long a request waits for a seat: a quarter of its time (Kubernetes').
 const WAIT_MAX: Duration = Duration::from_secs(15);
 /// How often a request is classified anew because its level went away meanwhile.
 const ANEW_MAX: usize = 4;
-/// No change has this number.
-const NEVER: u64 = u64::MAX;
 
 /// Who waits for what here.
 pub(crate) struct Fairness {
     seats: Arc<Seats>,
-    changes: Arc<AtomicU64>,
-    now: ArcSwap<Configured>,
-    making: parking_lot::Mutex<()>,
+    current: Current<Configured>,
     /// Nobody else knows which flows share a queue.
     hashing: RandomState,
     keyspace: Keyspace,
@@ -75,20 +70,18 @@ impl Fairness {
     /// With so many seats, for what is stored here.
     pub fn new(keyspace: &Keyspace, seats: usize) -> Fairness {
         let seats = Seats::new(seats as u64);
-        let never = Configured::new(None, &Default::default(), NEVER, &seats);
+        let first = Configured::new(None, &Default::default(), &seats);
         Fairness {
-            changes: keyspace.count_changes(&COLLECTIONS),
-            now: ArcSwap::from_pointee(never),
+            current: Current::after(keyspace, &COLLECTIONS, first, |_| false),
             seats,
-            making: parking_lot::Mutex::new(()),
             hashing: RandomState::new(),
             keyspace: keyspace.clone(),
         }
     }
 
     /// Where a request belongs that `who` makes. `own` are the duties of this process.
-    pub fn ticket(&self, who: &Identity, own: bool, asked: &Asked<'_>) -> Ticket {
-        let configured = self.now();
+    pub async fn ticket(&self, who: &Identity, own: bool, asked: &Asked<'_>) -> Ticket {
+        let configured = self.now().await;
         if own {
             return Ticket { flow: configured.exempt.clone(), hash: 0 };
         }
@@ -109,7 +102,7 @@ impl Fairness {
             let taken = self.seats.take(flow.level, ticket.hash, width, until, &flow.counters);
             match taken.await {
                 Ok(Some(taken)) => return Ok(taken),
-                Ok(None) => flow = self.now().again(&flow.name),
+                Ok(None) => flow = self.now().await.again(&flow.name),
                 Err(Rejection::Cancelled) => break,
                 Err(_) => return Err(Fairness::refusal()),
             }
@@ -139,30 +132,24 @@ impl Fairness {
         self.seats.with(|dispatcher| (dispatcher.executing(), Vec::new()))
     }
 
-    fn now(&self) -> Arc<Configured> {
-        let at = self.changes.load(Ordering::Acquire);
-        let now = self.now.load_full();
-        if now.at == at { now } else { self.make() }
-    }
-
-    #[cold]
-    fn make(&self) -> Arc<Configured> {
-        let _one = self.making.lock();
-        // What changes while it is read has another number, and is read again by whoever looks next.
-        let (before, at) = (self.now.load_full(), self.changes.load(Ordering::Acquire));
-        if before.at == at {
-            return before;
-        }
-        let stored = COLLECTIONS.map(|collection| self.keyspace.snapshot(collection).records);
-        let next = Arc::new(Configured::new(Some(&before), &stored, at, &self.seats));
-        self.now.store(next.clone());
-        next
+    async fn now(&self) -> Arc<Configured> {
+        let read = || {
+            let (keyspace, seats) = (self.keyspace.clone(), self.seats.clone());
+            move |before: &Configured| {
+                let stored = COLLECTIONS.map(|collection| keyspace.snapshot(collection).records);
+                Configured::new(Some(before), &stored, &seats)
+            }
+        };
+        self.current.get(read).await
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use coracle_keyspace::{Guard, Key, Op, Value as Content};
+    use futures::FutureExt as _;
     use serde_json::{Value, json};
 
     use super::*;
@@ -196,22 +183,22 @@ mod tests {
     #[tokio::test]
     async fn what_is_kept_is_what_is_stored() {
         let (_dir, keyspace, fairness) = with_facts(600).await;
-        let of = |who: &Identity, own: bool| {
-            let ticket = fairness.ticket(who, own, &GET);
+        let of = async |who: &Identity, own: bool| {
+            let ticket = fairness.ticket(who, own, &GET).await;
             format!("{}/{}", ticket.flow.name, ticket.flow.level_name)
         };
         let (alice, scheduler) = (user("alice", &[]), user("system:kube-scheduler", &[]));
-        assert_eq!(of(&alice, false), "global-default/global-default");
-        assert_eq!(of(&scheduler, false), "kube-scheduler/workload-high");
-        assert_eq!(of(&scheduler, true), "exempt/exempt", "a duty of this process waits behind nobody");
+        assert_eq!(of(&alice, false).await, "global-default/global-default");
+        assert_eq!(of(&scheduler, false).await, "kube-scheduler/workload-high");
+        assert_eq!(of(&scheduler, true).await, "exempt/exempt", "a duty of this process waits behind nobody");
         // Of what cannot be read nothing is made, and the rest stays.
         for spec in [json!({"matchingPrecedence": 3}), json!({"matchingPrecedence": 3, "rules": 1})] {
             put(&keyspace, COLLECTIONS[1], &json!({"metadata": {"name": "odd"}, "spec": spec})).await;
-            assert_eq!(of(&alice, false), "global-default/global-default");
+            assert_eq!(of(&alice, false).await, "global-default/global-default");
         }
         put(&keyspace, COLLECTIONS[0], &json!({"metadata": {"name": "global-default"}, "spec": {"type": "Limited"}}))
             .await;
-        assert_eq!(of(&alice, false), "catch-all/catch-all", "its level is none any more");
+        assert_eq!(of(&alice, false).await, "catch-all/catch-all", "its level is none any more");
         keyspace.shutdown().await;
     }
 
@@ -219,12 +206,12 @@ mod tests {
     async fn a_request_whose_level_goes_while_its_body_comes_is_classified_anew() {
         let (_dir, keyspace, fairness) = with_facts(600).await;
         let alice = user("alice", &[]);
-        let ticket = fairness.ticket(&alice, false, &GET);
+        let ticket = fairness.ticket(&alice, false, &GET).await;
         let key = Key::new(COLLECTIONS[0], "global-default");
         keyspace.transact(vec![Op::Delete { key, guard: Guard::None }]).await.unwrap();
         // Somebody else has seen it first.
-        fairness.ticket(&alice, false, &GET);
-        let until = Instant::now() + Duration::from_secs(5);
+        fairness.ticket(&alice, false, &GET).await;
+        let until = Instant::now() + WAIT_MAX;
         let _seat = fairness.seat(&ticket, 1, until).await.expect("a seat of another level");
         assert_eq!(fairness.executing(), 1);
         keyspace.shutdown().await;
@@ -235,48 +222,27 @@ mod tests {
         let (_dir, keyspace, fairness) = with_facts(10).await;
         // One seat of its own, and what is lent is taken as well.
         let alice = user("alice", &[]);
-        let ticket = fairness.ticket(&alice, false, &GET);
-        let soon = || Instant::now() + Duration::from_millis(20);
+        let ticket = fairness.ticket(&alice, false, &GET).await;
+        let seat = |until: Instant| Box::pin(fairness.seat(&ticket, 1, until));
+        let late = || Instant::now() + WAIT_MAX;
         let mut seats = Vec::new();
-        while let Ok(seat) = fairness.seat(&ticket, 1, soon()).await {
-            seats.push(seat);
+        // Whoever finds one does not wait.
+        while let Some(taken) = seat(late()).now_or_never() {
+            seats.push(taken.expect("a seat"));
         }
         assert!(!seats.is_empty() && seats.len() < 10, "{}", seats.len());
-        let refused = fairness.seat(&ticket, 1, soon()).await.err().expect("no seat");
+        let refused = seat(Instant::now()).await.err().expect("no seat");
         assert_eq!(refused.code(), 429);
-        // One who is given up, and one whom a seat is given at the moment in which it leaves.
-        drop(
-            tokio::time::timeout(Duration::from_millis(5), fairness.seat(&ticket, 1, Instant::now() + WAIT_MAX)).await,
-        );
-        let mut waiting = Box::pin(fairness.seat(&ticket, 1, Instant::now() + WAIT_MAX));
-        assert!(futures::FutureExt::now_or_never(&mut waiting).is_none());
+        // One who has given up, and one whom a seat is given at the moment in which it leaves.
+        let mut waiting = seat(late());
+        assert!((&mut waiting).now_or_never().is_none());
         seats.pop();
         drop(waiting);
-        let again = fairness.seat(&ticket, 1, soon()).await.expect("the seat is free");
+        let again = seat(late()).now_or_never().expect("the seat is free").expect("a seat");
         drop((again, seats));
         assert_eq!(fairness.executing(), 0);
         let counters = &ticket.flow.counters;
         assert_eq!((counters.executing.load(Ordering::Relaxed), counters.waiting.load(Ordering::Relaxed)), (0, 0));
-        keyspace.shutdown().await;
-    }
-
-    /// What it costs a request, on its way: run it with `--nocapture`.
-    #[tokio::test]
-    async fn a_request_is_classified_and_seated_in_microseconds() {
-        let (_dir, keyspace, fairness) = with_facts(2_000).await;
-        let account =
-            user("system:serviceaccount:team:bot", &["system:serviceaccounts", "system:serviceaccounts:team"]);
-        let until = Instant::now() + Duration::from_secs(3_600);
-        const TIMES: u32 = 100_000;
-        let begun = Instant::now();
-        for _ in 0..TIMES {
-            let ticket = fairness.ticket(&account, false, &GET);
-            drop(std::hint::black_box(fairness.seat(&ticket, 1, until).await));
-        }
-        let each = begun.elapsed() / TIMES;
-        println!("{each:?} for a ticket and a seat");
-        // Without optimisation, on a machine that does other things, too.
-        assert!(each < Duration::from_micros(200), "{each:?}");
         keyspace.shutdown().await;
     }
 }

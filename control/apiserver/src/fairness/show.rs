@@ -70,7 +70,7 @@ impl Fairness {
     /// Adds to the metrics page.
     pub fn render(&self, page: &mut String) {
         let levels = self.seats.with(|dispatcher| (dispatcher.show(), Vec::new()));
-        let configured = self.now();
+        let configured = self.current.last();
         for (name, help, of) in LEVELS {
             head(page, name, help, "gauge");
             for level in &levels {
@@ -137,7 +137,7 @@ impl Fairness {
                     "TimedoutRequests",
                     "CancelledRequests",
                 ]));
-                let configured = self.now();
+                let configured = self.current.last();
                 for level in levels {
                     let of = |count: &dyn Fn(&Counters) -> u64| {
                         let flows = configured.flows.iter().filter(|flow| flow.level_name == level.name);

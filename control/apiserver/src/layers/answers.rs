@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(answers.users.bytes(), 0);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_answer_that_nobody_reads_is_let_go_of() {
         let held = Arc::new(());
         let holds = held.clone();
@@ -212,11 +212,13 @@ mod tests {
         });
         let answers = Answers::default();
         let response = Response::new(Body::from_stream(endless));
-        let mut body = answers.hold(user("a"), None, response, Duration::from_millis(20), false).unwrap().into_body();
+        let longest = Duration::from_secs(20);
+        let mut body = answers.hold(user("a"), None, response, longest, false).unwrap().into_body();
         assert!(body.frame().await.unwrap().is_ok());
-        while Arc::strong_count(&held) > 1 {
-            tokio::task::yield_now().await;
-        }
+        tokio::time::sleep(longest - Duration::from_secs(1)).await;
+        assert!(body.frame().await.unwrap().is_ok());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(Arc::strong_count(&held), 1);
         assert!(body.frame().await.unwrap().is_err());
     }
 

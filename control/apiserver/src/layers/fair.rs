@@ -1,18 +1,11 @@
-//! Priority and fairness at the edge, as a layer: a request that is understood is told where it belongs, and every answer says
-//! so. Its seat it takes when its body is here ([`Fairness::seat`]).
+//! Priority and fairness at the edge: a request that is understood is told where it belongs, and every answer says so. Its seat
+//! it takes when its body is here ([`Fairness::seat`]).
 //!
 //! It is behind authentication, since it asks who calls, and before authorization: who may not do something is also answered
 //! by the name of somebody.
 
-use std::convert::Infallible;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-
 use axum::response::Response;
 use http::{HeaderName, HeaderValue};
-use pin_project_lite::pin_project;
-use tower::{Layer, Service};
 
 use crate::authz;
 use crate::fairness::{Asked, Fairness, Ticket};
@@ -25,47 +18,25 @@ const HEADERS: [HeaderName; 2] = [
     HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid"),
 ];
 
-/// A request that is understood, with what else belongs to it.
-pub(crate) struct Understood<T> {
-    pub call: Call,
-    pub with: T,
+/// What is said in an answer of where its request belonged.
+pub(crate) struct Belongs([Option<HeaderValue>; 2]);
+
+/// Where a request belongs, and what its answer says of that.
+pub(crate) async fn ticket(fairness: &Fairness, call: &Call) -> (Ticket, Belongs) {
+    let own = call.flow().class == Class::Own;
+    let ticket = fairness.ticket(&call.identity, own, &asked(call)).await;
+    let uids = ticket.uids().map(|uid| uid.cloned());
+    (ticket, Belongs(uids))
 }
 
-/// The layer.
-pub(crate) struct FairLayer<'a>(pub &'a Fairness);
-
-impl<'a, S> Layer<S> for FairLayer<'a> {
-    type Service = Fair<'a, S>;
-
-    fn layer(&self, inner: S) -> Fair<'a, S> {
-        Fair { fairness: self.0, inner }
-    }
-}
-
-/// What is behind it gets each request with its ticket.
-pub(crate) struct Fair<'a, S> {
-    fairness: &'a Fairness,
-    inner: S,
-}
-
-impl<S, T> Service<Understood<T>> for Fair<'_, S>
-where
-    S: Service<(Ticket, Understood<T>), Response = Response, Error = Infallible>,
-{
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Answer<S::Future>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Understood<T>) -> Self::Future {
-        let call = &request.call;
-        let own = call.flow().class == Class::Own;
-        let ticket = self.fairness.ticket(&call.identity, own, &asked(call));
-        let [schema, level] = ticket.uids().map(|uid| uid.cloned());
-        Answer { inner: self.inner.call((ticket, request)), uids: [schema, level] }
+impl Belongs {
+    /// Says it.
+    pub fn say(self, answer: &mut Response) {
+        for (name, uid) in HEADERS.into_iter().zip(self.0) {
+            if let Some(uid) = uid {
+                answer.headers_mut().insert(name, uid);
+            }
+        }
     }
 }
 
@@ -94,29 +65,5 @@ fn asked(call: &Call) -> Asked<'_> {
         subresource: of.subresource,
         namespace: of.namespace,
         path: None,
-    }
-}
-
-pin_project! {
-    /// The answer, which says where its request belonged.
-    pub(crate) struct Answer<F> {
-        #[pin]
-        inner: F,
-        uids: [Option<HeaderValue>; 2],
-    }
-}
-
-impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
-    type Output = Result<Response, Infallible>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let mut response = ready!(this.inner.poll(cx))?;
-        for (name, uid) in HEADERS.into_iter().zip(this.uids.iter_mut()) {
-            if let Some(uid) = uid.take() {
-                response.headers_mut().insert(name, uid);
-            }
-        }
-        Poll::Ready(Ok(response))
     }
 }

@@ -73,29 +73,35 @@ mod tests {
     async fn heavy_work_holds_up_neither_the_others_nor_for_ever() {
         let lanes = Lanes::new();
         let (began, begun) = tokio::sync::oneshot::channel();
+        let (lets, goes_on) = std::sync::mpsc::channel();
         // On this test's only thread nothing else would happen if the work ran here.
         let busy = lanes.run("a", async move {
             let _ = began.send(());
-            let until = std::time::Instant::now() + std::time::Duration::from_millis(50);
-            while std::time::Instant::now() < until {
-                std::hint::spin_loop();
-            }
-            Ok(1)
+            Ok(goes_on.recv_timeout(std::time::Duration::from_secs(20)).is_ok())
         });
-        let (done, ()) = tokio::join!(busy, async { begun.await.expect("the work has begun") });
-        assert_eq!(done.ok(), Some(1));
+        let other = async {
+            begun.await.expect("the work has begun");
+            lets.send(()).expect("it waits");
+        };
+        let (done, ()) = tokio::join!(busy, other);
+        assert_eq!(done.ok(), Some(true));
         assert!(lanes.0.is_empty());
     }
 
     #[tokio::test]
     async fn work_ends_when_its_caller_leaves() {
         let lanes = Lanes::new();
+        let (began, begun) = tokio::sync::oneshot::channel();
         let (ended, end) = tokio::sync::oneshot::channel::<()>();
         let endless = lanes.run("a", async move {
             let _ended = ended;
+            let _ = began.send(());
             std::future::pending::<Result<(), Status>>().await
         });
-        assert!(tokio::time::timeout(std::time::Duration::from_millis(20), endless).await.is_err());
+        tokio::select! {
+            _ = endless => unreachable!("it has no end"),
+            begun = begun => begun.expect("the work has begun"),
+        }
         assert!(end.await.is_err(), "dropped, not sent");
     }
 

@@ -36,7 +36,7 @@ pub(super) fn content(discovery: &Discovery, name: Option<&str>) -> u64 {
                 continue;
             }
             if let Some(told) = &version.remote {
-                (&group.name, &version.version, told.v2.as_ref().map(|(tag, _)| tag)).hash(&mut hasher);
+                (&group.name, &version.version, told.v2.as_ref().map(|spec| spec.tag)).hash(&mut hasher);
             }
             for (entry, standing) in version.resources.iter().filter_map(|e| Some((e, e.definition.as_ref()?))) {
                 (&group.name, &version.version, &entry.name, standing.said()).hash(&mut hasher);

@@ -35,21 +35,56 @@ const BUFFER: usize = 64 << 10;
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 /// Whose certificates are believed.
-pub(super) enum Trust<'a> {
-    /// Those of these authorities, or the machine's where there are none.
-    Authorities(&'a [u8]),
+pub(super) enum Trust {
+    /// Those of these authorities (PEM), or the machine's where there are none.
+    Authorities(Vec<u8>),
     /// All: nobody has to prove anything.
     Anybody,
 }
 
+/// By what one server proves who it is, and this one to it.
+pub(super) struct Proof {
+    trust: Trust,
+    front: Option<Arc<FrontProxy>>,
+    /// Made when it is first needed.
+    tls: OnceCell<TlsConnector>,
+}
+
+impl Proof {
+    pub fn new(trust: Trust, front: Option<Arc<FrontProxy>>) -> Proof {
+        let trust = match trust {
+            Trust::Authorities(pem) if pem.trim_ascii().is_empty() => Trust::Authorities(Vec::new()),
+            trust => trust,
+        };
+        Proof { trust, front, tls: OnceCell::new() }
+    }
+
+    /// Whether the server is to prove itself by a certificate of its own authority.
+    pub fn has_authorities(&self) -> bool {
+        matches!(&self.trust, Trust::Authorities(pem) if !pem.is_empty())
+    }
+
+    /// What is spoken on such a way, where it ends at the server itself.
+    pub async fn tls(&self, way: &Way) -> Result<Option<&TlsConnector>, String> {
+        match way {
+            Way::Node { .. } => Ok(None),
+            Way::Direct { .. } | Way::Tunnel { .. } => {
+                self.tls.get_or_try_init(|| tls(&self.trust, self.front.as_deref())).await.map(Some)
+            }
+        }
+    }
+}
+
 /// TLS of a client, that may show who it is.
-pub(super) async fn tls(trust: Trust<'_>, shown: Option<&FrontProxy>) -> Result<TlsConnector, String> {
+async fn tls(trust: &Trust, shown: Option<&FrontProxy>) -> Result<TlsConnector, String> {
     static MACHINE: OnceCell<Arc<RootCertStore>> = OnceCell::const_new();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
     let tls = tls.map_err(|error| error.to_string())?;
     let tls = match trust {
-        Trust::Authorities([]) => tls.with_root_certificates(MACHINE.get_or_try_init(machine).await?.clone()),
+        Trust::Authorities(pem) if pem.is_empty() => {
+            tls.with_root_certificates(MACHINE.get_or_try_init(machine).await?.clone())
+        }
         Trust::Authorities(pem) => {
             tls.dangerous().with_custom_certificate_verifier(Arc::new(Bundle::read(pem, provider)?))
         }

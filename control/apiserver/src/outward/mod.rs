@@ -18,17 +18,18 @@ mod passage;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use parking_lot::Mutex;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
-use self::dial::{Connection, Trust};
+use self::dial::{Connection, Proof, Trust};
 pub use self::passage::FrontProxy;
 pub(crate) use self::passage::Passage;
 use crate::limits::NodeStreams;
@@ -129,9 +130,7 @@ struct Idle {
 
 /// The client of one webhook.
 pub(crate) struct Client {
-    /// Certificates in PEM; without any the machine's authorities are trusted.
-    authorities: Vec<u8>,
-    tls: OnceCell<TlsConnector>,
+    proof: Proof,
     in_flight: Semaphore,
     idle: Mutex<Vec<Idle>>,
 }
@@ -145,13 +144,13 @@ impl std::fmt::Debug for Client {
 impl Client {
     /// Of a webhook with this `caBundle`.
     pub fn new(authorities: Vec<u8>) -> Client {
-        let authorities = if authorities.trim_ascii().is_empty() { Vec::new() } else { authorities };
-        Client { authorities, tls: OnceCell::new(), in_flight: Semaphore::new(IN_FLIGHT_MAX), idle: Mutex::default() }
+        let proof = Proof::new(Trust::Authorities(authorities), None);
+        Client { proof, in_flight: Semaphore::new(IN_FLIGHT_MAX), idle: Mutex::default() }
     }
 
     /// Whether the webhook is to prove itself by a certificate of its own authority.
     pub fn has_authorities(&self) -> bool {
-        !self.authorities.is_empty()
+        self.proof.has_authorities()
     }
 
     /// Posts JSON and reads the answer, which has at most `most` bytes. Whoever drops it has ended the call, as far as this
@@ -202,17 +201,13 @@ impl Client {
             }
         };
         let code = answer.status();
-        let (mut incoming, mut read) = (answer.into_body(), BytesMut::new());
-        while let Some(frame) = incoming.frame().await {
-            let frame = frame.map_err(|error| failed(why(&error)))?;
-            let Ok(data) = frame.into_data() else { continue };
-            if read.len() + data.len() > most {
-                return Err(CallError::TooLarge { most });
-            }
-            read.extend_from_slice(&data);
-        }
+        let body = match read(answer.into_body(), most).await {
+            Ok(body) => body,
+            Err(None) => return Err(CallError::TooLarge { most }),
+            Err(Some(why)) => return Err(failed(why)),
+        };
         self.keep(target.way.clone(), connection);
-        Ok((code, read.freeze()))
+        Ok((code, body))
     }
 
     fn kept(&self, way: &Way) -> Option<Connection> {
@@ -235,13 +230,19 @@ impl Client {
     }
 
     async fn dial(&self, nodes: &Nodes, target: &Target) -> Result<Connection, String> {
-        let own = match target.way {
-            Way::Node { .. } => None,
-            Way::Direct { .. } | Way::Tunnel { .. } => {
-                Some(self.tls.get_or_try_init(|| dial::tls(Trust::Authorities(&self.authorities), None)).await?)
-            }
-        };
-        dial::connect(own, nodes, target).await
+        dial::connect(self.proof.tls(&target.way).await?, nodes, target).await
+    }
+}
+
+/// A body that somebody outside sends, of at most `most` bytes.
+///
+/// # Errors
+/// Why it broke off; `None` where it is larger.
+pub(crate) async fn read(body: Incoming, most: usize) -> Result<Bytes, Option<String>> {
+    match Limited::new(body, most).collect().await {
+        Ok(read) => Ok(read.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(None),
+        Err(error) => Err(Some(why(&*error))),
     }
 }
 
@@ -258,7 +259,7 @@ pub(crate) fn words(text: &str) -> String {
 }
 
 /// A failure with its causes: the library's own words say little.
-fn why(error: &dyn std::error::Error) -> String {
+pub(crate) fn why(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -4,17 +4,16 @@
 use std::any::Any;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::OnceCell;
-use tokio_rustls::TlsConnector;
 
-use super::dial::{self, Trust};
-use super::{Nodes, Target, Way, why};
+use super::dial::{self, Proof, Trust};
+use super::{Nodes, Target, why};
 use crate::limits::Flow;
 
 /// By what servers know that it is this cluster's API server who says on whose behalf it asks: a client certificate, and the
@@ -42,44 +41,28 @@ impl std::fmt::Debug for FrontProxy {
 }
 
 /// The way to one server.
-pub(crate) struct Passage {
-    authorities: Vec<u8>,
-    is_unproven: bool,
-    front: Option<std::sync::Arc<FrontProxy>>,
-    tls: OnceCell<TlsConnector>,
-}
+pub(crate) struct Passage(Proof);
 
 impl std::fmt::Debug for Passage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Passage").field("is_unproven", &self.is_unproven).finish_non_exhaustive()
+        f.debug_struct("Passage").finish_non_exhaustive()
     }
 }
 
 impl Passage {
     /// To a server with these authorities (PEM); without any the machine's are trusted, or nobody has to prove anything.
-    pub fn new(authorities: Vec<u8>, is_unproven: bool, front: Option<std::sync::Arc<FrontProxy>>) -> Passage {
-        let authorities = if authorities.trim_ascii().is_empty() { Vec::new() } else { authorities };
-        Passage { authorities, is_unproven, front, tls: OnceCell::new() }
+    pub fn new(authorities: Vec<u8>, is_unproven: bool, front: Option<Arc<FrontProxy>>) -> Passage {
+        Passage(Proof::new(if is_unproven { Trust::Anybody } else { Trust::Authorities(authorities) }, front))
     }
 
     /// Whether the server is to prove itself by a certificate of its own authority.
     pub fn has_authorities(&self) -> bool {
-        !self.authorities.is_empty()
+        self.0.has_authorities()
     }
 
     /// A connection of its own for one request of `flow`. It ends with the answer, or with what that becomes.
     pub async fn open(&self, nodes: &Nodes, target: &Target, flow: Flow<'_>) -> Result<SendRequest<Body>, String> {
-        let own = match target.way {
-            Way::Node { .. } => None,
-            Way::Direct { .. } | Way::Tunnel { .. } => {
-                let trust = match self.is_unproven {
-                    true => Trust::Anybody,
-                    false => Trust::Authorities(&self.authorities),
-                };
-                Some(self.tls.get_or_try_init(|| dial::tls(trust, self.front.as_deref())).await?)
-            }
-        };
-        let (stream, held) = dial::stream(own, nodes, target, flow).await?;
+        let (stream, held) = dial::stream(self.0.tls(&target.way).await?, nodes, target, flow).await?;
         start(Held { stream, _held: held }).await
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use coracle_api::meta::selector::LabelSelector;
-use coracle_api::meta::{self, time};
+use coracle_api::meta::{self, condition, time};
 use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -53,7 +53,7 @@ pub(super) async fn ask(cluster: &Cluster, pod: &Value, dry_run: bool) -> Result
     if pod["status"]["phase"] == "Pending" {
         return Ok(Grant::Unready);
     }
-    if !is_ready(pod) && lets_unready_go(budget) {
+    if !condition::is_true(pod, "Ready") && lets_unready_go(budget) {
         return Ok(Grant::Unready);
     }
     let (call, mut options) = own_call(Some(namespace), meta::name(budget));
@@ -68,11 +68,6 @@ pub(super) async fn ask(cluster: &Cluster, pod: &Value, dry_run: bool) -> Result
 fn is_nobodys_loss(pod: &Value) -> bool {
     matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
         || pod["metadata"]["deletionTimestamp"].is_string()
-}
-
-pub(super) fn is_ready(pod: &Value) -> bool {
-    let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
-    conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 fn about(cluster: &Cluster, budgets: &Arc<Resource>, namespace: &str, pod: &Value) -> Result<Vec<Value>, Status> {

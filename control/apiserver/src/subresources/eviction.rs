@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use coracle_api::codec::json;
-use coracle_api::meta::{self, time};
+use coracle_api::meta::{self, condition, time};
 use coracle_api::schema;
 use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json as object};
 
 use super::admit;
-use super::budget::{self, Grant, is_ready};
+use super::budget::{self, Grant};
 use crate::answer::respond;
 use crate::authz;
 use crate::catalog::Resource;
@@ -57,7 +57,7 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
         let write = Write { cluster, call, resource, options: &options, subresource: "status" };
         let step = |old: &Value| {
             check_preconditions(resource, old, &delete)?;
-            if grant == Grant::Unready && is_ready(old) {
+            if grant == Grant::Unready && condition::is_true(old, "Ready") {
                 return Err(resource.stale(call.name()));
             }
             Ok(Changed { object: disrupted(old), owned: true, names_version: false })
@@ -93,10 +93,10 @@ async fn remove_marked(
 fn disrupted(old: &Value) -> Value {
     let mut pod = old.clone();
     let finished = matches!(old["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-    let mut conditions = old["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    if finished || conditions.iter().any(|known| known["type"] == "DisruptionTarget" && known["status"] == "True") {
+    if finished || condition::is_true(old, "DisruptionTarget") {
         return pod;
     }
+    let mut conditions = old["status"]["conditions"].as_array().cloned().unwrap_or_default();
     conditions.retain(|known| known["type"] != "DisruptionTarget");
     conditions.push(object!({
         "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",

@@ -363,17 +363,22 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     named.iter().chain(&HOP).for_each(|name| drop(headers.remove(name)));
 }
 
+/// Adds who has sent a request to the list of those that it has come through, which the client says itself.
+pub(crate) fn forwarded_for(headers: &mut HeaderMap, peer: Option<SocketAddr>) {
+    let before = headers.get_all(&FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
+    let before = before.filter(|value| !value.is_empty()).map(str::to_owned);
+    let list: Vec<String> = before.chain(peer.map(|peer| peer.ip().to_string())).collect();
+    headers.remove(&FORWARDED_FOR);
+    if !list.is_empty() {
+        headers.extend(HeaderValue::from_str(&list.join(", ")).ok().map(|list| (FORWARDED_FOR, list)));
+    }
+}
+
 /// Says who asked and for what. Of what the client says itself only the list of those before it stays.
 fn say_who(headers: &mut HeaderMap, peer: Option<SocketAddr>, host: &str, uri: &str) {
-    let before = headers.get(&FORWARDED_FOR).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let peer = peer.map(|peer| peer.ip().to_string());
-    let list: Vec<String> = before.into_iter().chain(peer).collect();
-    let values = [
-        (FORWARDED_FOR, list.join(", ")),
-        (FORWARDED_HOST, host.to_owned()),
-        (FORWARDED_PROTO, "https".to_owned()),
-        (FORWARDED_URI, uri.to_owned()),
-    ];
+    forwarded_for(headers, peer);
+    let values =
+        [(FORWARDED_HOST, host.to_owned()), (FORWARDED_PROTO, "https".to_owned()), (FORWARDED_URI, uri.to_owned())];
     for (name, value) in values {
         headers.remove(&name);
         if let Some(value) = HeaderValue::from_str(&value).ok().filter(|value| !value.is_empty()) {
@@ -585,11 +590,12 @@ mod tests {
     #[test]
     fn an_application_hears_who_asked() {
         let mut headers = HeaderMap::new();
-        headers.insert(FORWARDED_FOR, "9.9.9.9".parse().unwrap());
+        headers.append(FORWARDED_FOR, "8.8.8.8".parse().unwrap());
+        headers.append(FORWARDED_FOR, "9.9.9.9".parse().unwrap());
         headers.insert(FORWARDED_HOST, "forged".parse().unwrap());
         say_who(&mut headers, Some("1.2.3.4:5".parse().unwrap()), "api:6443", "/a/proxy/x");
         for (name, expected) in [
-            ("x-forwarded-for", "9.9.9.9, 1.2.3.4"),
+            ("x-forwarded-for", "8.8.8.8, 9.9.9.9, 1.2.3.4"),
             ("x-forwarded-host", "api:6443"),
             ("x-forwarded-proto", "https"),
             ("x-forwarded-uri", "/a/proxy/x"),

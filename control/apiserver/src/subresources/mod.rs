@@ -32,7 +32,7 @@ use crate::request::call::{Call, Request};
 use crate::request::options::Admitted;
 use crate::verbs;
 
-pub(crate) use forward::{forwarded, remove_hop_by_hop, tunnel};
+pub(crate) use forward::{forwarded, forwarded_for, remove_hop_by_hop, tunnel};
 
 /// A request that somebody else answers; its body is still arriving.
 pub(crate) struct Passing {

@@ -61,7 +61,7 @@ impl Review {
     }
 }
 
-pub(crate) fn answer(
+pub(crate) async fn answer(
     cluster: &Cluster,
     tokens: &Tokens,
     request: &Request,
@@ -111,7 +111,7 @@ pub(crate) fn answer(
             asked = json!({"kind": kind, "apiVersion": api_version, "metadata": {}, "spec": {}, "status": answer});
         }
         Review::Access | Review::LocalAccess | Review::SelfAccess => {
-            asked["status"] = access(cluster, identity, review, call.namespace(), &asked)?;
+            asked["status"] = Box::pin(access(cluster, identity, review, call.namespace(), &asked)).await?;
         }
     }
     Ok(respond::value(form, 201, &asked))
@@ -150,7 +150,7 @@ fn user_info(identity: &Identity) -> Value {
 }
 
 /// Whether somebody may do something.
-fn access(
+async fn access(
     cluster: &Cluster,
     caller: &Identity,
     kind: Review,
@@ -220,8 +220,11 @@ fn access(
     };
     let selector = field_selector(&resource["fieldSelector"]);
     // What a node agent may do beside that depends on its pods.
-    let promised = |node: &str| asked.path.is_some() || authz::node::promises(cluster, node, &asked, &selector);
-    let allowed = authz::allows(cluster, subject, &asked) && subject.node().is_none_or(promised);
+    let allowed = authz::allows(cluster, subject, &asked)
+        && match subject.node() {
+            Some(node) => asked.path.is_some() || authz::node::promises(cluster, node, &asked, &selector).await,
+            None => true,
+        };
     let mut answer = json!({"allowed": allowed});
     if let Some(why) = authz::rbac::reason(cluster, subject, &asked).filter(|_| allowed) {
         answer["reason"] = format!("RBAC: allowed by {why}").into();

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_api::meta::condition;
 use coracle_keyspace::Record;
 use futures::future::{BoxFuture, Shared};
 use futures::{FutureExt as _, StreamExt as _, stream};
@@ -80,9 +81,7 @@ impl Node {
     fn read(seen: &Seen<'_>) -> Node {
         let record = seen.record.clone();
         let object = seen.value_or_nothing();
-        let conditions = object["status"]["conditions"].as_array();
-        let silent = |condition: &serde_json::Value| condition["type"] == "Ready" && condition["status"] == "Unknown";
-        let is_silent = conditions.is_some_and(|conditions| conditions.iter().any(silent));
+        let is_silent = condition::status(&object, "Ready") == Some("Unknown");
         let to = nodes::endpoint_of(&object).filter(|_| !is_silent);
         Node { record, to, earlier: None, latest: None, late: None }
     }

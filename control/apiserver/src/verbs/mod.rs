@@ -5,6 +5,7 @@ pub(crate) mod delete;
 pub(crate) mod deletecollection;
 pub(crate) mod get;
 pub(crate) mod list;
+pub(crate) mod own;
 pub(crate) mod ownership;
 pub(crate) mod patch;
 pub(crate) mod selection;

@@ -37,16 +37,32 @@ fn front_proxy() -> FrontProxy {
     FrontProxy { authority: issuer.pem(), certificate, key: key.serialize_pem() }
 }
 
+/// Waits until it is so.
+async fn until(what: &str, is: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !is() {
+        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// What was asked: path with query, headers, body.
 type Asked = (String, HeaderMap, String);
+
+/// What one that answers is like.
+struct State {
+    asked: Vec<Asked>,
+    /// Whether it is well.
+    well: bool,
+    /// Tells its document below `/openapi/v3` from another.
+    hash: &'static str,
+}
 
 /// Another API server.
 struct Extension {
     port: u16,
     bundle: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
-    /// Whether it is well.
-    well: Arc<std::sync::atomic::AtomicBool>,
+    state: Arc<Mutex<State>>,
 }
 
 impl Extension {
@@ -65,17 +81,14 @@ impl Extension {
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
-        let well = Arc::new(std::sync::atomic::AtomicBool::new(true));
-        let extension =
-            Extension { port, bundle: STANDARD.encode(made.cert.pem()), asked: asked.clone(), well: well.clone() };
+        let state = Arc::new(Mutex::new(State { asked: Vec::new(), well: true, hash: "ABC" }));
+        let extension = Extension { port, bundle: STANDARD.encode(made.cert.pem()), state: state.clone() };
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, asked, well) = (acceptor.clone(), asked.clone(), well.clone());
+                let (acceptor, state) = (acceptor.clone(), state.clone());
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let service =
-                        hyper::service::service_fn(move |request| answer(request, asked.clone(), well.clone()));
+                    let service = hyper::service::service_fn(move |request| answer(request, state.clone()));
                     let connection =
                         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
                     let _ = connection.with_upgrades().await;
@@ -87,13 +100,27 @@ impl Extension {
 
     /// What was asked of it below a path by others than the API server itself.
     fn asked(&self, path: &str) -> Vec<Asked> {
-        let of_itself = |headers: &HeaderMap| headers.get("user-agent").is_some_and(|agent| agent == "kube-aggregator");
-        let asked = self.asked.lock();
-        asked.iter().filter(|(at, headers, _)| at.starts_with(path) && !of_itself(headers)).cloned().collect()
+        let state = self.state.lock();
+        state.asked.iter().filter(|(at, headers, _)| at.starts_with(path) && !is_of_itself(headers)).cloned().collect()
+    }
+
+    /// What the API server itself has asked at a path: the headers.
+    fn asked_by_itself(&self, path: &str) -> Vec<HeaderMap> {
+        let state = self.state.lock();
+        let asked = state.asked.iter().filter(|(at, headers, _)| at == path && is_of_itself(headers));
+        asked.map(|(_, headers, _)| headers.clone()).collect()
     }
 
     fn is_well(&self, well: bool) {
-        self.well.store(well, std::sync::atomic::Ordering::Relaxed);
+        self.state.lock().well = well;
+    }
+
+    /// Changes something of the APIService, and waits until the API server has asked what it serves since.
+    async fn asked_anew(&self, server: &Server, version_priority: u32) {
+        let before = self.asked_by_itself("/openapi/v3").len();
+        let changed = server.call("PATCH", V1, json!({"spec": {"versionPriority": version_priority}})).await;
+        assert_eq!(changed.0, 200, "{}", changed.1);
+        until("it is asked", || self.asked_by_itself("/openapi/v3").len() > before).await;
     }
 
     /// Makes the Service and the APIService that lead here.
@@ -114,19 +141,28 @@ impl Extension {
     }
 }
 
+/// Whether it is the API server's own question.
+fn is_of_itself(headers: &HeaderMap) -> bool {
+    headers.get("user-agent").is_some_and(|agent| agent == "kube-aggregator")
+}
+
 async fn answer(
     mut request: Request<hyper::body::Incoming>,
-    asked: Arc<Mutex<Vec<Asked>>>,
-    well: Arc<std::sync::atomic::AtomicBool>,
+    state: Arc<Mutex<State>>,
 ) -> Result<Response<Body>, hyper::Error> {
     let (path, headers) = (request.uri().to_string(), request.headers().clone());
     let upgrade = headers.contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let body = request.into_body().collect().await?.to_bytes();
-    asked.lock().push((path.clone(), headers, String::from_utf8_lossy(&body).into_owned()));
+    let (known, own) = (headers.get("if-none-match").cloned(), is_of_itself(&headers));
+    let (well, hash) = {
+        let mut state = state.lock();
+        state.asked.push((path.clone(), headers, String::from_utf8_lossy(&body).into_owned()));
+        (state.well, state.hash)
+    };
     let json = |value: Value| {
         Response::builder().header("content-type", "application/json").body(Body::from(value.to_string())).unwrap()
     };
-    if !well.load(std::sync::atomic::Ordering::Relaxed) {
+    if !well {
         return Ok(Response::builder().status(500).body(Body::from("unwell")).unwrap());
     }
     let thing = json!({"resource": "things", "singularResource": "thing", "verbs": ["get", "list", "create", "watch"], "scope": "Namespaced",
@@ -142,14 +178,32 @@ async fn answer(
                 {"name": "things", "singularName": "thing", "namespaced": true, "kind": "Thing", "verbs": ["get", "list", "create", "watch"]},
             ]}),
         ),
-        "/openapi/v3" => json(
-            json!({"paths": {"apis/ext.example.com/v1": {"serverRelativeURL": "/openapi/v3/apis/ext.example.com/v1?hash=ABC"}}}),
-        ),
+        "/openapi/v3" => {
+            let url = format!("/openapi/v3/apis/ext.example.com/v1?hash={hash}");
+            json(json!({"paths": {"apis/ext.example.com/v1": {"serverRelativeURL": url}}}))
+        }
         "/openapi/v3/apis/ext.example.com/v1" => json(json!({"openapi": "3.0.0", "info": {"title": "ext"}})),
-        "/openapi/v2" => json(json!({
-            "paths": {"/apis/ext.example.com/v1/things": {"get": {"responses": {"200": {"description": "OK", "schema": {"$ref": "#/definitions/Thing"}}}}}},
-            "definitions": {"Thing": {"type": "object"}},
-        })),
+        "/openapi/v2" if known.is_some_and(|known| known == "\"one\"") => {
+            Response::builder().status(304).body(Body::empty()).unwrap()
+        }
+        "/openapi/v2" => {
+            let mut response = json(json!({
+                "paths": {"/apis/ext.example.com/v1/things": {"get": {"responses": {"200": {"description": "OK", "schema": {"$ref": "#/definitions/Thing"}}}}}},
+                "definitions": {"Thing": {"type": "object"}},
+            }));
+            response.headers_mut().insert("etag", "\"one\"".parse().unwrap());
+            response
+        }
+        // A head, and a body without an end.
+        "/apis/endless.example.com/v1" => {
+            let body = futures::stream::iter([Ok::<_, std::convert::Infallible>(Bytes::from_static(b"{"))]);
+            Response::new(Body::from_stream(body.chain(futures::stream::pending())))
+        }
+        "/apis/moved.example.com/v1" => {
+            Response::builder().status(302).header("location", "/elsewhere").body(Body::empty()).unwrap()
+        }
+        // It is silent to others than the API server itself.
+        "/apis/silent.example.com/v1" if !own => std::future::pending().await,
         path if path.ends_with("/things/moved") => {
             let moved = Response::builder().status(302).header("location", "https://elsewhere.example.com/");
             moved.body(Body::from("moved")).unwrap()
@@ -285,10 +339,114 @@ async fn what_was_not_understood_goes_to_nobody() {
         let answer = ask(&who, &format!("/openapi/v3{at}{path}")).await;
         assert_eq!(answer.code, 404, "{path}");
     }
-    let asked = extension.asked.lock();
-    let odd: Vec<&String> =
-        asked.iter().map(|(path, ..)| path).filter(|path| path.contains("things") || path.contains("..")).collect();
+    // The old path of watches is of resources, and read.
+    for (method, path, code) in [
+        ("POST", "/watch/namespaces/default/things", 405),
+        ("DELETE", "/watch/namespaces/default/things/x", 405),
+        ("GET", "/watch/namespaces/default/things/x/tunnel", 404),
+    ] {
+        let request = Request::builder().method(method).uri(format!("{at}{path}")).body(Body::empty()).unwrap();
+        assert_eq!(server.send(Some(admin()), request).await.code, code, "{method} {path}");
+    }
+    // Who cannot be named there is not taken for somebody else.
+    let mut odd = admin();
+    odd.groups.push("a\nb".to_owned());
+    let answer = ask(&odd, THINGS).await;
+    assert_eq!(answer.code, 400, "{}", answer.json());
+    let state = extension.state.lock();
+    let asked = state.asked.iter().map(|(path, ..)| path);
+    let odd: Vec<&String> = asked.filter(|path| path.contains("things") || path.contains("..")).collect();
     assert!(odd.is_empty(), "{odd:?}");
+}
+
+/// Each of these is looked at by whoever asks it whether it is there.
+#[tokio::test]
+async fn another_server_is_asked_now_and_then_whatever_happens_beside_it() {
+    let (server, extension) = started().await;
+    let at = "/apis/ext.example.com/v1";
+    let before = extension.asked_by_itself(at).len();
+    for number in 0..20 {
+        let mut object = extension.api_service();
+        object["metadata"]["name"] = format!("v1.gone{number}.example.com").into();
+        object["spec"]["group"] = format!("gone{number}.example.com").into();
+        object["spec"]["service"]["name"] = "gone".into();
+        server.make(SERVICES, object).await;
+        let path = format!("{SERVICES}/v1.gone{number}.example.com");
+        server.says(&path, is("False", "ServiceNotFound")).await;
+    }
+    let asked = extension.asked_by_itself(at).len() - before;
+    // One round is three attempts; half a minute may have passed.
+    assert!(asked < 10, "it was asked {asked} times");
+}
+
+#[tokio::test]
+async fn documents_that_are_the_same_are_not_read_again() {
+    let (server, extension) = started().await;
+    let has = |document: &Value| !document["paths"]["/apis/ext.example.com/v1/things"].is_null();
+    server.tells("/openapi/v2", "application/json", has).await;
+    let read = || extension.asked_by_itself("/openapi/v2");
+    assert_eq!(read().len(), 1);
+    for priority in [11, 12] {
+        extension.asked_anew(&server, priority).await;
+    }
+    assert_eq!(read().len(), 1, "its types are the same");
+    // Other types elsewhere, perhaps; it says itself that this document is the same.
+    extension.state.lock().hash = "DEF";
+    extension.asked_anew(&server, 13).await;
+    until("the document is asked for", || read().len() == 2).await;
+    for priority in [14, 15] {
+        extension.asked_anew(&server, priority).await;
+    }
+    let read = read();
+    assert_eq!(
+        read.iter().map(|headers| headers.get("if-none-match").cloned()).collect::<Vec<_>>(),
+        [None, Some("\"one\"".parse().unwrap())]
+    );
+    assert!(has(&server.get("/openapi/v2").await.1));
+}
+
+#[tokio::test]
+async fn whether_another_server_answers_is_known_by_the_head_of_its_answer() {
+    let (server, extension) = started().await;
+    let of = |name: &str| {
+        let mut object = extension.api_service();
+        object["metadata"]["name"] = format!("v1.{name}.example.com").into();
+        object["spec"]["group"] = format!("{name}.example.com").into();
+        object
+    };
+    server.make(SERVICES, of("endless")).await;
+    server.says(&format!("{SERVICES}/v1.endless.example.com"), is("True", "Passed")).await;
+    let says = async |name: &str, message: String| {
+        let path = format!("{SERVICES}/v1.{name}.example.com");
+        let found = server.says(&path, is("False", "FailedDiscoveryCheck")).await;
+        assert_eq!(found["status"]["conditions"][0]["message"], message);
+    };
+    server.make(SERVICES, of("moved")).await;
+    let url = format!("https://localhost:{}/apis/moved.example.com/v1", extension.port);
+    says("moved", format!("failing or missing response from {url}: bad status from {url}: 302")).await;
+    // Who asks what one serves does not wait for it as for an answer of another kind.
+    server.make(SERVICES, of("silent")).await;
+    server.says(&format!("{SERVICES}/v1.silent.example.com"), is("True", "Passed")).await;
+    let request = Request::builder().uri("/apis/silent.example.com/v1").body(Body::empty()).unwrap();
+    let answer = server.send(Some(admin()), request);
+    let answer =
+        tokio::time::timeout(Duration::from_secs(30), answer).await.expect("an answer before a minute is over");
+    let message = b"error trying to reach service: context deadline exceeded\n";
+    assert_eq!((answer.code, answer.bytes.as_slice()), (503, message.as_slice()));
+    // What leads nowhere has no address.
+    let ports = json!([{"port": extension.port}]);
+    let service = json!({"metadata": {"name": "lost"}, "spec": {"ports": ports}});
+    server.make("/api/v1/namespaces/default/services", service).await;
+    let slice = json!({
+        "metadata": {"name": "lost", "labels": {"kubernetes.io/service-name": "lost"}}, "addressType": "IPv4",
+        "ports": [{"name": "", "port": 1}],
+        "endpoints": [{"addresses": ["10.1.2.3"], "targetRef": {"kind": "Pod", "name": "none", "namespace": "default"}}],
+    });
+    server.make("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", slice).await;
+    let mut lost = of("lost");
+    lost["spec"]["service"]["name"] = "lost".into();
+    server.make(SERVICES, lost).await;
+    says("lost", "no endpoints available for service \"lost\"".to_owned()).await;
 }
 
 #[tokio::test]

@@ -136,7 +136,7 @@ async fn a_client_says_how_long_it_waits() {
 }
 
 /// Sends small requests as long as `large` goes on, which on one thread is once or twice if that works on the large one.
-async fn answered_beside(server: &std::sync::Arc<Server>, large: Request<Body>) -> (u16, usize) {
+pub(crate) async fn answered_beside(server: &std::sync::Arc<Server>, large: Request<Body>) -> (u16, usize) {
     let other = server.clone();
     let large = tokio::spawn(async move { other.send(Some(admin()), large).await.code });
     let mut answered = 0;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// From the ground up; modules of one line may name each other.
 const STAIRS: &[&[&str]] = &[
-    &["identity", "limits"],
+    &["current", "identity", "limits"],
     &["outward"],
     &["request"],
     &["audit"],
@@ -12,7 +12,7 @@ const STAIRS: &[&[&str]] = &[
     &["hooks"],
     &["policies"],
     &["fairness"],
-    &["aggregation"],
+    &["aggregation", "shown"],
     &["catalog"],
     &["store"],
     &["roles"],

@@ -6,15 +6,12 @@ use serde_json::Value;
 
 use super::{Ratchet, metadata, security, volume};
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, FieldErrors, checks, internal};
+use crate::kinds::{FieldError, FieldErrors, checks, internal, pod_certificates};
 use crate::meta::field::{Path, Printed};
 use crate::meta::selector::validate_label_selector;
 use crate::meta::{names, text, validate_annotations};
 
 const KEY_TYPES: [&str; 6] = ["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
-/// Longest life of a certificate in seconds: 91 days, for Kubernetes' own signers a day.
-const CERTIFICATE_MAX: i64 = 7_862_400;
-const KUBERNETES_CERTIFICATE_MAX: i64 = 86_400;
 const SOURCES: [&str; 6] =
     ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
 
@@ -204,15 +201,14 @@ fn certificate(source: &Value, path: &Path<'_>, files: &mut Files<'_>, errors: &
     checks::supported(&path.child("keyType"), &source["keyType"], &KEY_TYPES, errors);
     if let Some(seconds) = source["maxExpirationSeconds"].maybe_int() {
         let path = path.child("maxExpirationSeconds");
-        if seconds < 3600 {
-            let detail = "if provided, maxExpirationSeconds must be >= 3600";
-            errors.push(FieldError::invalid(path, seconds, detail));
-        }
-        let domain = signer.split('/').next().unwrap_or_default();
-        let is_own = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
-        let most = if is_own { KUBERNETES_CERTIFICATE_MAX } else { CERTIFICATE_MAX };
-        if seconds > most {
-            let detail = format!("if provided, maxExpirationSeconds must be <= {most}");
+        let life = pod_certificates::life(signer);
+        let wrong = match seconds {
+            seconds if seconds < *life.start() => Some(format!(">= {}", life.start())),
+            seconds if seconds > *life.end() => Some(format!("<= {}", life.end())),
+            _ => None,
+        };
+        if let Some(wrong) = wrong {
+            let detail = format!("if provided, maxExpirationSeconds must be {wrong}");
             errors.push(FieldError::invalid(path, seconds, &detail));
         }
     }
