@@ -8,7 +8,7 @@ use clap::Subcommand;
 use coracle_sdk::{Encryption, Remote};
 
 use crate::cluster::Which;
-use crate::output::Step;
+use crate::output::{Step, say};
 
 /// Show and change what is encrypted before the cluster keeps it, and renew the key
 #[derive(clap::Args)]
@@ -57,7 +57,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
-        Command::Status { which } => print(&which.connect().await?.encryption().await.context("ask the cluster")?),
+        Command::Status { which } => print(&which.connect().await?.encryption().await.context("ask the cluster")?)?,
         Command::Rotate { no_wait, which } => {
             let remote = which.connect().await?;
             let before = remote.encryption().await.context("ask the cluster")?;
@@ -98,7 +98,7 @@ fn print(encryption: &Encryption) -> anyhow::Result<()> {
         let older: Vec<String> = encryption.older_keys.iter().map(u64::to_string).collect();
         say!("older      {} (they go minutes after nothing needs them)", older.join(" "))?;
     }
-    let resources: Vec<&str> = encryption.resources.iter().map(String::as_str).collect()?;
+    let resources: Vec<&str> = encryption.resources.iter().map(String::as_str).collect();
     say!("resources  {}", if resources.is_empty() { "-".to_owned() } else { resources.join(" ") })?;
     say!("objects    {}, {} of them not yet as they should be", encryption.objects, encryption.left)?;
     for unreadable in &encryption.unreadable {

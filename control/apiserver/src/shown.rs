@@ -72,10 +72,10 @@ impl Gateways {
         }
         let mut known = Known::default();
         for (kind, record) in &records {
-            let Some(object) = parsed(record) else { continue };
+            let Some(mut object) = parsed(record) else { continue };
             let Ok(metadata) = serde_json::from_value(object["metadata"].clone()) else { continue };
             // What cannot be read is served by nobody.
-            let _ = known.take(*kind, Said::Object(Meta::of(&metadata), object));
+            let _ = known.take(*kind, Said::Object(Meta::of(&metadata), object["spec"].take(), Value::Null));
         }
         let resolved = known.objects.resolve(&|_| None);
         let listeners = resolved.gateways.iter().flat_map(|gateway| &gateway.listeners);
