@@ -103,6 +103,12 @@ impl Command {
         self.0.account.descriptors()
     }
 
+    /// Files that may be worked on at this moment.
+    #[cfg(test)]
+    pub(crate) fn file_turns(&self) -> usize {
+        self.0.account.file_turns.available_permits()
+    }
+
     /// Counts a socket that is opened on its behalf among its own; none when it has as many as it may.
     pub fn open_socket(&self) -> Option<OpenSocket> {
         OpenSocket::take(&self.0.account)

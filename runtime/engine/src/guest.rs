@@ -3,18 +3,19 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use wasmtime::Store;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::p2::bindings::sockets::network::IpAddress;
-use wasmtime_wasi::sockets::SocketAddrUse;
+use wasmtime_wasi::sockets::{SocketAddrUse, WasiSocketsCtx};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::engine::over_limit;
-use crate::host::{Answering, Descriptors, Hooks, Input, Mesh, MeshView, Output};
+use crate::host::{Answering, Descriptors, Hooks, Input, Mesh, MeshView, OpenSocket, Output};
 use crate::limits::{Account, Limiter};
 use crate::slice::{self, Slice};
 use crate::{Error, SocketUse, Spec, World, host};
@@ -168,15 +169,9 @@ fn wasi(spec: &Arc<Spec>, account: &Arc<Account>) -> Result<WasiCtx, Error> {
         .allow_ip_name_lookup(true)
         .allow_tcp(true)
         .allow_udp(true)
-        .socket_addr_check({
-            let (network, account) = (spec.network.clone(), account.clone());
-            move |address: SocketAddr, usage: SocketAddrUse| {
-                let permitted = is_own(address, usage) && network.permits(address, usage_of(usage));
-                // A connection that a guest of 0.3 gets is its own before anybody could ask: it is reset here.
-                let has_room = !matches!(usage, SocketAddrUse::TcpAccept) || host::has_descriptors(&account);
-                Box::pin(std::future::ready(permitted && has_room))
-            }
-        });
+        // Never where a guest is polled: see `host::files`, which calls what works on files on threads of its own.
+        .allow_blocking_current_thread(true)
+        .socket_addr_check(gate(spec, account, None));
     if let Some(stdin) = &spec.stdin {
         builder.stdin(Input::new(stdin.clone(), spec.is_terminal));
     }
@@ -188,6 +183,34 @@ fn wasi(spec: &Arc<Spec>, account: &Arc<Account>) -> Result<WasiCtx, Error> {
         })?;
     }
     Ok(builder.build())
+}
+
+/// Asked about each address that a socket is to use. A socket of 0.3 that listens goes on as a stream, whatever becomes of its handle:
+/// a gate of its own counts that as one more, until nobody has the gate.
+fn gate(
+    spec: &Spec,
+    account: &Arc<Account>,
+    listening: Option<OnceLock<OpenSocket>>,
+) -> impl Fn(SocketAddr, SocketAddrUse) -> Pin<Box<dyn Future<Output = bool> + Send + Sync>> + Send + Sync + 'static {
+    let (network, account) = (spec.network.clone(), account.clone());
+    move |address: SocketAddr, usage: SocketAddrUse| {
+        let is_permitted = is_own(address, usage) && network.permits(address, usage_of(usage));
+        let has_room = || match (usage, &listening) {
+            // A connection that a guest of 0.3 gets is its own before anybody could ask: it is reset here.
+            (SocketAddrUse::TcpAccept, _) => host::has_descriptors(&account),
+            (SocketAddrUse::TcpListen, Some(listening)) => {
+                OpenSocket::take(&account).is_some_and(|open| listening.set(open).is_ok())
+            }
+            _ => true,
+        };
+        Box::pin(std::future::ready(is_permitted && has_room()))
+    }
+}
+
+/// What a TCP socket of 0.3 is made with.
+pub(crate) fn sockets_p3(spec: &Spec, account: &Arc<Account>) -> WasiSocketsCtx {
+    let gate = gate(spec, account, Some(OnceLock::new()));
+    WasiCtx::builder().allow_tcp(true).socket_addr_check(gate).build().sockets().clone()
 }
 
 /// Opens the mounts once, so that one that is not there is an error of the start.

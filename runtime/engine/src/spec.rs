@@ -43,7 +43,8 @@ pub struct Spec {
     pub cpu_millis_max: Option<u64>,
     /// Thousandths of a CPU that it asked for: its weight among the guests that compute.
     pub cpu_millis_request: Option<u64>,
-    /// Fuel of one instance, to its end: for a service with fresh instances that is one request.
+    /// Fuel of a command to its end, and of an instance of a service for each request: one that is used again is filled up before it. Time
+    /// costs fuel, too: a slice that ends by the clock costs as much as one that ends by fuel, up to 1,000,000.
     pub fuel_max: Option<u64>,
     /// What its sockets reach.
     pub network: Arc<dyn Network>,

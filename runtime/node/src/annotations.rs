@@ -17,7 +17,8 @@ pub const HTTP_REUSE: &str = "coracle.dev/http-reuse";
 pub const HTTP_CONCURRENCY: &str = "coracle.dev/http-concurrency";
 /// Seconds that a request to an HTTP component may take to the end of its body.
 pub const HTTP_TIMEOUT: &str = "coracle.dev/http-timeout-seconds";
-/// Fuel that an instance may spend (of an HTTP component: per instance, so per request unless it is reused).
+/// Fuel that a guest may spend: a command to its end, an instance of an HTTP component for each request. Time costs fuel, too: a slice
+/// that ends by the clock costs as much as one that ends by fuel, up to 1,000,000.
 pub const FUEL: &str = "coracle.dev/fuel";
 
 /// An annotation whose value is not what it must be.

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use http::HeaderMap;
+use http::{HeaderMap, Uri};
 use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p2::{self, DynInputStream, DynOutputStream};
 use wasmtime_wasi::p3::bindings::sockets::types as sockets;
@@ -15,6 +15,8 @@ use super::outbound::CHUNK_BYTES_MAX;
 
 /// A handle itself: its entry, a small object.
 const HANDLE_BYTES: u64 = 512;
+/// A call that waits, without what it was given: its future.
+pub(super) const CALL_BYTES: u64 = 1 << 10;
 /// What a stream may have in its buffers.
 const STREAM_BYTES: u64 = 16 << 10;
 /// A header beside its text.
@@ -58,4 +60,9 @@ pub(crate) fn is_open(entry: &mut (dyn Any + Send)) -> bool {
 
 pub(super) fn headers(map: &HeaderMap) -> u64 {
     map.iter().map(|(name, value)| HEADER_BYTES + (name.as_str().len() + value.len()) as u64).sum()
+}
+
+pub(super) fn uri(uri: &Uri) -> u64 {
+    let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
+    (authority + uri.path_and_query().map_or(0, |path| path.as_str().len())) as u64
 }

@@ -16,6 +16,8 @@ use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup as p2;
 use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddress, Network};
 use wasmtime_wasi::p3::bindings::sockets::ip_name_lookup as p3;
 
+use super::held::CALL_BYTES;
+use super::read_ahead::Held;
 use super::{Mesh, MeshView};
 use crate::Resolved;
 use crate::guest::Guest;
@@ -56,6 +58,14 @@ impl From<Unresolved> for p3::ErrorCode {
     }
 }
 
+/// The longest name there is (RFC 1035, as text without the last dot).
+const NAME_BYTES_MAX: usize = 253;
+
+/// Whether no resolver would be asked for it.
+fn is_too_long(name: &str) -> bool {
+    name.strip_suffix('.').unwrap_or(name).len() > NAME_BYTES_MAX
+}
+
 /// Asks the machine's resolver, within the bounds of the container and of the node.
 async fn ask_machine(container: Arc<Semaphore>, name: String) -> Result<Vec<IpAddr>, Unresolved> {
     static NODE: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(LOOK_UPS_MAX)));
@@ -88,6 +98,9 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
         "resolve-addresses",
         |mut store: StoreContextMut<'_, Guest>, (network, name): (Resource<Network>, String)| {
             Box::new(async move {
+                if is_too_long(&name) {
+                    return Ok((Err(ErrorCode::NameUnresolvable),));
+                }
                 let (resolved, turns) = {
                     let guest = store.data_mut();
                     (guest.spec.network.resolve(&name), guest.account().look_ups.clone())
@@ -155,10 +168,16 @@ impl<T> p3::HostWithStore<T> for Mesh {
         store: &Accessor<T, Self>,
         name: String,
     ) -> wasmtime::Result<Result<Vec<p3::IpAddress>, p3::ErrorCode>> {
-        let (resolved, turns) = store.with(|mut view| {
+        // Before it waits: one instance may have as many look-ups under way as it has handles.
+        if is_too_long(&name) {
+            return Ok(Err(p3::ErrorCode::NameUnresolvable));
+        }
+        let (resolved, turns, _held) = store.with(|mut view| {
             let view = view.get();
-            (view.network.resolve(&name), view.descriptors.account().look_ups.clone())
-        });
+            let account = view.descriptors.account();
+            let held = Held::take(account, CALL_BYTES + name.len() as u64)?;
+            wasmtime::error::Ok((view.network.resolve(&name), account.look_ups.clone(), held))
+        })?;
         Ok(match resolve(resolved, turns, name).await {
             Ok(addresses) => Ok(addresses.into_iter().map(Into::into).collect()),
             Err(why) => Err(why.into()),

@@ -271,7 +271,11 @@ impl WasiHttpHooks for Hooks {
         // A guest that sends all of a large body before it reads the answer, to one that answers as it reads: between
         // sockets, the kernel's buffers take what comes meanwhile.
         let reads_ahead = !request.body().is_end_stream();
+        // Its handle is gone, and with it what was counted: an instance of 0.3 may wait for as many answers as it has handles.
+        let bytes = held::CALL_BYTES + held::headers(request.headers()) + held::uri(request.uri());
+        let asked = Held::take(&account, bytes);
         Box::new(async move {
+            let asked = asked.map_err(|over| WasiError::InternalError(Some(over.to_string())))?;
             let patience = timeouts.first_byte.unwrap_or(FIRST_BYTE_TIMEOUT);
             let sent = timeout(patience, async {
                 // The semaphore is never closed.
@@ -283,6 +287,7 @@ impl WasiHttpHooks for Hooks {
                 Ok::<_, WasiError>((outbound.send(request).await?, socket))
             });
             let (response, socket) = sent.await.map_err(|_| WasiError::ConnectionReadTimeout)??;
+            drop(asked);
             // Before the guest has looked at it, nobody else knows what is held for it.
             let head = Held::take(&account, held::headers(response.headers()))
                 .map_err(|over| WasiError::InternalError(Some(over.to_string())))?;
@@ -451,6 +456,34 @@ mod tests {
         for nonsense in ["", ",", "1", "+000000000000001", "00000000000000fg", &format!("{many},00000000000000ff")] {
             assert_eq!(nonsense.parse::<Chain>().map(drop), Err(NoChain), "{nonsense}");
         }
+    }
+
+    /// Does not answer.
+    struct Silent;
+
+    #[async_trait]
+    impl Outbound for Silent {
+        async fn send(&self, _request: Request<Body>) -> Result<Response<Body>, OutboundError> {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_waits_for_its_answer_is_memory_of_the_container() {
+        let account =
+            Account::new(&Spec { memory_bytes_max: Some(5_000), ..Spec::new("a") }, &NodeMemory::new(u64::MAX));
+        let mut hooks = Hooks::new(Arc::new(Silent), account.clone());
+        let mut ask = || {
+            let uri = format!("http://silent/{}", "z".repeat(1_000));
+            let request = Request::get(uri).header("x", "y".repeat(1_000)).body(to_wasi(empty())).unwrap();
+            Box::into_pin(hooks.send_request(request, None, Box::new(std::future::ready(Ok(())))))
+        };
+        let mut waits = ask();
+        assert!(futures::poll!(&mut waits).is_pending());
+        assert!(account.usage().memory_bytes > 2_000, "{account:?}");
+        assert!(matches!(ask().await.map(drop), Err(WasiError::InternalError(_))), "that is more than it may have");
+        drop(waits);
+        assert_eq!(account.usage().memory_bytes, 0);
     }
 
     #[tokio::test]

@@ -1,24 +1,36 @@
-//! `wasi:sockets/types` of WASI 0.3: the functions that name an address go through the node, the others stay wasmtime's.
+//! `wasi:sockets/types` of WASI 0.3: the functions that name an address go through the node, what keeps a socket open is counted, and the
+//! others stay wasmtime's.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 
-use wasmtime::StoreContextMut;
-use wasmtime::component::{Accessor, Linker, Resource};
+use tokio::sync::oneshot;
+use wasmtime::component::{
+    Access, Accessor, FutureConsumer, FutureReader, Linker, LinkerInstance, Resource, Source, StreamReader,
+};
+use wasmtime::{AsContextMut as _, StoreContextMut};
+use wasmtime_wasi::WasiView as _;
 use wasmtime_wasi::p3::bindings::sockets::types::{
     ErrorCode, HostTcpSocket, HostTcpSocketWithStore, HostUdpSocket, HostUdpSocketWithStore, IpAddressFamily,
     IpSocketAddress, TcpSocket, UdpSocket,
 };
 use wasmtime_wasi::p3::sockets::SocketResult;
 use wasmtime_wasi::runtime::poll_noop;
-use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
+use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsCtxView, WasiSocketsView};
 
+use super::descriptors::Taken;
+use super::held::CALL_BYTES;
+use super::read_ahead::Held;
 use super::source;
-use crate::guest::Guest;
+use crate::guest::{Guest, sockets_p3};
 use crate::{Protocol, Refused};
 
 /// The interface, at the version that wasmtime defines.
 const TYPES: &str = "wasi:sockets/types@0.3.0";
+
+/// No datagram is longer (RFC 768: its length is a number of 16 bits).
+const DATAGRAM_BYTES_MAX: usize = 65_535;
 
 type Store<'a> = StoreContextMut<'a, Guest>;
 
@@ -33,7 +45,10 @@ fn tcp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         if !store.data_mut().take_descriptor() {
             return Ok((Err(ErrorCode::OutOfMemory),));
         }
-        Ok((answer(HostTcpSocket::create(&mut store.data_mut().sockets(), family))?,))
+        let guest = store.data_mut();
+        let mut ctx = sockets_p3(&guest.spec, guest.account());
+        let mut sockets = WasiSocketsCtxView { ctx: &mut ctx, table: guest.ctx().table };
+        Ok((answer(HostTcpSocket::create(&mut sockets, family))?,))
     })?;
     types.func_wrap_async(
         "[method]tcp-socket.bind",
@@ -78,7 +93,75 @@ fn tcp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
             let address = answer(HostTcpSocket::get_remote_address(&mut store.data_mut().sockets(), socket))?;
             Ok((shown(&store, address),))
         },
-    )
+    )?;
+    tcp_streams(&mut types)
+}
+
+/// How a stream of a connection ends.
+type Ending = FutureReader<Result<(), ErrorCode>>;
+
+/// The streams of a connection keep its socket open by themselves, so each has a descriptor of its own. What listens is counted by its
+/// gate: see [`sockets_p3`].
+fn tcp_streams(types: &mut LinkerInstance<'_, Guest>) -> wasmtime::Result<()> {
+    types.func_wrap(
+        "[method]tcp-socket.send",
+        |mut store: Store<'_>, (socket, mut data): (Resource<TcpSocket>, StreamReader<u8>)| {
+            let Some(taken) = Taken::take(store.data().account()) else {
+                data.close(&mut store)?;
+                return Ok((FutureReader::new(&mut store, no_room())?,));
+            };
+            let access = Access::<Guest, WasiSockets>::new(store.as_context_mut(), Guest::sockets);
+            let ending = <WasiSockets as HostTcpSocketWithStore<Guest>>::send(access, socket, data)?;
+            Ok((until_ended(store, ending, taken)?,))
+        },
+    )?;
+    types.func_wrap("[method]tcp-socket.receive", |mut store: Store<'_>, (socket,): (Resource<TcpSocket>,)| {
+        let Some(taken) = Taken::take(store.data().account()) else {
+            let nothing: StreamReader<u8> = StreamReader::new(&mut store, std::iter::empty())?;
+            let ending: Ending = FutureReader::new(&mut store, no_room())?;
+            return Ok(((nothing, ending),));
+        };
+        let access = Access::<Guest, WasiSockets>::new(store.as_context_mut(), Guest::sockets);
+        let (received, ending) = <WasiSockets as HostTcpSocketWithStore<Guest>>::receive(access, socket)?;
+        Ok(((received, until_ended(store, ending, taken)?),))
+    })
+}
+
+async fn no_room() -> wasmtime::Result<Result<(), ErrorCode>> {
+    Ok(Err(ErrorCode::OutOfMemory))
+}
+
+/// Passes on how a stream ends, and has its descriptor until then, whoever waits for it.
+fn until_ended(mut store: Store<'_>, ending: Ending, taken: Taken) -> wasmtime::Result<Ending> {
+    let (sender, ended) = oneshot::channel();
+    ending.pipe(&mut store, Passed { to: Some(sender), _taken: taken })?;
+    FutureReader::new(&mut store, ended)
+}
+
+/// See [`until_ended`].
+struct Passed {
+    to: Option<oneshot::Sender<Result<(), ErrorCode>>>,
+    _taken: Taken,
+}
+
+impl FutureConsumer<Guest> for Passed {
+    type Item = Result<(), ErrorCode>;
+
+    fn poll_consume(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        store: Store<'_>,
+        mut source: Source<'_, Self::Item>,
+        _: bool,
+    ) -> Poll<wasmtime::Result<()>> {
+        let mut ended = None;
+        source.read(store, &mut ended)?;
+        if let (Some(sender), Some(ended)) = (self.to.take(), ended) {
+            // It may not be waited for.
+            let _ = sender.send(ended);
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 fn udp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
@@ -125,6 +208,12 @@ fn udp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         |accessor: &Accessor<Guest>,
          (socket, data, remote): (Resource<UdpSocket>, Vec<u8>, Option<IpSocketAddress>)| {
             Box::pin(async move {
+                if data.len() > DATAGRAM_BYTES_MAX {
+                    return Ok((Err(ErrorCode::DatagramTooLarge),));
+                }
+                // It may wait, and one instance may have as many under way as it has handles.
+                let held = CALL_BYTES + data.len() as u64;
+                let _held = accessor.with(|mut store| Held::take(store.get().account(), held))?;
                 let target = accessor.with(|mut store| {
                     let guest = store.get();
                     let target = remote.map(|remote| guest.spec.network.connect(remote.into(), Protocol::Udp));

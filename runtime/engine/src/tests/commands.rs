@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Printed, component, engine, soon, spec};
+use crate::limits::FILE_TURNS_MAX;
 use crate::{Command, Error, Exit, Invocation, Mount, Pipe, Sink, Spec};
 
 async fn start(spec: Spec, steps: &[&str]) -> Result<Command, Error> {
@@ -54,6 +55,59 @@ async fn commands_see_environment_and_directories() {
     let gone = Mount { host: dir.path().join("gone"), guest: "/x".to_owned(), read_only: true };
     let error = start(Spec { mounts: vec![gone], ..Spec::new("a") }, &[]).await.unwrap_err();
     assert!(matches!(error, Error::Mount { .. }), "{error}");
+}
+
+/// A named pipe that nobody writes holds a thread for as long as it likes.
+#[tokio::test]
+async fn a_file_is_worked_on_in_its_turn_until_it_is_done_also_when_nobody_waits_any_more() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let mount = Mount { host: dir.path().to_owned(), guest: "/data".to_owned(), read_only: false };
+    let versions =
+        [("probe-command", vec!["p", "cat", "/data/pipe"]), ("probe-command-p3", vec!["p", "open", "/data", "pipe"])];
+    for (package, args) in versions {
+        let args = args.into_iter().map(str::to_owned).collect();
+        let spec = Spec { args, mounts: vec![mount.clone()], ..Spec::new("a") };
+        let command = engine().start_command(&component(package).await, spec).await.unwrap();
+        soon(async {
+            while command.file_turns() == FILE_TURNS_MAX {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        command.kill();
+        let exit = soon(command.wait()).await;
+        let left = command.file_turns();
+        // The thread goes on, so that the test can end.
+        drop(fs::File::options().write(true).open(&pipe).unwrap());
+        assert_eq!((exit, left), (Exit::Killed, FILE_TURNS_MAX - 1), "{package}");
+        soon(async {
+            while command.file_turns() < FILE_TURNS_MAX {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+}
+
+/// Each waits for its turn with a path of its own, and the guest does not wait in between.
+#[tokio::test]
+async fn calls_that_wait_for_their_turn_are_memory_of_the_container() {
+    const CALLS: u64 = 2_000;
+    const PATH: u64 = 4_000;
+    let dir = tempfile::tempdir().unwrap();
+    let mount = Mount { host: dir.path().to_owned(), guest: "/data".to_owned(), read_only: false };
+    let (spec, printed) = spec();
+    let spec = Spec { args: ["p", "stats", "/data", "2000"].map(str::to_owned).to_vec(), mounts: vec![mount], ..spec };
+    let command = engine().start_command(&component("probe-command-p3").await, spec).await.unwrap();
+    assert_eq!(soon(command.wait()).await, Exit::Code(0), "{}", printed.text());
+    assert!(printed.text().ends_with("0 of 2000\n"), "{}", printed.text());
+    // The guest has its own copy of each.
+    let usage = command.usage();
+    assert!(usage.memory_bytes_peak > 2 * CALLS * PATH, "{usage:?}");
+    assert_eq!(usage.memory_bytes, 0);
 }
 
 #[tokio::test]

@@ -109,10 +109,24 @@ async fn programs_of_wasi_0_3_have_the_same_network() {
     })
     .await;
     assert_eq!(server_printed.text(), "probe serve 18124\nlistening on 10.244.0.2\n");
-    assert_eq!(server.descriptors(), 1, "its listener");
+    assert_eq!(server.descriptors(), 2, "what listens, and the stream of its connections");
     let (client, printed) = start(3, &["connect", "server.default.svc", "18124"]).await;
     assert_eq!(soon(client.wait()).await, Exit::Code(0), "{}", printed.text());
     assert!(printed.text().ends_with("connected to 10.244.0.2\nhello 10.244.0.3\n"), "{}", printed.text());
+    // A stream keeps its socket open, whatever becomes of the handle that it was made from.
+    for steps in [&["keep", "server.default.svc", "18124"][..], &["keep-listening", "18125"]] {
+        let (keeps, printed) = start(3, steps).await;
+        soon(async {
+            while !printed.text().contains("kept") {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(keeps.descriptors(), 1, "{steps:?}");
+        keeps.kill();
+        soon(keeps.wait()).await;
+        assert_eq!(keeps.descriptors(), 0, "{steps:?}");
+    }
     for (steps, said) in [(["connect", "example.com", "80"], "NameUnresolvable"), (["connect", "10.1.1.1", "80"], "")] {
         let (client, printed) = start(3, &steps).await;
         assert_eq!(soon(client.wait()).await, Exit::Code(1));

@@ -13,10 +13,10 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Destination, Source, StreamConsumer, StreamProducer, StreamResult};
-use wasmtime_wasi::p3::bindings::filesystem::types::{DescriptorType, DirectoryEntry, ErrorCode};
+use wasmtime_wasi::p3::bindings::filesystem::types::{DirectoryEntry, ErrorCode};
 
-use super::Opened;
 use super::entries::{Entries, Failure};
+use super::{Opened, kind_of_p3};
 use crate::guest::Guest;
 
 /// Bytes that are read or written at a time.
@@ -197,7 +197,7 @@ impl StreamProducer<Guest> for Listing {
         };
         let result = match next {
             Some(Ok(entry)) => {
-                to.set_buffer(Some(DirectoryEntry { type_: kind(entry.kind), name: entry.name }));
+                to.set_buffer(Some(DirectoryEntry { type_: kind_of_p3(entry.kind), name: entry.name }));
                 return Poll::Ready(Ok(StreamResult::Completed));
             }
             Some(Err(Failure::Io(error))) => Err(error.into()),
@@ -206,19 +206,5 @@ impl StreamProducer<Guest> for Listing {
         };
         self.outcome.end(result);
         Poll::Ready(Ok(StreamResult::Dropped))
-    }
-}
-
-fn kind(kind: rustix::fs::FileType) -> DescriptorType {
-    use rustix::fs::FileType;
-    match kind {
-        FileType::RegularFile => DescriptorType::RegularFile,
-        FileType::Directory => DescriptorType::Directory,
-        FileType::Symlink => DescriptorType::SymbolicLink,
-        FileType::Fifo => DescriptorType::Fifo,
-        FileType::Socket => DescriptorType::Socket,
-        FileType::CharacterDevice => DescriptorType::CharacterDevice,
-        FileType::BlockDevice => DescriptorType::BlockDevice,
-        FileType::Unknown => DescriptorType::Other(None),
     }
 }

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::executor::block_on;
 use tokio::task::JoinHandle;
 use wasmtime::format_err;
 use wasmtime_wasi::p2::{
     DynInputStream, DynOutputStream, InputStream, OutputStream, Pollable, StreamError, StreamResult,
 };
+use wasmtime_wasi::runtime::spawn_blocking;
 
 use super::{Opened, turn};
 
@@ -25,7 +27,7 @@ enum Work<S, T> {
 }
 
 impl<S: Send + 'static, T: Send + 'static> Work<S, T> {
-    /// Begins, if nothing is under way.
+    /// Begins, if nothing is under way. wasmtime's streams work where they are called, so a thread that may block calls them.
     fn begin<F>(&mut self, open: &Arc<Opened>, work: impl FnOnce(S) -> F + Send + 'static)
     where
         F: Future<Output = (S, StreamResult<T>)> + Send + 'static,
@@ -34,8 +36,12 @@ impl<S: Send + 'static, T: Send + 'static> Work<S, T> {
             Work::Idle(stream) => {
                 let open = open.clone();
                 Work::Busy(tokio::spawn(async move {
-                    let _turn = turn(open.turns()).await;
-                    work(stream).await
+                    let turn = turn(open.turns()).await;
+                    let working = spawn_blocking(move || {
+                        let _turn = turn;
+                        block_on(work(stream))
+                    });
+                    working.await
                 }))
             }
             other => other,
