@@ -87,11 +87,18 @@ impl Blobs {
             let (Some(hex), true) = (file.file_name().to_str().map(str::to_owned), metadata.is_file()) else {
                 continue;
             };
-            // Synced before it was named, so this does not happen by a power cut; a damaged one is fetched again.
-            if !begins_like_wasm(&file.path()) {
-                tracing::warn!(path = %file.path().display(), "an image is damaged and will be fetched again");
-                fs::remove_file(file.path())?;
-                continue;
+            match begins_like_wasm(&file.path()) {
+                Ok(true) => {}
+                // Synced before it was named, so this does not happen by a power cut; a damaged one is fetched again.
+                Ok(false) => {
+                    tracing::warn!(path = %file.path().display(), "an image is damaged and will be fetched again");
+                    fs::remove_file(file.path())?;
+                    continue;
+                }
+                // That says nothing of what is in it: whoever runs it reads it whole.
+                Err(error) => {
+                    tracing::warn!(path = %file.path().display(), %error, "an image cannot be read and is kept");
+                }
             }
             let used = metadata.modified()?;
             state.total += metadata.len();
@@ -202,10 +209,11 @@ pub(crate) fn hex_of(digest: &str) -> Option<&str> {
     fits.then_some(hex)
 }
 
-/// Whether the file begins as every module and component does.
-pub(crate) fn begins_like_wasm(path: &Path) -> bool {
-    let mut magic = [0; 4];
-    fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\0asm"
+/// Whether the file begins as every module and component does; an error when it cannot be read.
+pub(crate) fn begins_like_wasm(path: &Path) -> io::Result<bool> {
+    let mut begin = Vec::new();
+    fs::File::open(path)?.take(4).read_to_end(&mut begin)?;
+    Ok(begin == b"\0asm")
 }
 
 impl Entry {
@@ -308,5 +316,8 @@ mod tests {
         let again = Blobs::open(dir.path(), 100).unwrap();
         assert!(again.contains(&named("a")) && !again.contains(&named("b")));
         assert!(whole.path.exists() && !emptied.path.exists());
+        // What cannot be read is not therefore damaged: here what is no file.
+        assert!(begins_like_wasm(dir.path()).is_err() && begins_like_wasm(&dir.path().join("none")).is_err());
+        assert_eq!(begins_like_wasm(&whole.path).ok(), Some(true));
     }
 }

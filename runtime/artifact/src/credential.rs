@@ -100,7 +100,8 @@ impl Credential {
                 .is_some_and(|rest| path.is_empty() || rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// The credentials to try for an image, the most specific first, at last none.
+    /// The credentials to try for an image, the most specific first; none at all only where there is no other: who names one for a registry
+    /// does not ask it as nobody.
     pub(crate) fn for_image(all: &[Self], image: &Reference) -> Vec<Auth> {
         let mut matching: Vec<&Self> = all.iter().filter(|credential| credential.matches(image)).collect();
         matching.sort_by_key(|credential| std::cmp::Reverse(credential.registry.len()));

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt as _;
@@ -120,7 +120,7 @@ struct Inner {
     registries: Registries,
     turns: Turns,
     /// Bytes that downloads under way are about to take.
-    promised: AtomicU64,
+    promised: Mutex<u64>,
     names: PathBuf,
     /// Held while what is known of a name is written, so that the files are as new as what is known.
     writing: Arc<tokio::sync::Mutex<()>>,
@@ -129,7 +129,7 @@ struct Inner {
 
 /// Room on the disk for what a download has still to write.
 struct Promised<'a> {
-    all: &'a AtomicU64,
+    all: &'a Mutex<u64>,
     left: u64,
 }
 
@@ -138,14 +138,18 @@ impl Promised<'_> {
     fn kept(&mut self, bytes: u64) {
         let bytes = bytes.min(self.left);
         self.left -= bytes;
-        self.all.fetch_sub(bytes, Relaxed);
+        *locked(self.all) -= bytes;
     }
 }
 
 impl Drop for Promised<'_> {
     fn drop(&mut self) {
-        self.all.fetch_sub(self.left, Relaxed);
+        *locked(self.all) -= self.left;
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 #[derive(Debug, Default)]
@@ -233,7 +237,15 @@ impl Store {
         let mut known = HashMap::new();
         for file in fs::read_dir(&names)? {
             let path = file?.path();
-            let read = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Known>(&bytes).ok());
+            let bytes = match fs::read(&path) {
+                Ok(bytes) => bytes,
+                // It may be read at the next start; until then its name is resolved again.
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "the name of an image cannot be read and is kept");
+                    continue;
+                }
+            };
+            let read = serde_json::from_slice::<Known>(&bytes).ok();
             match read.filter(|read| blobs.contains(&read.component)) {
                 Some(read) => drop(known.insert(read.name.clone(), read)),
                 None => fs::remove_file(&path)?,
@@ -242,7 +254,7 @@ impl Store {
         let inner = Inner {
             registries: Registries::new(config.transport.clone()),
             turns: Turns::new(),
-            promised: AtomicU64::default(),
+            promised: Mutex::default(),
             state: Mutex::new(State { known, flights: HashMap::new() }),
             config,
             blobs,
@@ -309,7 +321,7 @@ impl Store {
             tracing::warn!(path = %artifact.path.display(), image = %artifact.reference, "an image is damaged and is fetched again");
             self.inner.blobs.forget(&artifact.digest, &artifact.blob);
             // Nor is it the answer to whoever asks now.
-            self.inner.lock().flights.retain(|_, flight| flight.pull.peek().is_none());
+            self.inner.forget_answers();
         }
         is_sound
     }
@@ -329,7 +341,7 @@ impl Store {
             let state = self.inner.lock();
             names.filter_map(|name| state.known.get(&name.canonical()).map(|known| known.component.clone())).collect()
         };
-        self.inner.blobs.free(bytes, &kept)
+        self.inner.free_unused(bytes, &kept)
     }
 
     /// Bytes of all images on disk.
@@ -373,8 +385,19 @@ impl Store {
 }
 
 impl Inner {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn lock(&self) -> MutexGuard<'_, State> {
+        locked(&self.state)
+    }
+
+    /// Forgets pulls that have ended: each answer holds its image.
+    fn forget_answers(&self) {
+        self.lock().flights.retain(|_, flight| flight.pull.peek().is_none());
+    }
+
+    /// Deletes so many bytes of what nobody holds and that is not `kept`, as far as there are as many; returns how many.
+    fn free_unused(&self, bytes: u64, kept: &HashSet<String>) -> u64 {
+        self.forget_answers();
+        self.blobs.free(bytes, kept)
     }
 
     fn present(&self, name: &ImageName) -> Option<Artifact> {
@@ -593,7 +616,12 @@ impl Inner {
 
     /// Bytes above the disk's floor that nobody else is about to take.
     fn free(&self) -> u64 {
-        let taken = self.config.min_free_bytes.saturating_add(self.promised.load(Relaxed));
+        self.free_beside(*locked(&self.promised))
+    }
+
+    /// The same where so much is promised.
+    fn free_beside(&self, promised: u64) -> u64 {
+        let taken = self.config.min_free_bytes.saturating_add(promised);
         free_bytes(&self.config.dir).saturating_sub(taken)
     }
 
@@ -602,14 +630,16 @@ impl Inner {
         let missing = bytes.saturating_sub(self.free());
         // Nothing goes for what would not fit even then.
         if missing > 0 && missing <= self.blobs.total_bytes() {
-            self.blobs.free(missing, &HashSet::new());
+            self.free_unused(missing, &HashSet::new());
         }
-        let free = self.free();
+        // Looked at and taken in one: what is free is promised to one alone.
+        let mut promised = locked(&self.promised);
+        let free = self.free_beside(*promised);
         if bytes > free {
             let message = format!("{bytes} bytes are wanted, and the disk has {free} above its floor");
             return Err(PullError::io(image, io::Error::new(io::ErrorKind::StorageFull, message)));
         }
-        self.promised.fetch_add(bytes, Relaxed);
+        *promised += bytes;
         Ok((free, Promised { all: &self.promised, left: bytes }))
     }
 
@@ -662,7 +692,7 @@ impl Inner {
     async fn insert(&self, image: &str, digest: &str, file: tempfile::NamedTempFile) -> Result<Blob, PullError> {
         let synced = tokio::task::spawn_blocking(move || {
             file.as_file().sync_all()?;
-            Ok((crate::blobs::begins_like_wasm(file.path()), file))
+            Ok((crate::blobs::begins_like_wasm(file.path())?, file))
         });
         let synced = synced.await.unwrap_or_else(|error| Err(io::Error::other(error.to_string())));
         let (is_wasm, file) = synced.map_err(|error| PullError::io(image, error))?;
@@ -793,6 +823,51 @@ fn fingerprint(credentials: &[Credential]) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn opened(dir: &Path) -> Store {
+        let config = Config {
+            dir: dir.to_owned(),
+            embedded: None,
+            max_bytes: 1 << 20,
+            component_bytes_max: 1 << 20,
+            min_free_bytes: 0,
+            transport: Transport::default(),
+        };
+        Store::new(config).unwrap()
+    }
+
+    #[test]
+    fn what_is_free_is_promised_to_one_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = opened(dir.path());
+        // Two of these are more than there is, whatever else this machine writes meanwhile.
+        let most = store.inner.free() / 10 * 7;
+        let at_once = std::sync::Barrier::new(8);
+        for _ in 0..200 {
+            let given: usize = std::thread::scope(|threads| {
+                let promise = || {
+                    at_once.wait();
+                    let promised = store.inner.promise("a", most).ok();
+                    at_once.wait();
+                    usize::from(promised.is_some())
+                };
+                let threads = [(); 8].map(|()| threads.spawn(promise));
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!(given, 1);
+        }
+        assert_eq!(*locked(&store.inner.promised), 0);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_read_is_neither_deleted_nor_in_the_way_of_a_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (unreadable, nonsense) = (dir.path().join("names/a.json"), dir.path().join("names/b.json"));
+        fs::create_dir_all(&unreadable).unwrap();
+        fs::write(&nonsense, "{}").unwrap();
+        drop(opened(dir.path()));
+        assert!(unreadable.exists() && !nonsense.exists());
+    }
 
     #[tokio::test]
     async fn what_computes_for_long_stands_back() {

@@ -531,6 +531,21 @@ async fn follows_an_index_to_an_index_and_no_circle() {
     assert!(error.contains("linux/amd64 (m)"), "{error}");
 }
 
+/// The pull that has ended is known for a moment, by nobody who runs it.
+#[tokio::test]
+async fn what_nobody_runs_gives_way_also_when_it_was_the_last_to_be_pulled() {
+    let registry = Arc::new(Registry::default());
+    registry.push("app", "latest", "application/wasm", WASM);
+    let address = registry.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &address);
+    let held = images.pull("n", "app", PullPolicy::Always, &[]).await.unwrap();
+    assert_eq!(images.free(1, std::iter::empty()), 0, "somebody runs it");
+    drop(held);
+    assert_eq!(images.free(1, ["app"].into_iter()), 0, "somebody names it");
+    assert_eq!(images.free(1, std::iter::empty()), WASM.len() as u64);
+}
+
 #[tokio::test]
 async fn what_a_disk_gave_back_as_something_else_is_fetched_again() {
     let registry = Arc::new(Registry::default());
