@@ -44,6 +44,7 @@ use tokio_util::task::TaskTracker;
 
 pub use api::router;
 pub use catalog::{Catalog, CatalogError, Change, Entry, Only, To};
+pub use name::{Name, NameError, Reference};
 pub use pushes::{Push, State};
 pub use replicas::{Caller, Electorate, Replica, Replicas, peers_router};
 pub use scrub::Round;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,10 +50,47 @@ pub struct Upload {
 }
 
 struct State {
-    file: File,
+    file: OnDisk,
     hash: Sha256,
     /// The file is that of a blob, or of nobody: nothing is written to it any more.
     finished: bool,
+}
+
+/// An upload's file until it is a blob. It goes with this, on a thread that may block: a large one takes the disk a while.
+struct OnDisk {
+    path: PathBuf,
+    /// There until it is dropped.
+    file: Option<File>,
+}
+
+impl OnDisk {
+    fn create(path: &Path) -> io::Result<OnDisk> {
+        Ok(OnDisk { file: Some(File::create_new(path)?), path: path.to_owned() })
+    }
+}
+
+impl Deref for OnDisk {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        self.file.as_ref().expect("only the drop takes it")
+    }
+}
+
+impl Drop for OnDisk {
+    fn drop(&mut self) {
+        let (path, file) = (std::mem::take(&mut self.path), self.file.take());
+        let remove = move || {
+            // Gone already when it became a blob.
+            let _ = fs::remove_file(path);
+            drop(file);
+        };
+        match tokio::runtime::Handle::try_current() {
+            // What a process leaves that ends meanwhile goes at the next start.
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
+    }
 }
 
 impl Uploads {
@@ -69,17 +107,27 @@ impl Uploads {
     /// Begins an upload to `name`; `None` when there are too many: of all, or more than half of the places for what belongs
     /// together with `name`. Blocks on the disk.
     pub fn begin(&self, name: Name) -> io::Result<Option<Arc<Upload>>> {
-        let mut open = self.open.lock();
         let owner = name.owner().to_owned();
-        let is_own = |upload: &Upload| upload.name.as_ref().is_some_and(|name| name.owner() == owner);
-        let has_its_half = open.values().filter(|upload| is_own(upload)).count() >= self.max.div_ceil(2);
-        let is_full = has_its_half || open.len() >= self.max;
-        if is_full && !self.make_room(&mut open, |upload| !has_its_half || is_own(upload)) {
+        // Requests look at the table on threads that must not wait for a disk: nothing is made or removed under its lock.
+        if !self.has_room(&mut self.open.lock(), &owner) {
             return Ok(None);
         }
         let upload = self.make(Some(name))?;
+        let mut open = self.open.lock();
+        // Others may have come meanwhile.
+        if !self.has_room(&mut open, &owner) {
+            return Ok(None);
+        }
         open.insert(upload.id, upload.clone());
         Ok(Some(upload))
+    }
+
+    /// Whether there is a place for one more of this owner, or one that was made.
+    fn has_room(&self, open: &mut HashMap<Uuid, Arc<Upload>>, owner: &str) -> bool {
+        let is_own = |upload: &Upload| upload.name.as_ref().is_some_and(|name| name.owner() == owner);
+        let has_its_half = open.values().filter(|upload| is_own(upload)).count() >= self.max.div_ceil(2);
+        let is_full = has_its_half || open.len() >= self.max;
+        !is_full || self.make_room(open, |upload| !has_its_half || is_own(upload))
     }
 
     /// Begins one that no client knows of: of what comes from another server. Blocks on the disk.
@@ -90,7 +138,7 @@ impl Uploads {
     fn make(&self, name: Option<Name>) -> io::Result<Arc<Upload>> {
         let id = Uuid::new_v4();
         let path = self.dir.join(id.to_string());
-        let state = State { file: File::create_new(&path)?, hash: Sha256::new(), finished: false };
+        let state = State { file: OnDisk::create(&path)?, hash: Sha256::new(), finished: false };
         Ok(Arc::new(Upload {
             id,
             name,
@@ -197,13 +245,6 @@ pub(crate) fn leave_free(path: &Path, min: u64, bytes: u64) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::StorageFull, text))
 }
 
-impl Drop for Upload {
-    fn drop(&mut self) {
-        // Gone already when it became a blob.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +275,27 @@ mod tests {
         assert_eq!(upload.finish(Algorithm::Sha256).unwrap(), Algorithm::Sha256.digest(b"first second"));
         assert!(!upload.append(12, &[Bytes::from_static(b"third")]).unwrap(), "it is a blob by now");
         assert_eq!(fs::read(upload.path()).unwrap(), b"first second");
+    }
+
+    #[test]
+    fn who_lets_go_of_an_upload_does_not_wait_for_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let uploads = Uploads::open(dir.path().join("uploads"), &Config::new(dir.path())).unwrap();
+            let upload = uploads.begin("a/b".parse().unwrap()).unwrap().unwrap();
+            let path = upload.path().to_owned();
+            // The only thread that may block is busy.
+            let (go_on, wait) = std::sync::mpsc::channel::<()>();
+            let busy = tokio::task::spawn_blocking(move || wait.recv());
+            uploads.forget(&upload);
+            drop(upload);
+            assert!(path.exists(), "this thread removed it");
+            drop(go_on);
+            assert!(busy.await.unwrap().is_err());
+            tokio::task::spawn_blocking(|| ()).await.unwrap();
+            assert!(!path.exists());
+        });
     }
 
     #[test]

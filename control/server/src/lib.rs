@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use coracle_apiserver::{ApiServer, AuditLog, Here, Identity, Policy, PolicyError};
 use coracle_keyspace::{Begin, GroupError, Keyspace, Promotion};
-pub use coracle_registry::{Push, Registry, State as Preparation};
+pub use coracle_registry::{Name as Repository, Push, Reference, Registry, State as Preparation};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::net::TcpListener;
