@@ -170,13 +170,20 @@ impl Cluster {
             audit: options.audit.clone(),
         })
         .await?;
+        // From here on, who no longer waits for the start leaves nothing behind: what runs ends with this.
+        let mut cluster = Cluster { parts: Some(Parts { server, node: None }) };
         if !options.with_node {
-            return Ok(Cluster { parts: Some(Parts { server, node: None }) });
+            return Ok(cluster);
         }
-        match start_node(&server, &options, &name).await {
-            Ok(node) => Ok(Cluster { parts: Some(Parts { server, node: Some(node) }) }),
+        match start_node(&cluster.parts().server, &options, &name).await {
+            Ok(node) => {
+                if let Some(parts) = &mut cluster.parts {
+                    parts.node = Some(node);
+                }
+                Ok(cluster)
+            }
             Err(error) => {
-                server.shutdown().await;
+                cluster.shutdown().await;
                 Err(error)
             }
         }
@@ -422,6 +429,31 @@ mod tests {
         first.ready().await.unwrap();
         assert!(matches!(Cluster::start(options.clone()).await, Err(StartError::Server(_))), "the data has one user");
         drop(first);
+        let again = async {
+            loop {
+                match Cluster::start(options.clone()).await {
+                    Ok(cluster) => return cluster,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                }
+            }
+        };
+        let again = tokio::time::timeout(Duration::from_secs(60), again).await.expect("the data is free");
+        again.shutdown().await;
+    }
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_cluster_whose_start_nobody_waits_for_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options::new(dir.path()).free_ports();
+        let begun = async {
+            // The server runs, and its node is on its way.
+            while !dir.path().join("node").exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            started = Cluster::start(options.clone()) => drop(started.unwrap()),
+            () = begun => {}
+        }
         let again = async {
             loop {
                 match Cluster::start(options.clone()).await {

@@ -134,12 +134,16 @@ impl Servers {
     /// Takes these for the servers from now on, `connect`ing to those that are new. Nothing changes where there are none.
     pub fn replace<E>(&self, names: &[String], connect: impl Fn(&str) -> Result<kube::Client, E>) -> Result<(), E> {
         let mut known = self.known();
+        // All that may fail comes first.
+        let new = |name: &String| match known.servers.iter().any(|server| server.name == *name) {
+            true => Ok(None),
+            false => connect(name).map(|client| Some(Server::new((name.clone(), client)))),
+        };
+        let new: Vec<Option<Server>> = names.iter().map(new).collect::<Result<_, E>>()?;
         let mut servers = Vec::new();
-        for name in names {
-            match known.servers.iter().position(|server| server.name == *name) {
-                Some(at) => servers.push(known.servers.swap_remove(at)),
-                None => servers.push(Server::new((name.clone(), connect(name)?))),
-            }
+        for (name, new) in names.iter().zip(new) {
+            let at = known.servers.iter().position(|server| server.name == *name);
+            servers.extend(new.or_else(|| at.map(|at| known.servers.swap_remove(at))));
         }
         if servers.is_empty() {
             return Ok(());
@@ -694,6 +698,9 @@ mod tests {
         servers.replace(&["c".to_owned(), "a".to_owned()], |_| Err("all are known")).unwrap();
         client.send(request("GET")).await.unwrap();
         assert_eq!(world.asked.lock().unwrap().last().unwrap(), "c GET");
+        let names = ["a", "d"].map(str::to_owned);
+        assert_eq!(servers.replace(&names, |_| Err("it is not reached")), Err("it is not reached"));
+        assert_eq!(servers.names(), ["c", "a"], "nothing changed");
         servers.replace(&[], |_| Err("there are none")).unwrap();
         assert_eq!(servers.names(), ["c", "a"]);
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use coracle_node::{Checked, Unfit};
-use coracle_server::Preparation;
+use coracle_server::{Preparation, Reference, Repository};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
@@ -25,6 +25,8 @@ const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const FILE_BYTES_MAX: u64 = 512 << 20;
 /// How often the cluster is asked how far a compilation is.
 const ASK_EVERY: Duration = Duration::from_millis(100);
+/// How long a cluster may be unable to say how far it is.
+const SILENT_MAX: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(30) };
 /// How long a compilation is waited for; it goes on without.
 const COMPILED_MAX: Duration = Duration::from_secs(600);
 /// Bytes of one answer to that.
@@ -149,7 +151,8 @@ fn config(checked: &Checked, modified: SystemTime, layer: &str) -> Value {
 }
 
 /// Waits until the cluster has compiled what was pushed, telling what it waits for. A cluster that does not say how far
-/// it is (another version, or a registry without node) is not waited for: `None`. Safe to drop.
+/// it is (another version, or a registry without node) is not waited for: `None`. One that cannot say so at the moment is asked again
+/// for half a minute, which is an error then. Safe to drop.
 pub async fn compiled(
     client: &kube::Client,
     pushed: &Pushed,
@@ -157,19 +160,35 @@ pub async fn compiled(
 ) -> Result<Option<Preparation>, Error> {
     let step = "ask how far the compilation is";
     let (begun, mut last) = (Instant::now(), None);
+    let mut heard = begun;
     loop {
         let request = Request::builder()
             .uri(format!("/coracle/v1/preparations/{}", pushed.digest))
             .body(Body::empty())
             .expect("a request of checked parts");
         let answer = client.send(request).await.map_err(|source| Error::Send { step, source: source.into() })?;
-        if !answer.status().is_success() {
+        let status = answer.status();
+        if status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
         let body = Limited::new(answer.into_body(), STATE_BYTES_MAX).collect().await.map(|body| body.to_bytes());
-        let Some(state) = body.ok().and_then(|body| serde_json::from_slice::<Preparation>(&body).ok()) else {
-            return Ok(None);
+        let body = match body {
+            Ok(body) if status.is_success() => body,
+            body => {
+                let is_final = status.is_client_error()
+                    && !matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
+                if is_final || heard.elapsed() > SILENT_MAX {
+                    let body =
+                        body.map_or_else(|error| error.to_string(), |body| String::from_utf8_lossy(&body).into());
+                    return Err(Error::Refused { step, status, body });
+                }
+                tokio::time::sleep(ASK_EVERY).await;
+                continue;
+            }
         };
+        heard = Instant::now();
+        // Of another version.
+        let Ok(state) = serde_json::from_slice::<Preparation>(&body) else { return Ok(None) };
         if last.as_ref() != Some(&state) {
             tell(&state);
         }
@@ -222,7 +241,7 @@ fn digest(bytes: &[u8]) -> String {
     out
 }
 
-/// Splits `NAME[:TAG]` and checks both by the rules of the OCI distribution specification.
+/// Splits `NAME[:TAG]` and checks both as the registry will.
 fn split(image: &str) -> Result<(String, String), Error> {
     let bad = || Error::Name(image.to_owned());
     let last = image.rfind('/').map_or(0, |at| at + 1);
@@ -230,16 +249,8 @@ fn split(image: &str) -> Result<(String, String), Error> {
         Some(at) => (&image[..last + at], &image[last + at + 1..]),
         None => (image, "latest"),
     };
-    let part_fits = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-            && part.ends_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-            && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
-    };
-    let tag_fits = !tag.is_empty()
-        && tag.len() <= 128
-        && !tag.starts_with(['.', '-'])
-        && tag.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-    if name.is_empty() || name.len() > 255 || !name.split('/').all(part_fits) || !tag_fits {
+    let tag_fits = matches!(tag.parse(), Ok(Reference::Tag(_)));
+    if name.parse::<Repository>().is_err() || !tag_fits {
         return Err(bad());
     }
     // Pods find it under the short name, whichever of them they say.
@@ -262,6 +273,33 @@ mod tests {
         assert_eq!((&module["os"], &module["component"]), (&json!("wasip1"), &Value::Null));
     }
 
+    /// Answers in this order, and then as the last time.
+    fn answering(answers: &[(u16, &'static str)]) -> kube::Client {
+        let answers = std::sync::Mutex::new(answers.to_vec());
+        let answers = std::sync::Arc::new(answers);
+        let service = tower::service_fn(move |_: Request<Body>| {
+            let mut answers = answers.lock().unwrap();
+            let (status, body) = if answers.len() > 1 { answers.remove(0) } else { answers[0] };
+            let answer = http::Response::builder().status(status).body(Body::from(body.as_bytes().to_vec()));
+            async move { answer }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn what_was_not_heard_is_neither_yes_nor_no() {
+        let pushed = Pushed { image: "a:b".to_owned(), digest: "sha256:c".to_owned(), bytes: 0 };
+        let failed: &str = serde_json::to_string(&Preparation::Failed { message: "why".to_owned() }).unwrap().leak();
+        let ask = async |answers: &[(u16, &'static str)]| compiled(&answering(answers), &pushed, |_| {}).await;
+        let found = ask(&[(503, ""), (500, "{}"), (429, ""), (200, failed)]).await.unwrap();
+        assert!(matches!(found, Some(Preparation::Failed { .. })), "{found:?}");
+        assert_eq!(ask(&[(503, ""), (404, "")]).await.unwrap(), None, "nobody says");
+        for status in [403, 503] {
+            let refused = ask(&[(status, "no")]).await.unwrap_err();
+            assert!(matches!(&refused, Error::Refused { body, .. } if body == "no"), "{refused:?}");
+        }
+    }
+
     #[test]
     fn names_are_split_and_checked() {
         for (image, expected) in [
@@ -277,6 +315,11 @@ mod tests {
             ("a//b", None),
             ("-a", None),
             ("hello:bad tag", None),
+            ("a..b", None),
+            ("a___b", None),
+            ("a._b", None),
+            ("a__b/c--d", Some(("a__b/c--d", "latest"))),
+            (&format!("hello:sha256:{}", "a".repeat(64)), None),
         ] {
             let got = split(image).ok();
             assert_eq!(got.as_ref().map(|(n, t)| (n.as_str(), t.as_str())), expected, "{image:?}");

@@ -8,6 +8,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
+use kube::client::Body;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -139,7 +141,7 @@ impl Remote {
             secret: hex(&rand::random::<[u8; 16]>()),
             authority: fingerprint(&authority),
         };
-        let ends = Timestamp::now().as_second() + i64::try_from(ttl.min(TOKEN_TTL_MAX).as_secs()).unwrap_or(0);
+        let ends = self.now().await?.as_second() + i64::try_from(ttl.min(TOKEN_TTL_MAX).as_secs()).unwrap_or(0);
         let shown = Timestamp::from_second(ends).map(|ends| ends.to_string()).unwrap_or_default();
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret", "type": LABEL,
@@ -152,17 +154,35 @@ impl Remote {
             },
         });
         self.client().request::<Value>(request("POST", SECRETS, &secret)).await?;
+        // Whatever comes of the others, this one is good, and told now or never.
+        if let Err(error) = self.delete_over().await {
+            tracing::debug!(%error, "tokens that have ended");
+        }
+        Ok(token)
+    }
+
+    async fn delete_over(&self) -> Result<(), AskError> {
         for over in self.tokens().await?.into_iter().filter(|token| token.is_over) {
             self.delete_token(&over.id).await?;
         }
-        Ok(token)
+        Ok(())
+    }
+
+    /// The time by the cluster's clock, by which tokens end: that of this machine may be another. A cluster in this process has the same.
+    async fn now(&self) -> Result<Timestamp, AskError> {
+        let request = http::Request::get("/version").body(Body::empty()).expect("a constant path");
+        let answer = self.client().send(request).await?;
+        Ok(match answer.headers().get(http::header::DATE).map(http::HeaderValue::to_str) {
+            Some(Ok(date)) => DateTimeParser::new().parse_timestamp(date).unwrap_or_else(|_| Timestamp::now()),
+            _ => Timestamp::now(),
+        })
     }
 
     /// The tokens there are, without their secrets.
     pub async fn tokens(&self) -> Result<Vec<TokenInfo>, AskError> {
         let path = format!("{SECRETS}?labelSelector={}%3Dtrue", LABEL.replace('/', "%2F"));
         let list: Value = self.client().request(request("GET", &path, &Value::Null)).await?;
-        let now = Timestamp::now();
+        let now = self.now().await?;
         let items = list["items"].as_array().into_iter().flatten();
         Ok(items
             .filter_map(|secret| {
@@ -191,6 +211,10 @@ impl Remote {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http_body_util::BodyExt as _;
+
     use super::*;
 
     #[test]
@@ -204,5 +228,48 @@ mod tests {
         for wrong in ["", "c1", &text[..text.len() - 1], &text[3..], &text.replace("c1", "c2"), "c1.0a1b2c3d.x.y"] {
             assert_eq!(wrong.parse::<Token>(), Err(NotAToken), "{wrong}");
         }
+    }
+    /// A cluster whose clock stands in 2020, with a token that is good for a minute more and one that has ended, which it does not let
+    /// anybody delete.
+    #[tokio::test]
+    async fn tokens_end_by_the_clusters_clock_and_one_that_was_made_is_told() {
+        const NOW: i64 = 1_577_836_800;
+        let asked: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
+        let service = {
+            let asked = asked.clone();
+            tower::service_fn(move |request: http::Request<Body>| {
+                let asked = asked.clone();
+                async move {
+                    let (parts, body) = request.into_parts();
+                    let body = body.collect().await.unwrap().to_bytes();
+                    asked.lock().unwrap().push((
+                        format!("{} {}", parts.method, parts.uri.path()),
+                        serde_json::from_slice(&body).unwrap_or_default(),
+                    ));
+                    let secret = |id: &str, ends: i64| {
+                        let ends = Timestamp::from_second(ends).unwrap().to_string();
+                        json!({"metadata": {"name": format!("coracle-join-{id}"), "annotations": {ENDS: ends}}})
+                    };
+                    let status = json!({"kind": "Status", "status": "Failure", "message": "no", "reason": "Forbidden", "code": 403});
+                    let (code, answer) = match (parts.method.as_str(), parts.uri.path()) {
+                        ("GET", SECRETS) => {
+                            (200, json!({"items": [secret("good", NOW + 60), secret("over", NOW - 60)]}))
+                        }
+                        ("DELETE", _) => (403, status),
+                        _ => (200, json!({})),
+                    };
+                    let answer = Body::from(answer.to_string().into_bytes());
+                    let date = "Wed, 01 Jan 2020 00:00:00 GMT";
+                    http::Response::builder().status(code).header("date", date).body(answer)
+                }
+            })
+        };
+        let remote = Remote::new(kube::Client::new(service, "default"));
+        remote.create_token(TokenRole::Node, Duration::from_secs(3600)).await.unwrap();
+        let asked = std::mem::take(&mut *asked.lock().unwrap());
+        let made = asked.iter().find(|(what, _)| what.starts_with("POST")).unwrap();
+        assert_eq!(made.1["stringData"]["ends"], (NOW + 3600).to_string());
+        let deleted: Vec<&str> = asked.iter().filter_map(|(what, _)| what.strip_prefix("DELETE ")).collect();
+        assert_eq!(deleted, [format!("{SECRETS}/coracle-join-over")]);
     }
 }

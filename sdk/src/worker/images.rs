@@ -58,6 +58,8 @@ pub async fn serve(listener: TcpListener, servers: Servers, stop: CancellationTo
             });
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new());
+            // One that rests would have the place of one that waits; another is soon made on this machine.
+            http.keep_alive(false);
             // A download that is cut is begun again by the next pull.
             tokio::select! {
                 served = http.serve_connection(TokioIo::new(stream), service) => if let Err(error) = served {
@@ -118,5 +120,33 @@ async fn pass(servers: &Servers, request: Request<Incoming>) -> Answer {
             tracing::debug!(%error, "the cluster's registry");
             plain(StatusCode::BAD_GATEWAY)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_rests_has_nobodys_place() {
+        let service = tower::service_fn(|_: Request<Body>| async { Ok::<_, Infallible>(Response::new(Body::empty())) });
+        let servers = Servers::new(vec![("a".to_owned(), kube::Client::new(service, "default"))], |_| {});
+        let (listener, address) = listen().await.unwrap();
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, servers, stop.clone()));
+        let mut resting = Vec::new();
+        for _ in 0..=CONNECTIONS_MAX {
+            let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+            connection.write_all(b"GET /v2/a/manifests/b HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            let mut begin = [0; 12];
+            let read = connection.read_exact(&mut begin);
+            tokio::time::timeout(Duration::from_secs(20), read).await.expect("it has a place").unwrap();
+            assert_eq!(begin, *b"HTTP/1.1 200");
+            resting.push(connection);
+        }
+        stop.cancel();
+        serving.await.unwrap();
     }
 }
