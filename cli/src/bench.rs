@@ -41,16 +41,21 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let options = bench::Options { rounds: arguments.rounds.get(), reference: arguments.reference };
     for name in names {
         let step = Step::begin(format!("benchmark {name}"));
+        let mut failed = None;
         let print = |figure: bench::Figure| {
-            step.print(&match arguments.output {
+            let printed = step.print(&match arguments.output {
                 Form::Text => figure.to_string(),
                 Form::Json => serde_json::to_string(&figure).expect("text and a number"),
             });
+            failed = failed.take().or(printed.err());
         };
         bench::run(name, &program, &options, print, |doing| step.detail(&doing))
             .await
             .map_err(anyhow::Error::from_boxed)
             .with_context(|| format!("benchmark {name}"))?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         step.done();
     }
     Ok(())

@@ -66,9 +66,15 @@ pub struct AuditLog {
     audit_log_maxsize: u64,
 }
 
+impl AuditLog {
+    fn is_standard_output(&self) -> bool {
+        self.audit_log_path.as_ref().is_some_and(|path| path.as_os_str() == "-")
+    }
+}
+
 impl From<AuditLog> for Option<Audit> {
     fn from(said: AuditLog) -> Option<Audit> {
-        let path = said.audit_log_path.filter(|path| path.as_os_str() != "-");
+        let path = if said.is_standard_output() { None } else { said.audit_log_path };
         let log = Log {
             path,
             max_age: said.audit_log_maxage,
@@ -174,6 +180,11 @@ impl Peers {
 }
 
 impl Here {
+    /// Whether the audit log goes to standard output.
+    pub fn tells_standard_output(&self) -> bool {
+        self.audit.is_standard_output()
+    }
+
     /// Where it keeps everything; `name` is the default directory's name.
     pub fn data_dir(&self, name: &str) -> anyhow::Result<PathBuf> {
         match &self.data_dir {

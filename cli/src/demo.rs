@@ -12,7 +12,7 @@ use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
 
 use crate::cluster::{Here, Signals, drain};
-use crate::output::Step;
+use crate::output::{Step, say};
 use crate::up::announce;
 
 /// Components the demo pushes: package in examples/, image. The second is there for examples/manifests/fastapi-app.yaml.
@@ -62,8 +62,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    try_these(&cluster, &url);
-    announce(&cluster)?;
+    if let Err(error) = try_these(&cluster, &url).and_then(|()| announce(&cluster)) {
+        cluster.shutdown().await;
+        return Err(error);
+    }
     if arguments.exit {
         cluster.shutdown().await;
         return Ok(());
@@ -117,18 +119,19 @@ async fn show(cluster: &Cluster, files: &[(PathBuf, &str)], objects: &[manifests
         bail!("GET {url} answered {}: {}", answer.status, answer.body);
     }
     step.done();
-    println!("{}", answer.body.trim_end());
+    say!("{}", answer.body.trim_end())?;
     Ok(url)
 }
 
-fn try_these(cluster: &Cluster, url: &str) {
-    println!("\nThree things to try, in another terminal:\n");
-    println!("  curl {url}");
-    println!("  export KUBECONFIG={}", cluster.kubeconfig().display());
-    println!("  kubectl -n demo get all");
-    println!(
+fn try_these(cluster: &Cluster, url: &str) -> anyhow::Result<()> {
+    say!("\nThree things to try, in another terminal:\n")?;
+    say!("  curl {url}")?;
+    say!("  export KUBECONFIG={}", cluster.kubeconfig().display())?;
+    say!("  kubectl -n demo get all")?;
+    say!(
         "  kubectl -n demo scale deployment hello --replicas 50 && kubectl -n demo rollout status deployment hello\n"
-    );
+    )?;
+    Ok(())
 }
 
 /// The repository's examples: of the checkout we are in, else of the one this program was built from.

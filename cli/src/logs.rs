@@ -1,9 +1,7 @@
 //! `coracle logs`: what the pods of a workload print.
 
-use std::io::Write;
-
 use anyhow::{Context, bail};
-use futures::{AsyncBufReadExt, StreamExt, stream};
+use futures::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, Stream, StreamExt as _, stream};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -13,9 +11,12 @@ use kube::discovery::ApiResource;
 use kube::{Api, Client, ResourceExt};
 
 use crate::cluster::Which;
+use crate::output;
 
 /// Most pods whose logs are shown side by side.
 const PODS_MAX: usize = 50;
+/// Bytes of a line that are held at once.
+const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// Show what a workload's pods print
 #[derive(clap::Args)]
@@ -54,7 +55,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         async move {
             let params = LogParams { container: Some(container), follow, tail_lines: tail, ..LogParams::default() };
             match pods.log_stream(&pod, &params).await {
-                Ok(log) => log.lines().map(move |line| (label.clone(), line)).left_stream(),
+                Ok(log) => lines(Box::pin(log)).map(move |line| (label.clone(), line)).left_stream(),
                 Err(error) => {
                     let error = coracle_sdk::AskError::from(error);
                     stream::iter([(label, Err(std::io::Error::other(error.to_string())))]).right_stream()
@@ -70,27 +71,37 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
+/// What a container prints, in whatever bytes: without the end of each line, and a longer one in pieces. Nothing comes after an error.
+fn lines(log: impl AsyncBufRead + Unpin) -> impl Stream<Item = std::io::Result<Vec<u8>>> {
+    stream::try_unfold(log, |mut log| async move {
+        let mut line = Vec::new();
+        (&mut log).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await?;
+        let is_end = line.is_empty();
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        }
+        Ok((!is_end).then_some((line, log)))
+    })
+}
+
 async fn print(
-    mut lines: impl futures::Stream<Item = (String, std::io::Result<String>)> + Unpin,
+    mut lines: impl Stream<Item = (String, std::io::Result<Vec<u8>>)> + Unpin,
     width: usize,
     alone: bool,
 ) -> anyhow::Result<()> {
     let mut failed = false;
-    let mut out = std::io::stdout();
     while let Some((label, line)) = lines.next().await {
-        let written = match line {
-            Ok(line) if alone => writeln!(out, "{line}"),
-            Ok(line) => writeln!(out, "{label:width$} | {line}"),
+        let is_read = match line {
+            Ok(line) if alone => output::line(line)?,
+            Ok(line) => output::line([format!("{label:width$} | ").as_bytes(), &line].concat())?,
             Err(error) => {
                 eprintln!("{label}: {error}");
                 failed = true;
-                Ok(())
+                continue;
             }
         };
-        match written {
-            // Who reads has seen enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            written => written.context("print a line")?,
+        if !is_read {
+            return Ok(());
         }
     }
     if failed { bail!("not every log could be read") } else { Ok(()) }
@@ -141,4 +152,20 @@ async fn find(client: &Client, pods: &Api<Pod>, namespace: &str, name: Option<&s
         bail!("there is no workload, no pod and no label app of the name {name} in this namespace");
     }
     Ok(labelled)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::TryStreamExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_are_bytes() {
+        let long = vec![b'x'; LINE_BYTES_MAX as usize + 1];
+        let log = [&b"caf\xe9\n\nb\r\n"[..], &long, b"\nend"].concat();
+        let lines: Vec<Vec<u8>> = lines(futures::io::Cursor::new(log)).try_collect().await.unwrap();
+        let (begin, rest) = long.split_at(LINE_BYTES_MAX as usize);
+        assert!(lines == [&b"caf\xe9"[..], b"", b"b\r", begin, rest, b"end"]);
+    }
 }

@@ -5,6 +5,7 @@ use clap::Subcommand;
 use coracle_sdk::Member;
 
 use crate::cluster::Which;
+use crate::output::say;
 
 /// List and remove the servers of a cluster
 #[derive(clap::Args)]
@@ -36,12 +37,12 @@ enum Command {
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
-        Command::List { which } => print(&which.connect().await?.members().await.context("list the servers")?),
+        Command::List { which } => print(&which.connect().await?.members().await.context("list the servers")?)?,
         Command::Remove { member, which } => {
             let remote = which.connect().await?;
             let number = find(&remote.members().await.context("list the servers")?, &member)?;
             remote.remove_member(number).await.context("remove the server")?;
-            println!("server {number} removed");
+            say!("server {number} removed")?;
         }
     }
     Ok(())
@@ -68,8 +69,8 @@ fn find(members: &[Member], word: &str) -> anyhow::Result<u64> {
 }
 
 /// A line for each.
-pub fn print(members: &[Member]) {
-    println!("{:<6}  {:<20}  {:<8}  {:<7}  {:<22}  {:<22}  LAG", "NUMBER", "NAME", "ROLE", "FORMATS", "ADDRESS", "API");
+pub fn print(members: &[Member]) -> anyhow::Result<()> {
+    say!("{:<6}  {:<20}  {:<8}  {:<7}  {:<22}  {:<22}  LAG", "NUMBER", "NAME", "ROLE", "FORMATS", "ADDRESS", "API")?;
     let last = members.iter().filter_map(|member| member.matched).max();
     for member in members {
         let role = if member.leads { "leader" } else { &member.role };
@@ -80,8 +81,9 @@ pub fn print(members: &[Member]) {
             (oldest, newest) if oldest == newest => newest.to_string(),
             (oldest, newest) => format!("{oldest}-{newest}"),
         };
-        println!("{:<6}  {name:<20}  {role:<8}  {formats:<7}  {address:<22}  {api:<22}  {lag}", member.member);
+        say!("{:<6}  {name:<20}  {role:<8}  {formats:<7}  {address:<22}  {api:<22}  {lag}", member.member)?;
     }
+    Ok(())
 }
 
 fn or_dash(text: &str) -> &str {

@@ -1,10 +1,31 @@
 //! What a person reads: progress on standard error, results on standard output.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use coracle_sdk::AskError;
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// Prints a line of the result; false when who reads has seen enough, as `head` has, which is no fault: what was begun goes on. A line may be
+/// what others have written, in whatever bytes.
+pub fn line(line: impl AsRef<[u8]>) -> anyhow::Result<bool> {
+    line_to(&mut std::io::stdout().lock(), line.as_ref())
+}
+
+fn line_to(out: &mut impl Write, line: &[u8]) -> anyhow::Result<bool> {
+    let written = out.write_all(&[line, b"\n"].concat()).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("print a line"),
+    }
+}
+
+/// [`line`] of a format, for who has nothing left to do when nobody reads.
+macro_rules! say {
+    ($($format:tt)*) => { $crate::output::line(format!($($format)*)).map(drop) };
+}
+pub(crate) use say;
 
 /// The error and its causes, in one line; a cause that repeats its effect is left out. What a library says for programmers is
 /// told in words for people.
@@ -89,8 +110,8 @@ impl Step {
     }
 
     /// Prints a line of the result while the step lasts.
-    pub fn print(&self, line: &str) {
-        self.bar.suspend(|| println!("{line}"));
+    pub fn print(&self, text: &str) -> anyhow::Result<()> {
+        self.bar.suspend(|| line(text)).map(drop)
     }
 
     /// Ends the step well.
@@ -125,6 +146,28 @@ pub fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Fails as a pipe without a reader, or as a full disk does.
+    struct Fails(ErrorKind);
+
+    impl Write for Fails {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_has_read_enough_is_no_fault_and_a_full_disk_is_one() {
+        let mut out = Vec::new();
+        assert!(line_to(&mut out, b"a\xffb").unwrap());
+        assert_eq!(out, b"a\xffb\n");
+        assert!(!line_to(&mut Fails(ErrorKind::BrokenPipe), b"a").unwrap());
+        assert!(line_to(&mut Fails(ErrorKind::StorageFull), b"a").is_err());
+    }
 
     #[test]
     fn a_chain_says_each_cause_once() {

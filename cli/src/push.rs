@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use coracle_sdk::{Preparation, Pushed};
 
 use crate::cluster::Which;
-use crate::output::{self, Step};
+use crate::output::{self, Step, say};
 
 /// Push a component into the cluster's registry
 ///
@@ -31,7 +31,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let step = Step::begin(format!("push {}", arguments.image));
     let pushed = coracle_sdk::push(remote.client(), &arguments.file, &arguments.image).await?;
     step.done();
-    println!("{} {} {}", pushed.image, pushed.digest, output::bytes(pushed.bytes as u64));
+    say!("{} {} {}", pushed.image, pushed.digest, output::bytes(pushed.bytes as u64))?;
     if !arguments.no_wait {
         wait(remote.client(), &pushed).await?;
     }

@@ -7,6 +7,7 @@ use coracle_sdk::RoutesOf;
 use serde_json::Value;
 
 use crate::cluster::Which;
+use crate::output::{self, say};
 
 /// Show where a request would go, as each node sees it
 ///
@@ -51,7 +52,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let of = of(&arguments.what, &arguments.namespace);
     let said = remote.routes(&of).await.context("ask where requests go")?;
     if arguments.output.is_some() {
-        println!("{}", serde_json::to_string_pretty(&said)?);
+        say!("{}", serde_json::to_string_pretty(&said)?)?;
         return Ok(());
     }
     let nodes = said["nodes"].as_object().filter(|nodes| !nodes.is_empty());
@@ -60,7 +61,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     for (node, said) in nodes {
         found |= !said["rule"].is_null() || !said["service"].is_null();
         told |= said["error"].is_null();
-        print!("{}", shown(node, said));
+        output::line(shown(node, said).trim_end_matches('\n'))?;
     }
     if let Some(beyond) = said["notAsked"].as_u64().filter(|beyond| *beyond > 0) {
         eprintln!("{beyond} further nodes were not asked");

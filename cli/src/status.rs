@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 
 use crate::cluster::Which;
-use crate::output;
+use crate::output::{self, say};
 
 /// Show the cluster's addresses (those of Ingresses too), servers, revision, nodes, pods and memory, and what is wrong and what to do
 #[derive(clap::Args)]
@@ -35,46 +35,45 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Form::Json => {
             let mut value = serde_json::to_value(&status)?;
             value["kubeconfig"] = kubeconfig.into();
-            println!("{}", serde_json::to_string_pretty(&value)?);
+            say!("{}", serde_json::to_string_pretty(&value)?)?;
         }
         Form::Text => {
-            println!("api         {}", status.api_url);
-            println!("registry    {}", status.registry);
-            println!("kubeconfig  {kubeconfig}");
+            say!("api         {}", status.api_url)?;
+            say!("registry    {}", status.registry)?;
+            say!("kubeconfig  {kubeconfig}")?;
             if !status.ingress.is_empty() {
-                println!("ingress     {}", status.ingress.join(" "));
+                say!("ingress     {}", status.ingress.join(" "))?;
             }
-            println!("data        {} ({})", status.data_dir.display(), output::bytes(status.disk_bytes));
-            println!("version     {} (log in format {})", status.version, status.format);
-            println!("revision    {} (term {})", status.revision, status.term);
+            say!("data        {} ({})", status.data_dir.display(), output::bytes(status.disk_bytes))?;
+            say!("version     {} (log in format {})", status.version, status.format)?;
+            say!("revision    {} (term {})", status.revision, status.term)?;
             if status.alone_milliseconds.is_none() {
-                println!("nodes       {}/{} ready", status.nodes.ready, status.nodes.total);
-                println!("pods        {}/{} ready, {} finished", status.pods.ready, status.pods.total, status.finished);
+                say!("nodes       {}/{} ready", status.nodes.ready, status.nodes.total)?;
+                say!("pods        {}/{} ready, {} finished", status.pods.ready, status.pods.total, status.finished)?;
             } else {
-                println!("nodes       unknown without a majority of the servers");
-                println!("pods        unknown without a majority of the servers");
+                say!("nodes       unknown without a majority of the servers")?;
+                say!("pods        unknown without a majority of the servers")?;
             }
-            println!("memory      {}", status.memory_bytes.map_or_else(|| "unknown".to_owned(), output::bytes));
-            println!("process     {}", status.process_id);
+            say!("memory      {}", status.memory_bytes.map_or_else(|| "unknown".to_owned(), output::bytes))?;
+            say!("process     {}", status.process_id)?;
             let day = status.certificates.iter().map(coracle_sdk::Certificate::days_left).min();
-            println!(
-                "certificates  the first ends in {} days",
-                day.map_or_else(|| "?".to_owned(), |day| day.to_string())
-            );
+            say!("certificates  the first ends in {} days", day.map_or_else(|| "?".to_owned(), |day| day.to_string()))?;
             if status.members.len() > 1 {
-                println!();
-                crate::member::print(&status.members);
+                say!("")?;
+                crate::member::print(&status.members)?;
             }
             let wrong = status.in_words();
             if !wrong.is_empty() {
-                println!("\nto do:");
+                say!("\nto do:")?;
             }
-            wrong.iter().for_each(|wrong| println!("  {wrong}"));
+            for wrong in &wrong {
+                say!("  {wrong}")?;
+            }
             if !status.not_ready.is_empty() {
-                println!("\nnot ready:");
+                say!("\nnot ready:")?;
             }
             for not_ready in &status.not_ready {
-                println!("  {}  {}", not_ready.what, not_ready.why);
+                say!("  {}  {}", not_ready.what, not_ready.why)?;
             }
         }
     }

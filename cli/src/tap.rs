@@ -1,12 +1,11 @@
 //! `coracle tap`: requests as they are answered.
 
-use std::io::Write as _;
-
 use anyhow::{Context as _, bail};
 use coracle_sdk::{TapLine, Tapped};
 use futures::StreamExt as _;
 
 use crate::cluster::Which;
+use crate::output;
 
 /// Show requests to Services as they are answered
 ///
@@ -39,7 +38,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let namespace = (!arguments.all_namespaces).then_some(&*arguments.namespace);
     let lines = remote.tap(namespace, arguments.service.as_deref()).await.context("look at requests")?;
     let mut lines = std::pin::pin!(lines);
-    let (mut left, mut out) = (arguments.count.unwrap_or(u64::MAX), std::io::stdout());
+    let mut left = arguments.count.unwrap_or(u64::MAX);
     while left > 0 {
         let Some(line) = lines.next().await else { bail!("the cluster tells no more") };
         let (text, line) = line.context("look at requests")?;
@@ -56,10 +55,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             }
             _ => continue,
         };
-        match writeln!(out, "{line}") {
-            // Who reads has seen enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            written => written.context("print a line")?,
+        if !output::line(line)? {
+            return Ok(());
         }
         left -= 1;
     }

@@ -7,6 +7,7 @@ use clap::Subcommand;
 use coracle_sdk::{TOKEN_TTL_MAX, TokenRole};
 
 use crate::cluster::Which;
+use crate::output::say;
 
 /// Make, list and delete the tokens by which machines join the cluster
 #[derive(clap::Args)]
@@ -70,7 +71,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             let server = status.join_urls.first().unwrap_or(&status.api_url);
             let role = if is_server { TokenRole::Server } else { TokenRole::Node };
             let token = remote.create_token(role, ttl).await.context("make a token")?;
-            println!("coracle {} --join {server} --token {token}", role.word());
+            say!("coracle {} --join {server} --token {token}", role.word())?;
             if server.contains("//127.") || server.contains("//[::1]") {
                 eprintln!(
                     "note: the API listens on this machine only; for others, start it with --bind ADDRESS of this machine, or \
@@ -85,22 +86,22 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::List { which } => {
             let tokens = which.connect().await?.tokens().await.context("list tokens")?;
-            println!("{:<10}  {:<6}  ENDS", "ID", "FOR");
+            say!("{:<10}  {:<6}  ENDS", "ID", "FOR")?;
             for token in tokens {
-                println!(
+                say!(
                     "{:<10}  {:<6}  {}{}",
                     token.id,
                     token.role,
                     token.ends,
                     if token.is_over { " (over)" } else { "" }
-                );
+                )?;
             }
         }
         Command::Delete { id, which } => {
             if !which.connect().await?.delete_token(&id).await.context("delete the token")? {
                 bail!("there is no token {id}: `coracle token list` shows them");
             }
-            println!("token {id} deleted");
+            say!("token {id} deleted")?;
         }
     }
     Ok(())

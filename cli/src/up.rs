@@ -37,6 +37,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let objects = to_apply(&arguments.files, anew::is_another_life())?;
     // The process in the background is started with the same words.
     if arguments.detach && std::env::var_os(IN_BACKGROUND).is_none() {
+        to_detach(&arguments)?;
         return detach(&arguments.here.data_dir("coracle")?).await;
     }
     if std::env::var_os(IN_BACKGROUND).is_some() {
@@ -54,11 +55,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         applied = apply(&cluster, &objects) => applied,
         () = signals.received() => return drain(cluster, &mut signals).await,
     };
-    if let Err(error) = applied {
+    if let Err(error) = applied.and_then(|()| announce(&cluster)) {
         cluster.shutdown().await;
         return Err(error);
     }
-    announce(&cluster)?;
     cluster::run(cluster, &program, &mut signals).await
 }
 
@@ -67,6 +67,14 @@ fn to_apply(files: &[PathBuf], is_another_life: bool) -> anyhow::Result<Vec<mani
     match is_another_life {
         true => Ok(Vec::new()),
         false => Ok(manifests::read(files)?),
+    }
+}
+
+/// Whether what is started can be left alone: nobody reads its standard output once it is ready.
+fn to_detach(arguments: &Arguments) -> anyhow::Result<()> {
+    match arguments.here.tells_standard_output() {
+        true => anyhow::bail!("in the background nobody reads standard output: name a file with --audit-log-path"),
+        false => Ok(()),
     }
 }
 
@@ -95,22 +103,27 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
     let mut lines = BufReader::new(output).lines();
     let told = async {
         while let Ok(Some(line)) = lines.next_line().await {
-            println!("{line}");
+            output::line(&line)?;
             if line == "ready" {
-                return true;
+                return Ok(true);
             }
         }
-        false
+        anyhow::Ok(false)
     };
     let mut is_interrupted = tokio::select! {
-        is_ready = told => {
-            if is_ready {
+        is_ready = told => match is_ready {
+            Ok(true) => {
                 let process = child.id().unwrap_or_default();
                 eprintln!("running in the background as process {process}; its log is {}", log.display());
                 return Ok(());
             }
-            false
-        }
+            Ok(false) => false,
+            // Nobody would know of it.
+            Err(error) => {
+                eprintln!("{error:#}");
+                true
+            }
+        },
         () = signals.received() => true,
     };
     let mut is_asked = is_interrupted;
@@ -169,6 +182,22 @@ fn announced(cluster: &Cluster) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_told_on_standard_output_is_not_left_to_nobody() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        for (path, is_left) in [("-", false), ("/var/log/audit", true)] {
+            let line = ["up", "-d", "--audit-policy-file", "policy", "--audit-log-path", path];
+            let Line { arguments } = clap::Parser::parse_from(line);
+            assert_eq!(to_detach(&arguments).is_ok(), is_left, "{path}");
+        }
+        let Line { arguments } = clap::Parser::parse_from(["up", "-d"]);
+        to_detach(&arguments).unwrap();
+    }
 
     #[test]
     fn who_begins_anew_neither_reads_nor_applies_what_it_has_applied() {

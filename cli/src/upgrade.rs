@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail};
 use coracle_sdk::{How, Next, Part, Told};
 
 use crate::cluster::Which;
-use crate::output::Step;
+use crate::output::{Step, say};
 
 /// Have all servers and nodes begin anew, one after the other, with the program that is on their machines now
 ///
@@ -36,7 +36,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         bail!("{}", status.in_words().join("; "));
     }
     let parts = remote.parts().await.context("ask the servers and nodes what they run")?;
-    print(&parts);
+    print(&parts)?;
     let how = if arguments.by_hand { How::ByHand } else { How::Asked };
     let (chosen, notes) = choose(parts, status.format, how, arguments.all)?;
     notes.iter().for_each(|note| eprintln!("note: {note}"));
@@ -62,7 +62,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         });
         let running = remote.begin_anew(part, how, &mut |told| tell(&step, &title, told)).await?;
         step.done();
-        println!("{title} runs {}", running.version);
+        say!("{title} runs {}", running.version)?;
     }
     Ok(())
 }
@@ -75,8 +75,8 @@ fn tell(step: &Step, title: &str, told: Told<'_>) {
 }
 
 /// A line for each: what it runs, and what it would.
-fn print(parts: &[Part]) {
-    println!("{:<40}  {:<12}  ON ITS MACHINE", "PROCESS", "RUNS");
+fn print(parts: &[Part]) -> anyhow::Result<()> {
+    say!("{:<40}  {:<12}  ON ITS MACHINE", "PROCESS", "RUNS")?;
     for part in parts {
         let title = part.title();
         let (runs, next) = match &part.program {
@@ -90,8 +90,9 @@ fn print(parts: &[Part]) {
                 },
             ),
         };
-        println!("{title:<40}  {runs:<12}  {next}");
+        say!("{title:<40}  {runs:<12}  {next}")?;
     }
+    Ok(())
 }
 
 /// Who begins anew, and what else is to be said; an error when somebody would not come back, or the servers would lose their majority.

@@ -1,5 +1,6 @@
 //! `coracle version`.
 
+use crate::output::say;
 use crate::status::Form;
 
 /// Print the version
@@ -14,9 +15,9 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let own = coracle_sdk::Version::own();
     match arguments.output {
-        Form::Text => println!("coracle {}", own.version),
+        Form::Text => say!("coracle {}", own.version)?,
         // A server asks the program that it is to begin anew with.
-        Form::Json => println!("{}", serde_json::to_string(&own)?),
+        Form::Json => say!("{}", serde_json::to_string(&own)?)?,
     }
     Ok(())
 }
