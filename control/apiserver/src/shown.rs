@@ -49,10 +49,13 @@ struct Named {
     gateways: Arc<Gateways>,
 }
 
+/// A record, and of which kind it is.
+type Shown = (usize, Arc<Record>);
+
 /// What Gateways name.
 #[derive(Default)]
 struct Gateways {
-    records: Vec<(usize, Arc<Record>)>,
+    records: Vec<Shown>,
     secrets: Vec<(Arc<str>, Arc<str>)>,
 }
 
@@ -63,10 +66,9 @@ impl Gateways {
             let records = keyspace.snapshot(&collection).records;
             records.values().map(|record| (kind, record.clone())).collect::<Vec<_>>()
         });
-        let records: Vec<(usize, Arc<Record>)> = records.collect();
-        let is_same = |((kind, record), (known, before)): (&(usize, Arc<Record>), &(usize, Arc<Record>))| {
-            kind == known && Arc::ptr_eq(record, before)
-        };
+        let records: Vec<Shown> = records.collect();
+        let is_same =
+            |((kind, record), (known, before)): (&Shown, &Shown)| kind == known && Arc::ptr_eq(record, before);
         if records.len() == self.records.len() && records.iter().zip(&self.records).all(is_same) {
             return self.clone();
         }

@@ -246,6 +246,8 @@ async fn who_finds_no_seat_waits_and_the_queue_of_one_is_before_nobody_else() {
         .await;
     let make =
         |who: &str, name: String| server.send_as(user(who, &["team"]), "POST", MAPS, config_map(&name, json!({})));
+    // What is said of levels is read aside: from here on requests wait for seats alone.
+    assert_eq!(server.get(MAPS).await.0, 200);
     // Two sit, ten wait, and the rest is too many.
     let mut many: Vec<_> = (0..14).map(|at| Box::pin(make("alice", format!("a{at}")))).collect();
     let turned_away: Vec<Answer> = many.iter_mut().filter_map(|answer| answer.now_or_never()).collect();

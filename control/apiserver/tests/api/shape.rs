@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// From the ground up; modules of one line may name each other.
 const STAIRS: &[&[&str]] = &[
-    &["current", "identity", "limits"],
+    &["apart", "current", "identity", "limits"],
     &["outward"],
     &["request"],
     &["audit"],
