@@ -74,7 +74,8 @@ impl Kind {
             }
             Said::Gone(key) => vec![key.clone()],
             Said::Undefined => {
-                (self.is_listed, self.listing, self.bundle) = (true, None, None);
+                // Of which version it is was said before, where it is there and not served yet.
+                (self.is_listed, self.listing) = (true, None);
                 self.kept.keys().cloned().collect()
             }
             Said::Bundle(version) => {
@@ -200,21 +201,18 @@ pub fn defined_by(definition: &str) -> Option<usize> {
     KINDS.iter().position(|(_, known, _)| *known == plural).filter(|_| group == crate::GROUP)
 }
 
-/// What is looked at of a kind's definition: a schema is large.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+/// What is looked at of a kind's definition: a schema is large. What has no versions is none, and says nothing of what is served.
+#[derive(Debug, Deserialize)]
 pub struct Definition {
     spec: DefinitionSpec,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Deserialize)]
 struct DefinitionSpec {
     versions: Vec<DefinitionVersion>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Deserialize)]
 struct DefinitionVersion {
     name: String,
     served: bool,
@@ -335,6 +333,11 @@ mod tests {
         assert!(known.versions().message.starts_with("there are definitions of Gateway of no version"));
         known.take(1, Said::Undefined).unwrap();
         assert!(known.versions().holds);
+        // One that is not served in its first moment.
+        for said in [bundle("v1.4.0"), Said::Undefined, Said::Listing, Said::Listed] {
+            known.take(1, said).unwrap();
+        }
+        assert!(known.is_defined(1) && known.versions().holds);
     }
 
     #[test]
@@ -347,5 +350,8 @@ mod tests {
         assert!(of(json!([version("v1beta1", false), version("v1", true)])));
         assert!(!of(json!([version("v1beta1", true), version("v1", false)])));
         assert!(!of(json!([version("v1beta1", true)])));
+        for other in [json!({}), json!({"items": []}), json!({"spec": {}}), json!({"spec": {"versions": [{}]}})] {
+            assert!(serde_json::from_value::<Definition>(other.clone()).is_err(), "{other}");
+        }
     }
 }

@@ -206,20 +206,26 @@ impl Joining {
         }
     }
 
-    /// Whether a server's API, or the node in its process, is reached by this name, or will be: whoever had a certificate for it
-    /// could be that.
-    fn is_servers(&self, name: &str) -> bool {
-        let is_reached = || self.keyspace.api_names().iter().any(|reserved| reserved.eq_ignore_ascii_case(name));
-        self.keyspace.taken(name).is_some() || is_reached()
+    /// Whether a server's API, or the node in its process, is reached by this name: whoever had a certificate for it could be that.
+    fn is_reached_by(&self, name: &str) -> bool {
+        self.keyspace.api_names().iter().any(|reserved| reserved.eq_ignore_ascii_case(name))
     }
 
+    /// Refuses a node a server's name. One that was admitted may come at any time, so its name counts here; and not for a node that has
+    /// it already, which goes on until there is a server that is reached by it.
     fn check_is_no_servers(&self, name: &str) -> Result<(), Refusal> {
-        match self.authority.is_own_node(name) || self.is_servers(name) {
-            true => {
-                Err(Refusal::Name(format!("the name {name} belongs to a server itself: choose another with --name")))
-            }
-            false => Ok(()),
+        if !self.authority.is_own_node(name) && !self.is_reached_by(name) && self.keyspace.taken(name).is_none() {
+            return Ok(());
         }
+        let absent = self.keyspace.absent().into_iter().find(|member| member.name == name);
+        Err(Refusal::Name(match absent {
+            Some(absent) => format!(
+                "the name {name} belongs to a server itself, which was admitted as member {number} and has not come: choose another with \
+                 --name; if that server does not come, `coracle member remove {number}` first",
+                number = absent.member
+            ),
+            None => format!("the name {name} belongs to a server itself: choose another with --name"),
+        }))
     }
 
     /// Says which of this server's `names` are names of nodes that joined before: their certificates are good for these names until
@@ -387,8 +393,8 @@ async fn renew(State(joining): State<Arc<Joining>>, request: Request) -> Respons
         if joining.read(&format!("/api/v1/nodes/{node}")).await?.is_none() {
             return Err(Refusal::Name(format!("there is no node {node} any more: it may join again with a token")));
         }
-        // A server that came later is reached by it.
-        if joining.is_servers(&node) {
+        // A server that came later is reached by it. One that only may come takes no node's place: that one may never.
+        if joining.is_reached_by(&node) {
             let message =
                 format!("the name {node} belongs to a server itself: let this node join again with another --name");
             return Err(Refusal::Name(message));
@@ -526,11 +532,25 @@ mod tests {
         assert_eq!(server.keyspace().absent()[0].member, admitted.admission.member);
         // It takes its time; its node's name is taken.
         let refused = joining.give_name("two", "a request").await.unwrap_err();
-        assert!(refused.to_string().contains("belongs to a server itself"), "{refused}");
+        let told = ["belongs to a server itself", "coracle member remove 2`"];
+        assert!(told.iter().all(|told| refused.to_string().contains(told)), "{refused}");
         // And the other way round.
         joining.give_name("three", "a request").await.unwrap();
         let refused = admit("three", address).await.unwrap_err();
         assert!(refused.to_string().contains("another machine has joined as three"), "{refused}");
+        // Whoever was a node of that name before goes on with it: that server may never come.
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "four"}}).to_string();
+        let made = http::Request::post("/api/v1/nodes").header("content-type", "application/json");
+        server.admin().request::<Value>(made.body(node.into_bytes()).unwrap()).await.unwrap();
+        let four = admit("four", address).await.unwrap().admission.member;
+        assert!(server.keyspace().absent().iter().any(|absent| absent.member == four));
+        let params = rcgen::CertificateParams::new(vec!["four".to_owned()]).unwrap();
+        let request = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+        let renewal = http::Request::post("/coracle/v1/renew").header("content-type", "application/json");
+        let renewal = renewal.body(json!({"request": request}).to_string().into_bytes()).unwrap();
+        let renewed = server.node_client("four").request::<Value>(renewal).await.unwrap();
+        assert!(renewed["certificate"].is_string());
+        server.keyspace().remove([four].into()).await.unwrap();
         // A number that is taken back leaves its name.
         server.keyspace().remove([admitted.admission.member].into()).await.unwrap();
         assert!(server.keyspace().absent().is_empty());

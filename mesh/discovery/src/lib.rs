@@ -23,6 +23,7 @@ mod policies;
 mod routes;
 mod snapshot;
 mod table;
+mod words;
 
 use std::sync::Arc;
 

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Again;
+use crate::words::words;
 
 /// Changes that are taken together into one table.
 const BATCH: usize = 1024;
@@ -205,7 +206,7 @@ impl Known {
                 tracing::debug!(%error, kind = %K::kind(&()), "watch");
                 // Another's API server, or one that is older, does not tell nodes: then there is nothing to wait for.
                 if !self.is_listed && is_refused(&error) {
-                    tracing::warn!(%error, kind = %K::kind(&()), "{}", unshown::<K>());
+                    tracing::warn!(error = words(&error), kind = %K::kind(&()), "{}", unshown::<K>());
                     self.is_listed = true;
                 }
                 false

@@ -309,7 +309,7 @@ impl Controller {
                 if has_rules {
                     self.remember(key, autoscaler, |memory| memory.history.changed(current, desired, Instant::now()));
                 }
-                decision.rescaled(&rescale);
+                decision.rescaled(&rescale, autoscaler, current);
                 true
             }
             Err(error) => {

@@ -158,6 +158,11 @@ fn metrics(autoscaler: &HorizontalPodAutoscaler) -> &[MetricSpec] {
     autoscaler.spec.metrics.as_deref().unwrap_or_default()
 }
 
+/// Whether any of its metrics is there without pods, so that it may ask for the first.
+fn wakes(autoscaler: &HorizontalPodAutoscaler) -> bool {
+    metrics(autoscaler).iter().any(|metric| matches!(metric.type_.as_str(), "Object" | "External"))
+}
+
 /// What is decided without looking at metrics.
 enum Plain {
     /// Nobody scales what somebody has switched off.
@@ -169,9 +174,8 @@ enum Plain {
 
 fn plain(autoscaler: &HorizontalPodAutoscaler, current: i32, was_zeroed: bool) -> Plain {
     let (least, most) = (least(autoscaler), most(autoscaler));
-    let wakes = |metric: &MetricSpec| matches!(metric.type_.as_str(), "Object" | "External");
     match current {
-        0 if was_zeroed && (least != 0 || metrics(autoscaler).iter().any(wakes)) => Plain::ByMetrics,
+        0 if was_zeroed && (least != 0 || wakes(autoscaler)) => Plain::ByMetrics,
         0 => Plain::Disabled,
         current if current > most => Plain::To(most, "Current number of replicas above Spec.MaxReplicas"),
         current if current < least => Plain::To(least, "Current number of replicas below Spec.MinReplicas"),
@@ -635,16 +639,21 @@ pub(super) fn unread(autoscaler: &HorizontalPodAutoscaler, conditions: Condition
 }
 
 impl Decision {
-    /// The number was written.
-    pub(super) fn rescaled(&mut self, rescale: &Rescale) {
+    /// The number was written, where it was `current`.
+    pub(super) fn rescaled(&mut self, rescale: &Rescale, autoscaler: &HorizontalPodAutoscaler, current: i32) {
         let (desired, reason) = (self.desired, &rescale.reason);
         let message = format!("the HPA controller was able to update the target scale to {desired}");
         self.conditions.set(ABLE, true, "SucceededRescale", message);
         let message = format!("New size: {desired}; reason: {reason}");
         self.events.push(Said { warning: false, reason: "SuccessfulRescale", message });
-        // Nothing that is measured here says that pods which are not there are wanted, so the last one stays.
-        let message = "the HPA controller did not scale the workload to zero";
-        self.conditions.set(ZERO, false, "NotScaledToZero", message);
+        // By this alone a zero of ours is told from one by which somebody has switched it off.
+        match current > 0 && desired == 0 && least(autoscaler) == 0 && wakes(autoscaler) {
+            true => self.conditions.set(ZERO, true, "ScaledToZero", "the HPA controller scaled the workload to zero"),
+            false => {
+                let message = "the HPA controller did not scale the workload to zero";
+                self.conditions.set(ZERO, false, "NotScaledToZero", message);
+            }
+        }
     }
 
     /// The number could not be written.
@@ -843,7 +852,8 @@ mod tests {
         let mut done = decided(&autoscaler, 1, &[(1_000, "1")]);
         let rescale = done.rescale.take().expect("there should be more");
         let mut failed = done.clone();
-        done.rescaled(&rescale);
+        done.rescaled(&rescale, &autoscaler, 1);
+        assert_eq!(says(&done, ZERO).1, "NotScaledToZero");
         let expected = "the HPA controller was able to update the target scale to 2";
         assert_eq!(says(&done, ABLE), ("True".to_owned(), "SucceededRescale".to_owned(), expected.to_owned()));
         let told = status(&autoscaler, 1, &done, true);

@@ -21,6 +21,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, is_conflict, is_not_found};
@@ -127,13 +128,16 @@ impl Controller {
             let mut known = Known::default();
             // Its informer is complete: what comes later comes by its changes.
             known.take_namespace(Said::Listed, BTreeMap::new());
-            let (mut has_class, mut is_again) = (false, false);
+            let mut has_class = false;
+            // When all is looked at again, as something failed: whatever happens before neither puts it off nor does without it, since
+            // of an object whose status could not be written nothing is heard.
+            let mut again_at: Option<Instant> = None;
             let (mut resolved, mut stale) = (None, Stale::default());
             loop {
                 let again = async {
-                    match is_again {
-                        true => tokio::time::sleep(AGAIN).await,
-                        false => std::future::pending().await,
+                    match again_at {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
                     }
                 };
                 // Waiting is all that is cut here.
@@ -143,7 +147,7 @@ impl Controller {
                         None => return,
                     },
                     () = self.beside.changed.notified() => stale.all = true,
-                    () = again => stale.all = true,
+                    () = again => (stale.all, again_at) = (true, None),
                 }
                 tokio::time::sleep(SETTLE).await;
                 while let Ok(change) = changed.try_recv() {
@@ -164,7 +168,8 @@ impl Controller {
                 // Once for each time that there are classes: who deletes it does not want it.
                 let wants_class = known.is_defined(CLASSES) && !has_class;
                 has_class = known.is_defined(CLASSES);
-                is_again = wants_class && !known.objects.classes.contains_key(CLASS) && !self.make_class().await;
+                let mut is_again =
+                    wants_class && !known.objects.classes.contains_key(CLASS) && !self.make_class().await;
                 has_class &= !is_again;
                 let look = self.look(std::mem::take(&mut stale));
                 // Expressions take a while, and this thread has others to serve.
@@ -182,6 +187,9 @@ impl Controller {
                     },
                 };
                 is_again |= !self.write(writes).await;
+                if is_again {
+                    again_at.get_or_insert_with(|| Instant::now() + AGAIN);
+                }
             }
         };
         tokio::select! {

@@ -262,3 +262,26 @@ async fn autoscaler_asks_other_servers_for_what_they_measure() {
     }
     api.until("one for each 5", |api| replicas(api, 3)).await;
 }
+
+#[tokio::test]
+async fn autoscaler_that_takes_the_last_one_makes_one_again_when_it_is_asked_for() {
+    let world = world();
+    let api = &world.api;
+    let replicas = |api: &Scripted, count: i32| (api.get(DEPLOYMENT)?["spec"]["replicas"] == count).then_some(());
+    let series = |value: &str| json!({"metricName": "queue", "value": value});
+    let at = "/apis/external.metrics.k8s.io/v1beta1/namespaces/n/queue/a";
+    api.put(at, series("0"));
+    api.put(DEPLOYMENT, deployment("web", 1));
+    pods(api, 1, "10m").await;
+    let metric = json!({"type": "External", "external": {"metric": {"name": "queue"},
+        "target": {"type": "AverageValue", "averageValue": "5"}}});
+    let behavior = json!({"scaleDown": {"stabilizationWindowSeconds": 0}});
+    api.put(SCALER, scaler(json!({"minReplicas": 0, "metrics": [metric], "behavior": behavior})));
+    let (status, message, _) = until(api, SCALER, "ScaledToZero", "ScaledToZero").await;
+    assert_eq!((&*status, &*message), ("True", "the HPA controller scaled the workload to zero"));
+    api.until("there is none", |api| replicas(api, 0)).await;
+    api.put(at, series("3"));
+    api.until("there is one", |api| replicas(api, 1)).await;
+    let (status, ..) = until(api, SCALER, "ScaledToZero", "NotScaledToZero").await;
+    assert_eq!(status, "False");
+}

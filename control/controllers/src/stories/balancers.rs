@@ -133,3 +133,25 @@ async fn a_kind_that_is_not_served_in_our_version_is_not_watched_until_it_is() {
     };
     api.until("there are no Gateways any more", is_silent).await;
 }
+
+/// Also when something else is heard of before it is tried again, which says nothing of it.
+#[tokio::test]
+async fn a_status_that_was_refused_is_written_later() {
+    let world = world();
+    let api = &world.api;
+    api.put("/api/v1/namespaces/n", json!({}));
+    put_gateway(api);
+    let route = "namespaces/n/httproutes/r";
+    let refused = format!("{GROUP}/{route}/status");
+    api.next(Method::PATCH, &refused, Answer::Refused(500, "InternalError"));
+    for plural in ["gatewayclasses", "gateways", "httproutes"] {
+        api.put(&definition(plural), served(true));
+    }
+    api.until("one is refused", |api| api.is_done().then_some(())).await;
+    let gateway = "namespaces/n/gateways/g";
+    let is_told = || reason(gateway, "Programmed", "AddressNotAssigned");
+    api.until("another was written", is_told()).await;
+    api.merge(&format!("{GROUP}/{gateway}"), &json!({"status": {"conditions": []}}));
+    api.until("it is written again", is_told()).await;
+    api.until("so is the one that was refused", reason(route, "ResolvedRefs", "BackendNotFound")).await;
+}

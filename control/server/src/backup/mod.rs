@@ -445,7 +445,8 @@ mod tests {
             let change = vec![named(format!("layer app {}", digest_of(place)))];
             coracle_registry::Catalog::change(&*catalog, change, None).await.unwrap();
         }
-        let mut request = axum::http::Request::get("/coracle/v1/backup").body(Body::empty()).unwrap();
+        let body = Body::from(SecretKey::derive(b"test", "backup").to_hex());
+        let mut request = axum::http::Request::post("/coracle/v1/backup").body(body).unwrap();
         request.extensions_mut().insert(Identity::authenticated("somebody", vec![crate::MASTERS.to_owned()]));
         let mut reading = router.clone().oneshot(request).await.unwrap().into_body();
         let begun = reading.frame().await.unwrap().unwrap().into_data().unwrap();

@@ -16,6 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::Again;
+use crate::words::words;
+
+/// Of this kind the controller says something, that it is not served: nodes do not look at it.
+const UNSERVED: &str = "GRPCRoute";
+/// A kind that the API server has, and cannot list, counts as one that is not there after so many tries (some 15 s), until it can:
+/// others do not wait for it.
+const TRIES_MAX: u32 = 8;
 
 /// What a watch said.
 pub(super) enum Change {
@@ -67,7 +74,7 @@ pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
     let mut is_told = false;
     let of = |definition: &PartialObjectMeta<CustomResourceDefinition>| {
         let metadata = &definition.metadata;
-        Some((defined_by(metadata.name.as_deref()?)?, (metadata.uid.clone(), metadata.generation)))
+        Some((followed(metadata.name.as_deref()?)?, (metadata.uid.clone(), metadata.generation)))
     };
     while let Some(event) = events.next().await {
         let (now, gone): (HashMap<usize, Which>, Vec<usize>) = match event {
@@ -91,7 +98,7 @@ pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
             }
             Err(error) => {
                 // Another's API server does not tell nodes which definitions there are: then there are none.
-                tracing::debug!(%error, "watch custom resource definitions");
+                tracing::debug!(error = words(&error), "watch custom resource definitions");
                 match is_refused(&error) && !std::mem::replace(&mut is_told, true) {
                     true => (HashMap::new(), (0..KINDS.len()).collect()),
                     false => continue,
@@ -125,6 +132,49 @@ pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
     }
 }
 
+/// The kind that a definition of this name is for, if it is followed.
+fn followed(definition: &str) -> Option<usize> {
+    defined_by(definition).filter(|kind| KINDS[*kind].0 != UNSERVED)
+}
+
+/// How long a kind is waited for.
+#[derive(Default)]
+struct Patience {
+    /// Whether it was said what there is, or that there is nothing.
+    is_over: bool,
+    failed: u32,
+}
+
+impl Patience {
+    /// Whether it ends here, by this error.
+    fn ends(&mut self, name: &str, error: &watcher::Error) -> bool {
+        // It may be served a moment after its definition is there; or never, to a node.
+        let mut ends = is_refused(error);
+        if !self.is_over && !ends && is_answered(error) {
+            self.failed += 1;
+            ends = self.failed >= TRIES_MAX;
+            if ends {
+                let error = words(error);
+                tracing::warn!(
+                    error,
+                    kind = name,
+                    "a kind of Gateway API cannot be listed: until it can, there is none of it"
+                );
+            }
+        }
+        ends && !std::mem::replace(&mut self.is_over, true)
+    }
+}
+
+/// Whether it is the answer to a list that failed. Who could not be reached, or has no time, answers when he can.
+fn is_answered(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) => !matches!(status.code, 429 | 503 | 504),
+        watcher::Error::InitialListFailed(kube::Error::SerdeError(_)) => true,
+        _ => false,
+    }
+}
+
 fn is_refused(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 404))
 }
@@ -141,8 +191,9 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
     };
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     let mut events = watcher::watcher(api, watcher::Config::default()).backoff(Again::new()).boxed();
-    // Whether it was said what there is, or that there is nothing; and whether a list has begun and that was not said.
-    let (mut is_known, mut is_listing) = (false, false);
+    let mut patience = Patience::default();
+    // Whether a list has begun and that was not said.
+    let mut is_listing = false;
     let tell = |said| changes.send(Change::Object(kind, said));
     let follow = async {
         if !is_served(&client, kind).await {
@@ -161,14 +212,13 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
                     Said::Object(Meta::of(&object.metadata), spec, Value::Null)
                 }
                 Ok(Event::InitDone) => {
-                    is_known = true;
+                    patience.is_over = true;
                     Said::Listed
                 }
                 Ok(Event::Delete(object)) => Said::Gone(Meta::of(&object.metadata).key()),
                 Err(error) => {
-                    tracing::debug!(%error, kind = name, "watch");
-                    // It may be served a moment after its definition is there; or never, to a node: others do not wait for it.
-                    if !is_refused(&error) || std::mem::replace(&mut is_known, true) {
+                    tracing::debug!(error = words(&error), kind = name, "watch");
+                    if !patience.ends(name, &error) {
                         continue;
                     }
                     Said::Undefined
@@ -193,8 +243,9 @@ async fn is_served(client: &kube::Client, kind: usize) -> bool {
     let mut again = Again::new();
     loop {
         let request = http::Request::get(&path).body(Vec::new()).expect("a path of letters");
-        match client.request::<Definition>(request).await {
-            Ok(definition) => return definition.serves(kind),
+        match client.request_text(request).await {
+            // What is no definition does not tell.
+            Ok(text) => return serde_json::from_str(&text).map_or(true, |of: Definition| of.serves(kind)),
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return true,
             Err(error) => tracing::debug!(%error, kind = KINDS[kind].0, "read a custom resource definition"),
         }
@@ -216,12 +267,48 @@ async fn namespaces(client: kube::Client, changes: mpsc::Sender<Change>) {
             Ok(Event::InitDone) => (Said::Listed, BTreeMap::new()),
             Ok(Event::Delete(namespace)) => (Said::Gone(Meta::of(&namespace.metadata).key()), BTreeMap::new()),
             Err(error) => {
-                tracing::debug!(%error, "watch namespaces");
+                tracing::debug!(error = words(&error), "watch namespaces");
                 continue;
             }
         };
         if changes.send(Change::Namespace(said, labels)).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(code: u16) -> watcher::Error {
+        let status = kube::core::Status::failure("no", "Failure").with_code(code);
+        watcher::Error::InitialListFailed(kube::Error::Api(status.boxed()))
+    }
+
+    #[test]
+    fn what_is_not_served_is_not_followed() {
+        let all = KINDS.map(|(name, plural, _)| (name, followed(&format!("{plural}.{GROUP}")).is_some()));
+        let expected = KINDS.map(|(name, ..)| (name, name != "GRPCRoute"));
+        assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn a_kind_that_cannot_be_listed_is_waited_for_a_while() {
+        let tries = 3 * TRIES_MAX;
+        for (error, ends_at) in [
+            (failed(404), vec![0]),
+            (failed(403), vec![0]),
+            (failed(500), vec![TRIES_MAX - 1]),
+            (failed(503), vec![]),
+            (failed(429), vec![]),
+            (watcher::Error::NoResourceVersion, vec![]),
+        ] {
+            let mut patience = Patience::default();
+            let ends: Vec<u32> = (0..tries).filter(|_| patience.ends("HTTPRoute", &error)).collect();
+            assert_eq!(ends, ends_at, "{error}");
+        }
+        let mut patience = Patience { is_over: true, ..Patience::default() };
+        assert!(!(0..tries).any(|_| patience.ends("HTTPRoute", &failed(500))), "what there was stays");
     }
 }

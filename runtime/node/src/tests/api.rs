@@ -374,6 +374,12 @@ impl Api {
                     None => answer(StatusCode::NOT_FOUND, &not_found()),
                 }
             }
+            (&Method::GET, ["apis", "apiextensions.k8s.io", "v1", kind @ "customresourcedefinitions", name]) => {
+                match self.object(kind, name) {
+                    Some(object) => answer(StatusCode::OK, &object),
+                    None => answer(StatusCode::NOT_FOUND, &not_found()),
+                }
+            }
             (&Method::PATCH, ["api", "v1", "persistentvolumes", name]) => {
                 let Some(mut volume) = self.object("persistentvolumes", name) else {
                     return answer(StatusCode::NOT_FOUND, &not_found());

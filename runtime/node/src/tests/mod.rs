@@ -23,7 +23,7 @@ use self::caller::Certificates;
 use crate::{Capacity, Config, Node};
 
 /// A test that waits longer than this has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The component of a package in `examples/`, built when it is first asked for.
 fn built(package: &'static str) -> PathBuf {

@@ -204,6 +204,7 @@ mod tests {
 
     use super::super::super::follow::tests::{pair, secret};
     use super::*;
+    use crate::tests::PATIENCE;
     use crate::tests::api::Api;
 
     fn certificates() -> Arc<Certificates> {
@@ -301,7 +302,9 @@ mod tests {
         let api = Api::default();
         put(&api, "a");
         for kind in ["gatewayclasses", "gateways", "httproutes", "referencegrants"] {
-            api.put_object("customresourcedefinitions", &format!("{kind}.gateway.networking.k8s.io"), json!({}));
+            let versions = ["v1", "v1beta1"].map(|name| json!({"name": name, "served": true}));
+            let name = format!("{kind}.gateway.networking.k8s.io");
+            api.put_object("customresourcedefinitions", &name, json!({"spec": {"versions": versions}}));
         }
         api.put_object("gatewayclasses", "c", json!({"spec": {"controllerName": "coracle.dev/gateway"}}));
         let tls = json!({"certificateRefs": [{"name": "a"}]});
@@ -310,9 +313,12 @@ mod tests {
         let (routes, stop) = (Gateways::new(api.client()), CancellationToken::new());
         tokio::spawn(routes.clone().run(stop.clone()));
         let mut generations = routes.subscribe();
-        while routes.ports().all_secrets().next().is_none() {
-            generations.changed().await.unwrap();
-        }
+        let known = async {
+            while routes.ports().all_secrets().next().is_none() {
+                generations.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, known).await.expect("the Gateway is known");
         // No more than what is known now.
         let follower = follower(&api, routes);
         let shown = follower.of.certificates.clone();
