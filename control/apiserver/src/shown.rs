@@ -50,12 +50,12 @@ struct Named {
 }
 
 /// A record, and of which kind it is.
-type Shown = (usize, Arc<Record>);
+type Of = (usize, Arc<Record>);
 
 /// What Gateways name.
 #[derive(Default)]
 struct Gateways {
-    records: Vec<Shown>,
+    records: Vec<Of>,
     secrets: Vec<(Arc<str>, Arc<str>)>,
 }
 
@@ -66,9 +66,8 @@ impl Gateways {
             let records = keyspace.snapshot(&collection).records;
             records.values().map(|record| (kind, record.clone())).collect::<Vec<_>>()
         });
-        let records: Vec<Shown> = records.collect();
-        let is_same =
-            |((kind, record), (known, before)): (&Shown, &Shown)| kind == known && Arc::ptr_eq(record, before);
+        let records: Vec<Of> = records.collect();
+        let is_same = |((kind, record), (known, before)): (&Of, &Of)| kind == known && Arc::ptr_eq(record, before);
         if records.len() == self.records.len() && records.iter().zip(&self.records).all(is_same) {
             return self.clone();
         }
