@@ -16,7 +16,7 @@ use crate::group::{Admission, Begin, ClusterId, GROUP};
 use crate::host::{self, Host};
 use crate::raft;
 use crate::record::{Record, Revision};
-use crate::seal::KEYS;
+use crate::seal::{self, KEYS, Keyring};
 use crate::state::Records;
 use crate::{Keyspace, OpenError};
 
@@ -32,6 +32,7 @@ const PART_BYTES: usize = 512 << 10;
 /// Every record at one moment; shared with the state, and not copied.
 pub struct Whole {
     revision: Revision,
+    keys: Arc<Keyring>,
     collections: Vec<Records>,
 }
 
@@ -40,7 +41,8 @@ impl Keyspace {
     pub fn whole(&self) -> Whole {
         let state = self.0.machine.state.read();
         let collections = state.collections().filter(|(name, _)| &***name != GROUP);
-        Whole { revision: state.applied, collections: collections.map(|(_, found)| found.records.clone()).collect() }
+        let collections = collections.map(|(_, found)| found.records.clone()).collect();
+        Whole { revision: state.applied, keys: state.keys().clone(), collections }
     }
 }
 
@@ -58,6 +60,16 @@ impl Whole {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The number of the newest key, if there is one.
+    pub fn key(&self) -> Option<u64> {
+        self.keys.newest().map(|(id, _)| id)
+    }
+
+    /// How many records are in the clear that the cluster is to seal, Secrets always among them. Looks at every record.
+    pub fn open(&self) -> usize {
+        seal::open(&self.keys, self.collections.iter().flat_map(|records| records.values()))
     }
 
     /// All of them, a part at a time.

@@ -32,8 +32,18 @@ pub(crate) async fn run(member: Arc<Member>, mut stopped: watch::Receiver<bool>)
         }
         let now = host::now();
         // What is in the log counts, whether it changed a record or not: entries that did nothing take room too.
-        let due = failing || member.is_log_large() || now.duration_since(checkpointed) >= CHECKPOINT_AGE;
-        if !due || now < retry_at || !member.has_news() {
+        let is_old = now.duration_since(checkpointed) >= CHECKPOINT_AGE;
+        let due = failing || member.is_log_large() || is_old || member.is_rotation_owed();
+        if now < retry_at {
+            continue;
+        }
+        if !due || !member.has_news() {
+            // A hold has ended, or a full disk needs what was kept.
+            if member.is_cut_due()
+                && let Err(error) = member.cut_log().await
+            {
+                tracing::debug!(%error, "cut the log; it is tried again");
+            }
             continue;
         }
         match member.checkpoint().await {

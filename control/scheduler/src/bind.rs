@@ -12,6 +12,9 @@ use crate::report::{Subject, live, send};
 
 /// Pods per request.
 pub(crate) const BATCH_MAX: usize = 512;
+/// How often a binding is asked for whose answer is that the server failed (500), while the pod has no node: what failed may be done
+/// later, but a webhook that is down answers so for long.
+const FAILURES_MAX: u32 = 4;
 /// Requests at a time where there is no batch.
 const SINGLE_IN_FLIGHT: usize = 64;
 
@@ -83,12 +86,13 @@ pub(crate) async fn bind(client: kube::Client, batch: Vec<Binding>) -> Vec<(Bind
 /// Whether the pod is gone or has a node, when a refusal may mean that: a webhook may refuse by these codes as well, and then no
 /// event comes. An earlier attempt may have bound it.
 async fn look(client: &kube::Client, binding: &Binding, outcome: Outcome) -> Outcome {
-    let Outcome::Refused(code @ (404 | 409), why) = outcome else { return outcome };
+    let Outcome::Refused(code @ (404 | 409 | 500), why) = outcome else { return outcome };
     match live(client, &binding.subject).await {
         Ok(None) => Outcome::Overtaken,
         Ok(Some(pod)) => match pod.spec.node_name.as_deref().filter(|node| !node.is_empty()) {
             Some(node) if *node == *binding.node => Outcome::Bound,
             Some(_) => Outcome::Overtaken,
+            None if code == 500 && binding.attempts + 1 < FAILURES_MAX => Outcome::Unknown(why),
             None => Outcome::Refused(code, why),
         },
         Err(error) => Outcome::Unknown(error.to_string()),
@@ -127,13 +131,20 @@ async fn bind_one(client: &kube::Client, binding: Binding) -> (Binding, Outcome)
         "target": {"apiVersion": "v1", "kind": "Node", "name": &*binding.node},
     });
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/binding");
-    let outcome = Outcome::of(send(client, "POST", &path, "application/json", &body).await);
+    let outcome = Outcome::of_answer(send(client, "POST", &path, "application/json", &body).await);
     (binding, outcome)
 }
 
 impl Outcome {
-    /// That of a request of its own.
+    /// That of a request of its own: what fails inside the server may have been done.
     pub(crate) fn of(answer: Result<(), kube::Error>) -> Self {
+        match Self::of_answer(answer) {
+            Self::Refused(500, why) => Self::Unknown(why),
+            other => other,
+        }
+    }
+
+    fn of_answer(answer: Result<(), kube::Error>) -> Self {
         match answer {
             Ok(()) => Self::Bound,
             Err(kube::Error::Api(status)) => Self::of_code(status.code, status.message),
@@ -141,11 +152,11 @@ impl Outcome {
         }
     }
 
-    /// That of an answer: what fails inside the server may have been done.
+    /// What a 500 means is for who asked to find out.
     fn of_code(code: u16, message: String) -> Self {
         match code {
             200..300 => Self::Bound,
-            500 | 504 => Self::Unknown(message),
+            504 => Self::Unknown(message),
             code => Self::Refused(code, message),
         }
     }
@@ -157,7 +168,7 @@ mod tests {
 
     #[test]
     fn one_code_means_one_thing() {
-        for (code, expected) in [(200, "Bound"), (201, "Bound"), (500, "Unknown"), (504, "Unknown"), (409, "Refused")] {
+        for (code, expected) in [(200, "Bound"), (201, "Bound"), (500, "Refused"), (504, "Unknown"), (409, "Refused")] {
             let outcome = format!("{:?}", Outcome::of_code(code, String::new()));
             assert!(outcome.starts_with(expected), "{code}: {outcome}");
         }

@@ -38,8 +38,8 @@ const INTAKE_MAX: usize = 2048;
 const REFUSALS_MAX: usize = 128;
 /// Victims that are deleted at a time; others wait, bounded by the pods.
 const EVICTIONS_IN_FLIGHT: usize = 16;
-/// How often a victim is asked to go before others have their turn, while nobody knows whether it was asked.
-const EVICTION_ATTEMPTS: u32 = 4;
+/// How often a victim is asked to go while nobody knows whether it was asked (for about half a minute); then it stays.
+const EVICTION_ATTEMPTS: u32 = 20;
 /// Between attempts with an unknown outcome: the first, and the longest.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Volumes that are not bound after this are told of: whoever makes them says why on the claim.
@@ -66,7 +66,9 @@ enum Done {
     /// Bindings with an unknown outcome are to be asked for again.
     Due(Vec<Binding>),
     /// Victims were asked to go.
-    Evicted(Vec<(Subject, Outcome)>),
+    Evicted(Vec<(Victim, Outcome)>),
+    /// Victims of whom nobody knows whether they were asked are to be asked again.
+    DueVictims(Vec<Victim>),
     /// It is written where the volumes of a pod are to be, or not.
     Chosen(Uid, Outcome),
 }
@@ -75,8 +77,19 @@ enum Done {
 enum Sent {
     Bindings(Vec<Binding>),
     Asking(Vec<Binding>),
-    Victims(Vec<Subject>),
+    Victims(Vec<Victim>),
+    WaitingVictims(Vec<Victim>),
     Choice(Uid),
+}
+
+/// Who makes room.
+#[derive(Debug, Clone)]
+struct Victim {
+    subject: Subject,
+    /// For whom.
+    by: Uid,
+    /// How often it was asked to go without an answer.
+    attempts: u32,
 }
 
 /// The loop's state.
@@ -99,7 +112,7 @@ struct Cycle {
     /// Bindings that nobody knows the outcome of; they go before new ones.
     unknown: Vec<Binding>,
     /// Those who make room, and have not been asked to go.
-    victims: VecDeque<Subject>,
+    victims: VecDeque<Victim>,
     /// All of them until the API says that they go.
     doomed: HashSet<Uid>,
     evicting: bool,
@@ -650,12 +663,7 @@ impl Cycle {
             Outcome::Bound => {
                 self.queue.wait(uid, Helps::NODE, &told, now);
             }
-            Outcome::Unknown(why) => {
-                tracing::debug!(pod = %subject.name, why, "volumes perhaps chosen");
-                self.displace(uid);
-                self.queue.retry(uid, now);
-            }
-            Outcome::Overtaken => {
+            Outcome::Unknown(_) | Outcome::Overtaken => {
                 self.displace(uid);
                 self.queue.retry(uid, now);
             }
@@ -717,7 +725,7 @@ impl Cycle {
             self.reporter.preempted(victim.clone(), &subject.uid, &preemption.node);
             self.doomed.insert(uid.clone());
             self.place(&uid, Placed { leaving: true, ..placed });
-            self.victims.push_back(victim);
+            self.victims.push_back(Victim { subject: victim, by: subject.uid.clone(), attempts: 0 });
         }
         self.evict();
     }
@@ -734,7 +742,7 @@ impl Cycle {
             let evictions = futures::stream::iter(victims).map(|victim| {
                 let client = client.clone();
                 async move {
-                    let outcome = evict(&client, &victim).await;
+                    let outcome = ask_to_go(&client, &victim.subject).await;
                     (victim, outcome)
                 }
             });
@@ -743,39 +751,67 @@ impl Cycle {
     }
 
     /// Those who may not be made to go stay, and whoever waits for their room decides anew. Those of whom nobody knows are asked
-    /// again until somebody does: no other is to go for them.
-    fn evicted(&mut self, asked: Vec<(Subject, Outcome)>) {
+    /// again: no other is to go for them.
+    fn evicted(&mut self, asked: Vec<(Victim, Outcome)>) {
         self.evicting = false;
+        let mut unknown = Vec::new();
         for (victim, outcome) in asked {
+            let name = &victim.subject.name;
             match outcome {
                 // Its event is to come.
                 Outcome::Bound | Outcome::Overtaken => {}
+                Outcome::Unknown(why) if victim.attempts + 1 < EVICTION_ATTEMPTS => {
+                    tracing::debug!(pod = %name, why, "victim perhaps deleted");
+                    unknown.push(Victim { attempts: victim.attempts + 1, ..victim });
+                }
                 Outcome::Unknown(why) => {
-                    tracing::debug!(pod = %victim.name, why, "victim perhaps deleted");
-                    if self.doomed.contains(&victim.uid) {
-                        self.victims.push_back(victim);
-                    }
+                    tracing::warn!(pod = %name, why, "victim perhaps not deleted");
+                    self.spare(&victim.subject.uid);
                 }
                 Outcome::Refused(code, why) => {
-                    tracing::warn!(pod = %victim.name, code, why, "victim not deleted");
-                    if self.doomed.remove(&victim.uid)
-                        && let Some(placed) = self.view.placed(&victim.uid).cloned()
-                    {
-                        self.place(&victim.uid, Placed { leaving: false, ..placed });
-                        self.queue.wake(Helps::ROOM, Instant::now());
-                    }
+                    tracing::warn!(pod = %name, code, why, "victim not deleted");
+                    self.spare(&victim.subject.uid);
                 }
+            }
+        }
+        if let Some(attempts) = unknown.iter().map(|victim| victim.attempts).max() {
+            self.spawn(Sent::WaitingVictims(unknown.clone()), async move {
+                tokio::time::sleep(pause(attempts - 1)).await;
+                Done::DueVictims(unknown)
+            });
+        }
+        self.evict();
+    }
+
+    /// Asks victims again, unless they go, or he for whom they were to go waits there no more.
+    fn evict_again(&mut self, victims: Vec<Victim>) {
+        for victim in victims {
+            let uid = &victim.subject.uid;
+            let node = self.view.placed(uid).map(|placed| &placed.node);
+            match node.is_some() && self.view.nomination(&victim.by) == node {
+                true if self.doomed.contains(uid) => self.victims.push_back(victim),
+                true => {}
+                false => self.spare(uid),
             }
         }
         self.evict();
     }
 
+    /// A victim stays, as far as is known.
+    fn spare(&mut self, uid: &Uid) {
+        if self.doomed.remove(uid)
+            && let Some(placed) = self.view.placed(uid).cloned()
+        {
+            self.place(uid, Placed { leaving: false, ..placed });
+            self.queue.wake(Helps::ROOM, Instant::now());
+        }
+    }
+
     /// Asks for bindings with an unknown outcome again, after a while; meanwhile they count as done.
     fn ask_again(&mut self, bindings: Vec<Binding>) {
         let Some(attempts) = bindings.iter().map(|binding| binding.attempts).max() else { return };
-        let wait = ASK_AGAIN.0.saturating_mul(1_u32.checked_shl(attempts.min(16)).unwrap_or(u32::MAX)).min(ASK_AGAIN.1);
         self.spawn(Sent::Asking(bindings.clone()), async move {
-            tokio::time::sleep(wait).await;
+            tokio::time::sleep(pause(attempts)).await;
             Done::Due(bindings)
         });
     }
@@ -797,6 +833,7 @@ impl Cycle {
                         let failed = |victim| (victim, Outcome::Refused(0, "the task panicked".to_owned()));
                         Done::Evicted(victims.into_iter().map(failed).collect())
                     }
+                    Some(Sent::WaitingVictims(victims)) => Done::DueVictims(victims),
                     Some(Sent::Choice(uid)) => Done::Chosen(uid, Outcome::Unknown("the task panicked".to_owned())),
                     None => return,
                 }
@@ -806,6 +843,7 @@ impl Cycle {
             Done::Bound(outcomes) => outcomes,
             Done::Due(bindings) => return self.unknown.extend(bindings),
             Done::Evicted(asked) => return self.evicted(asked),
+            Done::DueVictims(victims) => return self.evict_again(victims),
             Done::Chosen(uid, outcome) => return self.chosen(&uid, outcome),
         };
         self.requests = self.requests.saturating_sub(1);
@@ -868,17 +906,9 @@ fn good<W: kube::Resource>(kind: &'static str, object: Tolerant<W>) -> Option<W>
     }
 }
 
-/// Asks a victim to go; again, while nobody knows whether it was asked.
-async fn evict(client: &kube::Client, victim: &Subject) -> Outcome {
-    let mut wait = ASK_AGAIN.0;
-    for _ in 1..EVICTION_ATTEMPTS {
-        match ask_to_go(client, victim).await {
-            Outcome::Unknown(_) => tokio::time::sleep(wait).await,
-            known => return known,
-        }
-        wait = wait.saturating_mul(2).min(ASK_AGAIN.1);
-    }
-    ask_to_go(client, victim).await
+/// How long it is until what nobody knows the outcome of is asked for again.
+fn pause(attempts: u32) -> Duration {
+    ASK_AGAIN.0.saturating_mul(1 << attempts.min(16)).min(ASK_AGAIN.1)
 }
 
 /// Tells a victim why it goes, and deletes it.
@@ -959,6 +989,40 @@ mod tests {
         }
         assert!(cycle.decide(), "there is one more");
         assert!(!cycle.decide());
+    }
+
+    #[tokio::test]
+    async fn a_victim_of_whom_nobody_knows_stays_when_nobody_waits_for_its_room_or_it_was_asked_often() {
+        for waits in [true, false] {
+            let mut cycle = cycle();
+            let victim = json!({"metadata": {"uid": "v", "name": "v"}, "spec": {"nodeName": "one", "priority": -1}});
+            cycle.put_pod(&serde_json::from_value(victim).unwrap());
+            let (uid, class) = cycle.queue.pop().expect("a pod");
+            let subject = cycle.queue.get(&uid).expect("it is there").subject.clone();
+            cycle.preempt(&subject, &class, &Preemption { node: "one".into(), victims: vec!["v".into()] });
+            let is_leaving = |cycle: &Cycle| cycle.view.placed("v").is_some_and(|placed| placed.leaving);
+            let Some(Sent::Victims(asked)) = cycle.sent.values().next() else { panic!("it is asked to go") };
+            let victim = asked[0].clone();
+            cycle.evict_again(vec![victim.clone()]);
+            assert!(is_leaving(&cycle) && cycle.victims.len() == 1, "it is asked again");
+            let unknown = || Outcome::Unknown("lost".to_owned());
+            if waits {
+                let attempts = EVICTION_ATTEMPTS - 2;
+                cycle.evicted(vec![(Victim { attempts, ..victim.clone() }, unknown())]);
+                assert!(is_leaving(&cycle), "once more");
+                cycle.evicted(vec![(Victim { attempts: attempts + 1, ..victim }, unknown())]);
+            } else {
+                cycle.remove_pod("u");
+                cycle.evict_again(vec![victim]);
+            }
+            assert!(!is_leaving(&cycle), "waits: {waits}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_to_the_longest() {
+        let pauses = [0, 1, 2, 5, 6, u32::MAX].map(|attempts| pause(attempts).as_millis());
+        assert_eq!(pauses, [50, 100, 200, 1_600, 2_000, 2_000]);
     }
 
     #[tokio::test]

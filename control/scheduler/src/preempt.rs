@@ -156,12 +156,17 @@ fn victims(
 ) -> Result<Vec<Victim>, Vec<Reason>> {
     // What `filter::fixed` has not looked at where a claim is in use.
     class.volumes.check_places(node).map_err(|reason| vec![reason])?;
+    // Those who have a claim for themselves alone: they are in the way wherever they are, and go from here only. Before all that
+    // are here are looked at.
+    let users = &class.volumes.users;
+    let may_go = |placed: &Placed| placed.node == node.name && placed.class.priority < class.priority;
+    if !users.iter().all(|user| view.placed(user).is_some_and(may_go)) {
+        return Err(vec![Reason::VolumeInUse]);
+    }
     // Only sums are thought through, not pods moved about: a node has many.
     let load = filter::with_reservations(class, node, Some(uid));
     let mut without = verdict.map(Verdict::with_all);
     let mut lower: Vec<(&Uid, &Placed)> = Vec::new();
-    // Those who have a claim for themselves alone: they are in the way wherever they are, and go from here only.
-    let users = &class.volumes.users;
     let mut rest = (load, users.len());
     let mut take = |uid: &Uid, placed: &Placed, rest: &mut (Load, usize), away: bool| {
         let uses = usize::from(users.binary_search(uid).is_ok());

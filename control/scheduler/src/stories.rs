@@ -200,6 +200,23 @@ async fn a_pod_whose_binding_is_rejected_says_so_and_is_tried_again() {
     assert!(api.is_done());
 }
 
+#[tokio::test]
+async fn a_pod_whose_binding_fails_in_the_server_every_time_says_so_and_is_tried_again() {
+    let api = Scripted::new();
+    put_node(&api, "one", 1);
+    start(&api);
+    // A webhook that has to be asked is down: four times for each place that it is given.
+    for _ in 0..12 {
+        api.next(Method::POST, "/coracle/v1/bindings", Answer::Refused(404, "NotFound"));
+        api.next(Method::POST, "/pods/p/binding", Answer::Refused(500, "InternalError"));
+    }
+    api.put(&path("p"), pod("a", json!({})));
+    refused(&api, "p").await;
+    assert!(message(&api, "p").starts_with("binding rejected: "), "{}", message(&api, "p"));
+    assert_eq!(bound(&api, "p").await, "one");
+    assert!(api.is_done());
+}
+
 /// A claim of the class `local`, which waits for its first consumer.
 fn put_claim(api: &Scripted, name: &str) {
     let class = json!({"provisioner": "coracle.dev/local", "volumeBindingMode": "WaitForFirstConsumer"});

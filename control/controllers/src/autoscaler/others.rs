@@ -26,7 +26,8 @@ const EXTERNAL: &str = "external.metrics.k8s.io/v1beta1";
 const CUSTOM_VERSIONS: [&str; 2] = ["v1beta2", "v1beta1"];
 /// Of one object so many are asked for at once.
 const AT_ONCE: usize = 4;
-/// An adapter has so long for one; a metric that nobody answers for is one that failed. What it holds up is one of the few workers.
+/// So long is waited for all metrics of one autoscaler together; one that nobody answered for by then has failed. What is held up
+/// is one of the few workers.
 const PATIENCE: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(10) };
 /// What is measured in is a minute where nothing is said (the reference's `metricServerDefaultMetricWindow`).
 const WINDOW: SignedDuration = SignedDuration::from_secs(60);
@@ -82,63 +83,75 @@ impl Item {
     }
 }
 
+/// Which API a metric is asked of.
+fn api_of(spec: &MetricSpec) -> Option<&'static str> {
+    match spec.type_.as_str() {
+        "Pods" | "Object" => Some("custom"),
+        "External" => Some("external"),
+        _ => None,
+    }
+}
+
+/// As the reference says it.
+fn unread(api: &str, why: &str) -> String {
+    format!("unable to fetch metrics from {api} metrics API: {why}")
+}
+
 impl Asked<'_> {
     /// Asks for all metrics of other servers.
     pub async fn ask(&self, metrics: &[MetricSpec]) -> Others {
-        let is_custom = |spec: &MetricSpec| matches!(spec.type_.as_str(), "Pods" | "Object");
-        let custom = match metrics.iter().any(is_custom) {
+        let late = format!("no answer within {} s", PATIENCE.as_secs());
+        let wanted = metrics.iter().enumerate().filter_map(|(at, spec)| Some((at, Err(unread(api_of(spec)?, &late)))));
+        let mut others: Others = wanted.collect();
+        // What is not answered by then keeps its words.
+        let _ = tokio::time::timeout(PATIENCE, self.ask_each(metrics, &mut others)).await;
+        others
+    }
+
+    async fn ask_each(&self, metrics: &[MetricSpec], others: &mut Others) {
+        let custom = match metrics.iter().any(|spec| api_of(spec) == Some("custom")) {
             true => self.custom().await,
             false => Err(String::new()),
         };
         let asked = metrics.iter().enumerate().filter_map(|(at, spec)| {
-            let custom = custom.as_ref();
-            let answer = match spec.type_.as_str() {
-                "Pods" => {
-                    let source = spec.pods.as_ref()?;
-                    futures::future::Either::Left(self.of_pods(custom, &source.metric))
-                }
-                "Object" => {
-                    let source = spec.object.as_ref()?;
-                    futures::future::Either::Right(futures::future::Either::Left(self.of_object(custom, source)))
-                }
-                "External" => {
-                    let source = spec.external.as_ref()?;
-                    futures::future::Either::Right(futures::future::Either::Right(self.external(source)))
-                }
-                _ => return None,
-            };
-            let api = if is_custom(spec) { "custom" } else { "external" };
-            Some(async move {
-                let told = tokio::time::timeout(PATIENCE, answer).await;
-                let told = told.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
-                (at, told.map_err(|why| format!("unable to fetch metrics from {api} metrics API: {why}")))
-            })
+            let (api, custom) = (api_of(spec)?, &custom);
+            Some(async move { (at, self.one(spec, custom).await.map_err(|why| unread(api, &why))) })
         });
         // Collected first: a stream of borrowed closures is no future that may be sent.
         let asked: Vec<_> = asked.collect();
-        futures::stream::iter(asked).buffer_unordered(AT_ONCE).collect().await
+        let mut told = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
+        while let Some((at, told)) = told.next().await {
+            others.insert(at, told);
+        }
+    }
+
+    async fn one(&self, spec: &MetricSpec, custom: &Result<String, String>) -> Result<Told, String> {
+        match (spec.type_.as_str(), &spec.pods, &spec.object, &spec.external) {
+            ("Pods", Some(source), ..) => self.of_pods(custom.as_ref().map_err(Clone::clone)?, &source.metric).await,
+            ("Object", _, Some(source), _) => self.of_object(custom.as_ref().map_err(Clone::clone)?, source).await,
+            ("External", .., Some(source)) => self.external(source).await,
+            (other, ..) => Err(format!("unknown metric source type {other:?}")),
+        }
     }
 
     /// Where custom metrics are.
     async fn custom(&self) -> Result<String, String> {
         let none = || format!("no custom metrics API ({CUSTOM}) registered");
-        let group = tokio::time::timeout(PATIENCE, self.client.get::<APIGroup>(&format!("/apis/{CUSTOM}"))).await;
-        let group = match group {
-            Ok(Ok(group)) => group,
-            Ok(Err(error)) if client::is_not_found(&error) => return Err(none()),
-            Ok(Err(error)) => return Err(chain(&error)),
-            Err(_) => return Err(format!("no answer within {} s", PATIENCE.as_secs())),
+        let group: APIGroup = match self.client.get(&format!("/apis/{CUSTOM}")).await {
+            Ok(group) => group,
+            Err(error) if client::is_not_found(&error) => return Err(none()),
+            Err(error) => return Err(chain(&error)),
         };
         let is_served = |version: &&&str| group.versions.iter().any(|served| served.version == **version);
         let version = CUSTOM_VERSIONS.iter().find(is_served).ok_or_else(none)?;
         Ok(format!("/apis/{CUSTOM}/{version}/namespaces/{}", self.namespace))
     }
 
-    async fn of_pods(&self, custom: Result<&String, &String>, metric: &MetricIdentifier) -> Result<Told, String> {
-        let custom = custom.map_err(Clone::clone)?;
+    async fn of_pods(&self, custom: &str, metric: &MetricIdentifier) -> Result<Told, String> {
         let labels = escaped(self.selector);
         let path = format!("{custom}/pods/*/{}?labelSelector={labels}", escaped(&metric.name));
-        let values = self.get(&path, '&', "metricLabelSelector", metric.selector.as_ref()).await?;
+        let selected = selected('&', "metricLabelSelector", metric.selector.as_ref())?;
+        let values = self.get(&path, &selected).await.map_err(|error| chain(&error))?;
         if values.is_empty() {
             return Err("no metrics returned from custom metrics API".to_owned());
         }
@@ -151,8 +164,7 @@ impl Asked<'_> {
         values.into_iter().map(one).collect::<Result<_, String>>().map(Told::Pods)
     }
 
-    async fn of_object(&self, custom: Result<&String, &String>, source: &ObjectMetricSource) -> Result<Told, String> {
-        let custom = custom.map_err(Clone::clone)?;
+    async fn of_object(&self, custom: &str, source: &ObjectMetricSource) -> Result<Told, String> {
         let (object, metric) = (&source.described_object, &source.metric);
         let version = object.api_version.as_deref().unwrap_or_default();
         let group = version.split_once('/').map_or("", |(group, _)| group);
@@ -167,7 +179,8 @@ impl Asked<'_> {
                 format!("{custom}/{}{dot}{group}/{}/{metric_name}", found.plural, escaped(&object.name))
             }
         };
-        let values = self.get(&path, '?', "metricLabelSelector", metric.selector.as_ref()).await?;
+        let selected = selected('?', "metricLabelSelector", metric.selector.as_ref())?;
+        let values = self.get(&path, &selected).await.map_err(|error| chain(&error))?;
         match values.as_slice() {
             [one] => one.milli().map(Told::Value),
             many => {
@@ -180,17 +193,15 @@ impl Asked<'_> {
     async fn external(&self, source: &ExternalMetricSource) -> Result<Told, String> {
         let metric = &source.metric;
         let path = format!("/apis/{EXTERNAL}/namespaces/{}/{}", self.namespace, escaped(&metric.name));
-        let values =
-            self.get(&path, '?', "labelSelector", metric.selector.as_ref()).await.map_err(|why| match why {
-                // As Go's client names what it finds nobody for.
-                why if why.starts_with("404 page not found") || why.starts_with("no such path") => {
-                    format!(
-                        "the server could not find the requested resource (get {}.external.metrics.k8s.io)",
-                        metric.name
-                    )
-                }
-                why => why,
-            })?;
+        let selected = selected('?', "labelSelector", metric.selector.as_ref())?;
+        let values = self.get(&path, &selected).await.map_err(|error| match &error {
+            // Nobody serves the path, and what says so is no Status of an adapter: as Go's client names that.
+            kube::Error::Api(status) if client::is_not_found(&error) && status.reason != "NotFound" => {
+                let name = &metric.name;
+                format!("the server could not find the requested resource (get {name}.external.metrics.k8s.io)")
+            }
+            error => chain(error),
+        })?;
         if values.is_empty() {
             return Err("no metrics returned from external metrics API".to_owned());
         }
@@ -198,15 +209,66 @@ impl Asked<'_> {
         sum.map(Told::Value)
     }
 
-    /// The values at a path, of the series that are selected.
-    async fn get(&self, path: &str, mark: char, by: &str, selector: Option<&Selector>) -> Result<Vec<Item>, String> {
-        let selector = selector.map(|selector| {
-            let selector = serde_json::to_value(selector).unwrap_or_default();
-            LabelSelector::from_object(&selector).map(|selector| selector.to_string())
-        });
-        let selector = selector.transpose().map_err(|error| error.to_string())?.filter(|text| !text.is_empty());
-        let selected = selector.map(|text| format!("{mark}{by}={}", escaped(&text))).unwrap_or_default();
-        let values: Values = self.client.get(&format!("{path}{selected}")).await.map_err(|error| chain(&error))?;
+    async fn get(&self, path: &str, selected: &str) -> Result<Vec<Item>, kube::Error> {
+        let values: Values = self.client.get(&format!("{path}{selected}")).await?;
         Ok(values.items)
+    }
+}
+
+/// The part of a query that selects series; none where all are meant.
+fn selected(mark: char, by: &str, selector: Option<&Selector>) -> Result<String, String> {
+    let selector = selector.map(|selector| {
+        let selector = serde_json::to_value(selector).unwrap_or_default();
+        LabelSelector::from_object(&selector).map(|selector| selector.to_string())
+    });
+    let selector = selector.transpose().map_err(|error| error.to_string())?.filter(|text| !text.is_empty());
+    Ok(selector.map(|text| format!("{mark}{by}={}", escaped(&text))).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_scripted::{Answer, Scripted};
+    use http::Method;
+    use serde_json::json;
+
+    use super::*;
+
+    async fn ask(api: &Scripted, names: &[&str]) -> Others {
+        let client = Client(api.client());
+        let discovery = Discovery::new(client.clone());
+        let external = |name: &&str| {
+            let target = json!({"type": "AverageValue", "averageValue": "5"});
+            let spec = json!({"type": "External", "external": {"metric": {"name": name}, "target": target}});
+            serde_json::from_value(spec).unwrap()
+        };
+        let metrics: Vec<MetricSpec> = names.iter().map(external).collect();
+        Asked { client: &client, discovery: &discovery, namespace: "n", selector: "" }.ask(&metrics).await
+    }
+
+    #[tokio::test]
+    async fn the_metrics_of_one_have_their_time_together() {
+        let api = Scripted::new();
+        let value = json!({"metricName": "good", "value": "3"});
+        api.put("/apis/external.metrics.k8s.io/v1beta1/namespaces/n/good/a", value);
+        let hang = ["hang"; 2 * AT_ONCE];
+        hang.iter().for_each(|_| api.next(Method::GET, "/hang", Answer::Silence));
+        let names: Vec<&str> = std::iter::once("good").chain(hang).collect();
+        let told = ask(&api, &names).await;
+        assert_eq!(told[&0], Ok(Told::Value(3_000)));
+        let late = "unable to fetch metrics from external metrics API: no answer within 1 s".to_owned();
+        assert!((1..names.len()).all(|at| told[&at] == Err(late.clone())), "{told:?}");
+        assert_eq!(api.requests(&Method::GET, "/hang").len(), AT_ONCE, "the others do not begin anew");
+    }
+
+    #[tokio::test]
+    async fn a_path_that_nobody_serves_is_told_from_what_an_adapter_does_not_know() {
+        let api = Scripted::new();
+        api.next(Method::GET, "/unserved", Answer::Refused(404, "Failed to parse error data"));
+        api.next(Method::GET, "/unknown", Answer::Refused(404, "NotFound"));
+        let told = ask(&api, &["unserved", "unknown"]).await;
+        let words = "unable to fetch metrics from external metrics API: the server could not find the requested resource \
+                     (get unserved.external.metrics.k8s.io)";
+        assert_eq!(told[&0], Err(words.to_owned()));
+        assert!(told[&1].as_ref().is_err_and(|why| why.contains("told to refuse")), "{told:?}");
     }
 }

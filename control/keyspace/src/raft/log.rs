@@ -145,6 +145,8 @@ struct Inner {
     bytes: usize,
     /// The last entry that was to go when the log was last cut, and bytes of those that are there still: somebody needs them.
     owed: (u64, usize),
+    /// Whether a snapshot on its way has kept some of them.
+    is_held: bool,
     /// Bytes written since the write-ahead log was last begun anew.
     written: usize,
 }
@@ -285,10 +287,30 @@ impl Log {
         all.values().map(|sent| sent.index).min()
     }
 
-    /// Bytes of applied entries that may be kept for other members, so that cutting still makes room. None while the next
-    /// file is not there: what is kept has to be said again in this one.
+    /// Bytes of applied entries that may be kept for other members, so that cutting still makes room. None while its files cannot be
+    /// [tidied](Log::is_cramped): what is kept has to be said again in what there is.
     pub fn keepable(&self) -> usize {
-        if self.space().is_some_and(|space| space.stuck) { 0 } else { self.0.sizes.cut / 8 }
+        if self.is_cramped() { 0 } else { self.0.sizes.cut / 8 }
+    }
+
+    /// Whether the next file cannot be made, or old ones cannot go before less is to be said again: nobody else's need counts then.
+    fn is_cramped(&self) -> bool {
+        self.0.inner.lock().is_cramped()
+    }
+
+    /// Whether old files could not be deleted when it was last cut.
+    pub fn is_rotation_owed(&self) -> bool {
+        self.0.inner.lock().is_rotation_owed()
+    }
+
+    /// Whether cutting it again gives something, although nothing was written since: the snapshot that kept entries up to `covered` is
+    /// not on its way any more, or the files could not be tidied and less can be kept.
+    pub fn is_cut_due(&self, covered: u64) -> bool {
+        let held_after = self.held_after();
+        let inner = self.0.inner.lock();
+        let is_any = !inner.entries.is_empty() && inner.first() <= covered;
+        let is_over = inner.is_held && (held_after.is_none_or(|held| held >= inner.first()) || inner.is_cramped());
+        is_any && (is_over || inner.is_rotation_owed())
     }
 
     /// Waits until it may be time to cut it.
@@ -363,10 +385,12 @@ impl Log {
     }
 
     /// Up to where entries can go when about `keep` bytes of those before `applied` are to stay, and what others still need as long as
-    /// there is room for it.
+    /// there is room for it, here and on the disk.
     pub fn purgeable(&self, applied: u64, keep: usize) -> Option<u64> {
         let held_after = self.held_after().filter(|_| self.bytes() < self.0.sizes.full / 2);
         let mut inner = self.0.inner.lock();
+        let held_after = held_after.filter(|_| !inner.is_cramped());
+        inner.is_held = false;
         let (mut newer, mut kept, mut goes) = (0, 0, None);
         for entry in inner.entries.iter().rev() {
             let bytes = size(entry);
@@ -383,6 +407,7 @@ impl Log {
         inner.owed = (goes, inner.bytes - newer - kept);
         self.0.kept_from.fetch_max(goes + 1, Ordering::AcqRel);
         let upto = held_after.map_or(goes, |held| held.min(goes));
+        inner.is_held = upto < goes;
         (upto >= inner.first()).then_some(upto)
     }
 
@@ -443,6 +468,14 @@ impl Shared {
 }
 
 impl Inner {
+    fn is_rotation_owed(&self) -> bool {
+        self.wal.as_ref().is_some_and(Wal::is_rotation_owed)
+    }
+
+    fn is_cramped(&self) -> bool {
+        self.is_rotation_owed() || self.wal.as_ref().is_some_and(|wal| wal.space().stuck)
+    }
+
     /// Has `bodies` written.
     fn append(&mut self, bodies: Vec<Vec<u8>>, done: Done) {
         self.written += bodies.iter().map(Vec::len).sum::<usize>();
@@ -725,8 +758,7 @@ impl Log {
         inner.purge(upto);
         self.resized(&inner);
         // Nobody waits: what a lost purge mark leaves is read again, and purged again.
-        let is_owed = inner.wal.as_ref().is_some_and(Wal::is_rotation_owed);
-        if inner.written < self.0.sizes.rotate && !is_owed {
+        if inner.written < self.0.sizes.rotate && !inner.is_rotation_owed() {
             inner.append(vec![codec::purge(&upto)], Box::new(|_| ()));
         } else {
             let mut bodies = vec![codec::purge(&upto)];
@@ -812,6 +844,70 @@ mod tests {
         let dir = Dir::open(&host, Path::new("/data"), &Begin::Resume).unwrap();
         let (mut log, _) = read(dir).start().unwrap().parts();
         assert_eq!(log.read_committed().await.unwrap(), Some(id(0)));
+    }
+
+    /// What a snapshot on its way needs is kept while there is room, and cut as soon as it is not needed, or the disk is full.
+    #[tokio::test]
+    async fn a_snapshot_on_its_way_does_not_keep_a_full_disk_from_being_tidied() {
+        let disk = SimDisk::new(1);
+        let host = Host::simulated(Arc::new(disk.clone()), 7, false, SIZES);
+        let mut dir = Dir::open(&host, Path::new("/data"), &Begin::Found).unwrap();
+        crate::raft::found(&host, &mut dir).unwrap();
+        let read =
+            crate::raft::Member::read(&host, dir, crate::Config::new("").retention, crate::Formats::OWN, None).unwrap();
+        let (log, machine) = read.start().unwrap().parts();
+        let next = std::cell::Cell::new(0);
+        let append = |bytes: usize| {
+            let value = crate::Value { bytes: vec![7; bytes].into(), revision_at: 0 };
+            let put = crate::Op::Put { key: crate::Key::new("test", "a"), value, guard: crate::Guard::None };
+            let index = next.replace(next.get() + 1);
+            let entry = Entry::new(id(index), EntryPayload::Normal(Transaction::new(vec![put])));
+            log.append_entries(vec![entry], Box::new(|result| result.unwrap()));
+        };
+        let cut = |applied: u64| {
+            let upto = log.purgeable(applied, log.keepable());
+            if let Some(upto) = upto {
+                log.purge_upto(id(upto));
+            }
+            upto
+        };
+        // In memory it is far from full.
+        (0..4).for_each(|_| append(4 << 10));
+        let _hold = log.hold(2, 1);
+        assert_eq!(cut(3), Some(1));
+        assert!(!log.is_cut_due(3), "the snapshot is still on its way");
+        let later = log.hold(2, 2);
+        assert!(log.is_cut_due(3), "a newer one takes its place");
+        assert_eq!((cut(3), log.is_cut_due(3)), (Some(2), false));
+        // The disk has no space for another file, and those that are there are used up.
+        disk.set_capacity(disk.used());
+        while !log.space().unwrap().stuck {
+            append(4 << 10);
+            log.hurry().await;
+            assert!(next.get() < 100, "it is full some time");
+        }
+        let last = next.get() - 1;
+        assert!(log.is_cut_due(last), "what was kept may go");
+        assert_eq!((log.keepable(), cut(last), log.is_cut_due(last)), (0, Some(last), false));
+        drop(later);
+        // Nor do entries stay that would have to be said again, where that is why no old file could go.
+        while log.space().unwrap().left > 5 << 10 {
+            append(1 << 10);
+        }
+        let last = next.get() - 1;
+        log.purge_upto(id(last - 8));
+        assert!(log.is_rotation_owed() && log.is_cut_due(last));
+        assert_eq!(
+            (log.keepable(), cut(last), log.is_rotation_owed(), log.is_cut_due(last)),
+            (0, Some(last), false, false)
+        );
+        // So there is room again.
+        disk.set_capacity(u64::MAX);
+        log.hurry().await;
+        append(4 << 10);
+        assert!(!log.space().unwrap().stuck);
+        log.close();
+        machine.close();
     }
 
     #[test]

@@ -501,12 +501,27 @@ impl Member {
             metrics.snapshot.as_ref().map(|id| id.index) >= covered
         };
         self.raft.wait(Some(START_TIMEOUT)).metrics(known, "a checkpoint").await.map_err(io::Error::other)?;
-        if let Some(covered) = covered
+        self.cut_log().await
+    }
+
+    /// Cuts the log up to the last checkpoint.
+    pub async fn cut_log(&self) -> io::Result<()> {
+        if let Some(covered) = self.machine.checkpointed()
             && let Some(upto) = self.log.purgeable(covered, KEEP_BYTES.min(self.log.keepable()))
         {
             self.raft.trigger().purge_log(upto).await.map_err(io::Error::other)?;
         }
         Ok(())
+    }
+
+    /// Whether old files of the log could not be deleted when it was last cut: it is to be cut further.
+    pub fn is_rotation_owed(&self) -> bool {
+        self.log.is_rotation_owed()
+    }
+
+    /// Whether cutting the log up to the last checkpoint gives something, although that was done.
+    pub fn is_cut_due(&self) -> bool {
+        self.machine.checkpointed().is_some_and(|covered| self.log.is_cut_due(covered))
     }
 
     /// Its term, and who leads, as far as this member knows.

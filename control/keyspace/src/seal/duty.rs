@@ -68,7 +68,7 @@ async fn look(
     member: &Arc<Member>,
     mine: Lead,
     remembered: Duration,
-    unused_since: &mut Option<Instant>,
+    unused_since: &mut Option<(u64, Instant)>,
 ) -> Option<Duration> {
     let (keys, collections) = {
         let state = member.machine().state.read();
@@ -93,9 +93,13 @@ async fn look(
     let used: HashSet<u64> = stored.filter_map(|record| record.sealed_by()).collect();
     let unused: Vec<u64> = keys.ids().filter(|id| *id != newest && !used.contains(id)).collect();
     if unused.is_empty() {
+        *unused_since = None;
         return None;
     }
-    let waited = unused_since.get_or_insert_with(host::now).elapsed();
+    // With another newest one there are others that nothing needs.
+    let since = unused_since.take_if(|(before, _)| *before == newest).unwrap_or_else(|| (newest, host::now()));
+    *unused_since = Some(since);
+    let waited = since.1.elapsed();
     if waited < remembered {
         return Some(remembered - waited);
     }
@@ -112,6 +116,7 @@ async fn look(
             }
         }
     }
+    *unused_since = None;
     None
 }
 

@@ -31,7 +31,7 @@ use crate::group::GROUP;
 use crate::host;
 use crate::raft::{Member, Told, Transaction};
 use crate::record::Record;
-use crate::{Keyspace, TransactError};
+use crate::{Keyspace, MemberStatus, TransactError};
 
 /// Keys at a time: of each but the newest something is still stored, or was a moment ago.
 const KEYS_MAX: usize = 8;
@@ -109,6 +109,12 @@ impl Keyspace {
         sealing
     }
 
+    /// Whose version does not know of sealing, or may not: as long as there is one, whether it has come or not, there is no first key.
+    pub fn not_sealing(&self) -> Vec<MemberStatus> {
+        let all = self.members().into_iter().chain(self.absent());
+        all.filter(|member| member.formats.newest < formats::SEALED).collect()
+    }
+
     /// Makes the first key where there is none and all members understand it, if this one leads; those of `collections` are
     /// sealed then. Otherwise whoever leads does so before long.
     pub async fn begin_sealing(&self) {
@@ -121,9 +127,9 @@ impl Keyspace {
     /// Makes a new key, which everything is sealed under from then on; whoever leads seals anew what is stored. Returns its
     /// number. While something is stored under an older key none is made, and the number is that of the newest.
     pub async fn renew_key(&self) -> Result<u64, SealingError> {
-        self.change_keys(|keys| {
+        self.change_keys(true, |keys, is_settled| {
             let (newest, _) = keys.newest().ok_or_else(not_begun)?;
-            if self.sealing().unsettled > 0 {
+            if !is_settled {
                 return Ok((newest, Vec::new()));
             }
             if keys.ids().count() >= KEYS_MAX {
@@ -146,7 +152,7 @@ impl Keyspace {
         if bytes > NAMES_BYTES_MAX || collections.iter().any(is_wrong) {
             return Err(SealingError::Refused("these are too many resources, or none".into()));
         }
-        let changed = self.change_keys(|keys| {
+        let changed = self.change_keys(false, |keys, _| {
             keys.newest().ok_or_else(not_begun)?;
             let ops = if keys.collections() == *collections { None } else { keys.choose(collections) };
             Ok((0, ops.into_iter().collect()))
@@ -154,17 +160,29 @@ impl Keyspace {
         changed.await.map(drop)
     }
 
-    /// Carries out what `plan` says, with the keys as they are. Others may change them at the same time.
+    /// Carries out what `plan` says, with the keys as they are, and whether everything is sealed as these say, if it `asks_whether_settled`:
+    /// that looks at records until one is not. Others may change the keys at the same time.
     async fn change_keys(
         &self,
-        plan: impl Fn(&Keyring) -> Result<(u64, Vec<crate::Op>), SealingError>,
+        asks_whether_settled: bool,
+        plan: impl Fn(&Keyring, bool) -> Result<(u64, Vec<crate::Op>), SealingError>,
     ) -> Result<u64, SealingError> {
         let mut failed = None;
         for _ in 0..ATTEMPTS {
             let read = self.barrier().await;
             read.map_err(|_| TransactError::Unavailable { leader: None })?;
-            let keys = self.0.machine.state.read().keys().clone();
-            let (id, ops) = plan(&keys)?;
+            let (keys, collections) = {
+                let state = self.0.machine.state.read();
+                let collections = if asks_whether_settled { state.all() } else { Vec::new() };
+                (state.keys().clone(), collections)
+            };
+            // Not on a thread that serves requests.
+            let looked = host::spawn_blocking(move || {
+                let is_settled = !collections.iter().flat_map(|records| records.values()).any(|one| is_due(&keys, one));
+                (keys, is_settled)
+            });
+            let (keys, is_settled) = looked.await.map_err(|error| SealingError::Refused(error.to_string()))?;
+            let (id, ops) = plan(&keys, is_settled)?;
             if ops.is_empty() {
                 return Ok(id);
             }
@@ -212,8 +230,19 @@ const SEALED_FIRST: [&str; 1] = ["secrets"];
 /// All records, by what they say, that are not sealed as they are to be and can be.
 fn unsettled(keys: &Keyring, collections: &[crate::state::Records]) -> Vec<Arc<Record>> {
     let all = collections.iter().flat_map(|records| records.values());
-    let is_due = |record: &&Arc<Record>| {
-        !is_kept_open(&record.key.collection) && !keys.is_settled(record) && record.why_unreadable().is_none()
+    all.filter(|record| is_due(keys, record)).cloned().collect()
+}
+
+/// Whether it is not sealed as it is to be, and can be.
+fn is_due(keys: &Keyring, record: &Record) -> bool {
+    !is_kept_open(&record.key.collection) && !keys.is_settled(record) && record.why_unreadable().is_none()
+}
+
+/// How many of these are in the clear, and to be sealed as soon as all members know how.
+pub(crate) fn open<'a>(keys: &Keyring, records: impl Iterator<Item = &'a Arc<Record>>) -> usize {
+    let is_secret = |record: &Record| {
+        let collection = &*record.key.collection;
+        keys.wanted(collection).is_some() || SEALED_FIRST.contains(&collection)
     };
-    all.filter(is_due).cloned().collect()
+    records.filter(|record| is_secret(record) && record.sealed_by().is_none()).count()
 }

@@ -202,6 +202,8 @@ async fn what_is_stored_open_is_sealed_when_all_know_how_and_a_cut_rotation_goes
         keyspace.transact(vec![put("secrets", &format!("a/{at}"), PLAIN, Guard::Absent)]).await.unwrap();
     }
     assert_eq!(keyspace.format(), Some(2));
+    let held_back: Vec<_> = keyspace.not_sealing().into_iter().map(|member| member.member).collect();
+    assert_eq!((held_back, keyspace.whole().key(), keyspace.whole().open()), (vec![1], None, 20));
     keyspace.shutdown().await;
     let all_under = async |keyspace: &Keyspace, key: u64| {
         until("all is sealed", async || (keyspace.sealing().unsettled == 0).then_some(())).await;
@@ -213,6 +215,7 @@ async fn what_is_stored_open_is_sealed_when_all_know_how_and_a_cut_rotation_goes
     };
     let keyspace = open(temp.path(), Some(root()), Duration::from_secs(360)).await;
     all_under(&keyspace, 1).await;
+    assert_eq!((keyspace.not_sealing().len(), keyspace.whole().key(), keyspace.whole().open()), (0, Some(1), 0));
     // Killed as soon as the new key is there.
     keyspace.renew_key().await.unwrap();
     keyspace.abandon().await;
