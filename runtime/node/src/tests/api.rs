@@ -413,7 +413,13 @@ impl Api {
                     }
                 }
                 for (name, value) in body["metadata"]["annotations"].as_object().into_iter().flatten() {
-                    state.node["metadata"]["annotations"][name] = value.clone();
+                    let annotations = &mut state.node["metadata"]["annotations"];
+                    match value {
+                        Value::Null => {
+                            drop(annotations.as_object_mut().and_then(|annotations| annotations.remove(name)))
+                        }
+                        value => annotations[name] = value.clone(),
+                    }
                 }
                 self.store_node(&mut state);
                 answer(StatusCode::OK, &json!({}))
