@@ -72,6 +72,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         contents.key,
         key_file.display()
     );
+    if let Some(open @ 1..) = contents.open {
+        eprintln!(
+            "warning: {open} Secrets, or other objects that the cluster is to encrypt, are in the backup in the clear, since it has not \
+             encrypted them yet: `coracle encryption status` says why. Whoever has the backup has them"
+        );
+    }
     if !contents.lacking.is_empty() {
         eprintln!("warning: no server has these images whole, so that the backup lacks them; push them again:");
         contents.lacking.iter().for_each(|image| eprintln!("  {image}"));

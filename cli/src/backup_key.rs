@@ -13,6 +13,8 @@ use coracle_sdk::SecretKey;
 const HEAD: &str = "coracle backup key 1";
 /// Bytes of a file that may be one.
 const BYTES_MAX: u64 = 1024;
+/// How often a file that is deleted while a backup is made is written anew.
+const WRITTEN_MAX: usize = 4;
 
 /// Where a backup's key is where nobody says another place.
 pub fn beside(backup: &Path) -> PathBuf {
@@ -30,43 +32,74 @@ pub fn read(path: &Path) -> anyhow::Result<SecretKey> {
     key.with_context(|| format!("{} is no backup key of `coracle backup`", path.display()))
 }
 
-/// A key that is there, or a new one, whose file goes unless it is [kept](Key::keep).
+/// A key that is there, or a new one. Its file is never deleted once it is written: other backups may have found it meanwhile, and
+/// would be left without it.
 pub struct Key {
     pub key: SecretKey,
-    made: Option<PathBuf>,
+    path: PathBuf,
+    is_new: bool,
 }
 
 impl Key {
     /// The one in `path`, made where there is none.
     pub fn of(path: &Path) -> anyhow::Result<Key> {
-        let mut file = match File::options().write(true).create_new(true).mode(0o600).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                return Ok(Key { key: read(path)?, made: None });
-            }
-            Err(error) => bail!("write the backup key {}: {error}", path.display()),
-        };
-        let made = Key { key: SecretKey::generate(), made: Some(path.to_owned()) };
-        let written = writeln!(file, "{HEAD}\n{}", made.key.to_hex()).and_then(|()| file.sync_all());
-        written.with_context(|| format!("write the backup key {}", path.display()))?;
-        Ok(made)
+        let made = Key { key: SecretKey::generate(), path: path.to_owned(), is_new: true };
+        match made.write()? {
+            true => Ok(made),
+            false => Ok(Key { key: read(path)?, is_new: false, ..made }),
+        }
     }
 
-    /// There is a backup now that takes it. Says whether it is new.
-    pub fn keep(mut self) -> anyhow::Result<bool> {
-        let Some(path) = self.made.take() else { return Ok(false) };
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|dir| dir.sync_all()).with_context(|| format!("write {}", path.display()))?;
+    /// Writes it, if nothing is there.
+    fn write(&self) -> anyhow::Result<bool> {
+        let context = || format!("write the backup key {}", self.path.display());
+        let mut file = match File::options().write(true).create_new(true).mode(0o600).open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
+            Err(error) => return Err(error).with_context(context),
+        };
+        if let Err(error) = file.write_all(format!("{HEAD}\n{}\n", self.key.to_hex()).as_bytes()) {
+            // Nobody has read a key in it: it has none.
+            let _ = std::fs::remove_file(&self.path);
+            return Err(error).with_context(context);
+        }
+        file.sync_all().with_context(context)?;
         Ok(true)
+    }
+
+    /// There is a backup now that takes it: has the file there, and on the disk, also where somebody deleted it meanwhile. Fails where
+    /// another key is in it. Says whether it is new.
+    pub fn keep(mut self) -> anyhow::Result<bool> {
+        for _ in 0..WRITTEN_MAX {
+            let found = match read(&self.path) {
+                Ok(found) => found,
+                Err(error) if is_not_there(&error) => {
+                    self.is_new |= self.write()?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if found.to_hex() != self.key.to_hex() {
+                bail!(
+                    "{} holds another key now, {}, and this backup takes {}: back up again",
+                    self.path.display(),
+                    found.fingerprint(),
+                    self.key.fingerprint()
+                );
+            }
+            // Whoever wrote it may not have got as far.
+            let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let synced = File::open(&self.path).and_then(|file| file.sync_all());
+            let synced = synced.and_then(|()| File::open(parent)?.sync_all());
+            synced.with_context(|| format!("write {}", self.path.display()))?;
+            return Ok(self.is_new);
+        }
+        bail!("somebody deletes the backup key {} again and again", self.path.display());
     }
 }
 
-impl Drop for Key {
-    fn drop(&mut self) {
-        if let Some(path) = &self.made {
-            let _ = std::fs::remove_file(path);
-        }
-    }
+fn is_not_there(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 #[cfg(test)]
@@ -76,19 +109,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_made_once_and_goes_with_a_backup_that_was_none() {
+    fn a_key_is_made_once_and_stays_whatever_becomes_of_its_backup() {
         let dir = tempfile::tempdir().unwrap();
         let path = beside(&dir.path().join("a.backup"));
         assert!(path.ends_with("a.backup.key"));
-        drop(Key::of(&path).unwrap());
-        assert!(!path.exists(), "nothing takes it");
-        let first = Key::of(&path).unwrap();
-        let id = first.key.fingerprint();
+        // Two at a time, and the backup of the one that has made it fails.
+        let (maker, first) = (Key::of(&path).unwrap(), Key::of(&path).unwrap());
+        let id = maker.key.fingerprint();
+        drop(maker);
+        assert_eq!(read(&path).unwrap().fingerprint(), id, "the other takes it");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert!(first.keep().unwrap());
+        assert!(!first.keep().unwrap());
         let again = Key::of(&path).unwrap();
-        assert_eq!((again.key.fingerprint(), read(&path).unwrap().fingerprint()), (id.clone(), id));
-        assert!(!again.keep().unwrap() && path.exists());
+        assert_eq!((again.key.fingerprint(), read(&path).unwrap().fingerprint()), (id.clone(), id.clone()));
+        // What somebody has deleted meanwhile is written anew, and no other key is taken for it.
+        std::fs::remove_file(&path).unwrap();
+        assert!(again.keep().unwrap());
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        let again = Key::of(&path).unwrap();
+        assert_eq!(again.key.fingerprint(), id);
+        std::fs::remove_file(&path).unwrap();
+        let other = Key::of(&path).unwrap();
+        assert!(again.keep().unwrap_err().to_string().contains("another key"));
+        assert!(other.keep().unwrap(), "that one is new");
         for wrong in ["", "coracle backup key 1\n", "coracle backup key 2\n00", "x"] {
             std::fs::write(&path, wrong).unwrap();
             assert!(Key::of(&path).is_err() && path.exists(), "{wrong:?} is neither used nor replaced");

@@ -110,7 +110,10 @@ fn print(encryption: &Encryption) -> anyhow::Result<()> {
 /// What is encrypted and under which key, in a line.
 pub fn in_words(encryption: &Encryption) -> String {
     if encryption.key.is_none() {
-        return "none yet: not all servers have a version that knows of it".to_owned();
+        return match held_back(encryption) {
+            Some(servers) => format!("none yet: Secrets are in the clear because of {servers}"),
+            None => "none yet: not all servers have said that their version knows of it".to_owned(),
+        };
     }
     let resources: Vec<&str> = encryption.resources.iter().map(String::as_str).collect();
     let left = match encryption.left {
@@ -125,12 +128,30 @@ fn key(encryption: &Encryption) -> String {
     match (encryption.key, encryption.age_days()) {
         (Some(key), Some(days)) => format!("{key}, {days} days old"),
         (Some(key), None) => key.to_string(),
-        (None, _) => "none as long as not all servers know of it".to_owned(),
+        (None, _) => match held_back(encryption) {
+            Some(servers) => format!("none, because of {servers}"),
+            None => "none as long as not all servers know of it".to_owned(),
+        },
     }
+}
+
+/// The servers because of which there is no key.
+fn held_back(encryption: &Encryption) -> Option<String> {
+    let servers = encryption.held_back_by.iter().map(|server| {
+        let (name, member) = (&server.name, server.member);
+        match server.absent {
+            true => format!("{name} ({member}), which has not come: `coracle member remove {member}` if it does not"),
+            false => format!("{name} ({member}), whose version does not know of it"),
+        }
+    });
+    let servers: Vec<String> = servers.collect();
+    (!servers.is_empty()).then(|| servers.join("; "))
 }
 
 #[cfg(test)]
 mod tests {
+    use coracle_sdk::HeldBack;
+
     use super::*;
 
     #[test]
@@ -138,6 +159,7 @@ mod tests {
         let none = Encryption {
             key: None,
             created: None,
+            held_back_by: Vec::new(),
             older_keys: Vec::new(),
             resources: BTreeSet::new(),
             objects: 0,
@@ -146,6 +168,10 @@ mod tests {
             unreadable_count: 0,
         };
         assert!(in_words(&none).starts_with("none yet"));
+        let held = |member, absent| HeldBack { member, name: format!("s{member}"), absent };
+        let said = in_words(&Encryption { held_back_by: vec![held(2, false), held(3, true)], ..none.clone() });
+        let parts = ["none yet: Secrets are in the clear because of s2 (2)", "; s3 (3)", "`coracle member remove 3`"];
+        assert!(parts.iter().all(|part| said.contains(part)) && !said.contains("remove 2"), "{said}");
         let resources = ["secrets", "configmaps"].map(str::to_owned).into();
         let some = Encryption { key: Some(3), created: Some(0), resources, ..none };
         let said = in_words(&some);

@@ -17,6 +17,9 @@ pub struct Encryption {
     pub key: Option<u64>,
     /// When that was made, Unix time in seconds.
     pub created: Option<i64>,
+    /// Servers because of which there is no key yet.
+    #[serde(default)]
+    pub held_back_by: Vec<HeldBack>,
     /// Numbers of older keys that are still kept.
     #[serde(default)]
     pub older_keys: Vec<u64>,
@@ -33,6 +36,17 @@ pub struct Encryption {
     /// How many these are.
     #[serde(default)]
     pub unreadable_count: usize,
+}
+
+/// A server whose version does not know of encryption, or may not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldBack {
+    /// Its number.
+    pub member: u64,
+    /// Its name.
+    pub name: String,
+    /// Whether it was given that number and has not come.
+    pub absent: bool,
 }
 
 /// An object that cannot be opened.
@@ -54,6 +68,19 @@ impl Encryption {
     pub(crate) fn in_words(&self) -> Vec<String> {
         let told = self.unreadable.iter().map(|one| format!("{} cannot be read: {}", one.what, one.why));
         let mut words: Vec<String> = told.collect();
+        words.extend(self.held_back_by.iter().map(|server| {
+            let HeldBack { member, name, absent } = server;
+            match absent {
+                true => format!(
+                    "Secrets are stored in the clear, in backups, too: server {name} ({member}) was given a place by a version that does \
+                     not encrypt, and has not come; `coracle member remove {member}` if it does not"
+                ),
+                false => format!(
+                    "Secrets are stored in the clear, in backups, too: server {name} ({member}) has a version that does not encrypt; \
+                     start it with this one"
+                ),
+            }
+        }));
         if self.unreadable_count > self.unreadable.len() {
             words.push(format!("{} more objects cannot be read", self.unreadable_count - self.unreadable.len()));
         }
@@ -81,5 +108,25 @@ impl Remote {
 
     async fn ask_encryption(&self, request: Result<Request<Vec<u8>>, http::Error>) -> Result<Encryption, AskError> {
         Ok(self.client().request(request.expect("a request of constants")).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_keeps_secrets_in_the_clear_is_named_with_what_to_do() {
+        let told = json!({
+            "key": null, "created": null, "objects": 0, "left": 0, "heldBackBy": [
+                {"member": 2, "name": "two", "absent": false}, {"member": 3, "name": "three", "absent": true},
+            ],
+        });
+        let words = serde_json::from_value::<Encryption>(told).unwrap().in_words();
+        assert!(words.len() == 2 && words[0].contains("two (2) has a version"), "{words:?}");
+        assert!(!words[0].contains("remove") && words[1].contains("`coracle member remove 3`"), "{words:?}");
+        // A server of an earlier version says nothing of it.
+        let told = json!({"key": null, "created": null, "objects": 0, "left": 0});
+        assert!(serde_json::from_value::<Encryption>(told).unwrap().in_words().is_empty());
     }
 }

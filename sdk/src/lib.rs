@@ -41,7 +41,7 @@ pub use cluster::{Cluster, Compiler, IngressPort, IngressPorts, Options, StartEr
 pub use coracle_node::{NoOtlpEndpoint, Otlp, OtlpEndpoint, Unfit};
 pub use coracle_server::backup::{Contents, RestoreError, Restored};
 pub use coracle_server::{Audit, Formats, Listeners, Log, Next, Preparation, Program, Running, SecretKey, Version};
-pub use encryption::{Encryption, Unreadable};
+pub use encryption::{Encryption, HeldBack, Unreadable};
 pub use failover::Moved;
 pub use members::{Certificate, Member};
 pub use mesh::{RoutesOf, TapLine, Tapped};

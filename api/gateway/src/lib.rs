@@ -37,7 +37,7 @@ pub use resolve::{GatewayState, ListenerState, Objects, ParentState, Resolved, R
 pub use rule::{
     Action, Conditions, Filters, Forward, HeaderChanges, Match, PathChange, PathMatch, Redirect, Rewrite, Rule, Target,
 };
-pub use served::{PORTS_MAX, PortState, Served, ServedAt};
+pub use served::{PORTS_MAX, PortState, PortStates, Served, ServedAt};
 pub use text::{Pattern, TextMatch};
 
 /// The group of all these kinds.

@@ -94,9 +94,9 @@ fn programmed(gateway: &GatewayState, listener: &ListenerState, served: &Served)
     if !listener.is_served() || !listener.secrets.is_empty() && is_broken(listener, served) {
         return Verdict::no("Invalid", "it has no certificate");
     }
-    match served.at(listener.port) {
-        None => Verdict::no("Pending", "no node that is ready has opened the port yet"),
-        Some(at) if at.is_empty() && served.is_beyond(listener.port) => {
+    let at = served.at(listener.port);
+    match at {
+        _ if at.is_none_or(BTreeSet::is_empty) && served.is_beyond(listener.port) => {
             let words = format!(
                 "there is no room for port {}: a node opens {PORTS_MAX} ports for Gateways, those of a namespace half of \
                  them; the oldest Gateways have theirs",
@@ -104,6 +104,7 @@ fn programmed(gateway: &GatewayState, listener: &ListenerState, served: &Served)
             );
             Verdict::no("PortUnavailable", words)
         }
+        None => Verdict::no("Pending", "no node that is ready has opened the port yet"),
         Some(at) if at.is_empty() => {
             let words = format!("no node could open port {}: events on the nodes say why", listener.port);
             Verdict::no("PortUnavailable", words)

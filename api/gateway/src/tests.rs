@@ -87,7 +87,7 @@ fn a_listener_s_conditions_say_what_is_wrong_with_it() {
         (vec![listener("l", 443, "HTTPS", secret("s"))], open, vec!["Programmed=True Programmed"]),
         (vec![listener("l", 80, "HTTP", json!({}))], "127.0.0.1", vec!["Programmed=False Pending"]),
         (vec![listener("l", 80, "HTTP", json!({}))], "127.0.0.1,80=taken", vec!["Programmed=False PortUnavailable"]),
-        (vec![listener("l", 80, "HTTP", json!({}))], "127.0.0.1,80=beyond", vec!["Programmed=False PortUnavailable"]),
+        (vec![listener("l", 80, "HTTP", json!({}))], "127.0.0.1,+beyond", vec!["Programmed=False PortUnavailable"]),
         (
             vec![listener("l", 53, "UDP", json!({}))],
             open,
@@ -300,8 +300,8 @@ fn a_port_for_which_there_is_no_room_is_told_on_the_listener() {
         let (_, _, status) = of_gateway(&objects, "g", &served(nodes));
         status["listeners"][0]["conditions"][3]["message"].as_str().unwrap().to_owned()
     };
-    assert!(message(&["127.0.0.1,80=beyond"]).starts_with("there is no room for port 80"));
-    assert_eq!(message(&["127.0.0.1,80=beyond", "127.0.0.2,80"]), "", "another node has it");
+    assert!(message(&["127.0.0.1,+beyond"]).starts_with("there is no room for port 80"));
+    assert_eq!(message(&["127.0.0.1,+beyond", "127.0.0.2,80"]), "", "another node has it");
 }
 
 #[test]

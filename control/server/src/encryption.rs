@@ -14,7 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use coracle_api::kinds;
-use coracle_keyspace::{Keyspace, NoRoom, SealingError, TransactError};
+use coracle_keyspace::{Keyspace, NoRoom, Role, SealingError, TransactError};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -37,8 +37,13 @@ pub fn router(keyspace: Keyspace) -> Router {
 pub fn told(keyspace: &Keyspace) -> Value {
     let sealing = keyspace.sealing();
     let unreadable = sealing.unreadable.iter().map(|(what, why)| json!({"what": what, "why": why}));
+    let held_back = if sealing.key.is_none() { keyspace.not_sealing() } else { Vec::new() };
+    let held_back = held_back
+        .iter()
+        .map(|member| json!({"member": member.member, "name": member.name, "absent": member.role == Role::Absent}));
     json!({
         "key": sealing.key,
+        "heldBackBy": held_back.collect::<Vec<_>>(),
         "created": sealing.created,
         "olderKeys": sealing.older,
         "resources": sealing.collections,

@@ -39,13 +39,12 @@ mod turns;
 mod uncertain;
 mod upgrade;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use coracle_discovery::gateway_api::PortState;
+use coracle_discovery::gateway_api::PortStates;
 use coracle_discovery::{Discovery, Policies, Protocol, Service};
 use coracle_policy::{Source, Workload};
 use futures::future::BoxFuture;
@@ -373,7 +372,7 @@ pub struct Proxy {
     opened: Arc<watch::Sender<Vec<Opened>>>,
     opening: Arc<opening::Opening>,
     /// Ports of Gateways, and whether they are served.
-    gateway_ports: Arc<watch::Sender<BTreeMap<u16, PortState>>>,
+    gateway_ports: Arc<watch::Sender<PortStates>>,
     tracer: Option<Tracer>,
 }
 
@@ -407,6 +406,12 @@ impl Proxy {
     /// What has become of the ports of Services of type LoadBalancer: those for which nobody of this node may answer are left out.
     pub fn opened(&self) -> watch::Receiver<Vec<Opened>> {
         self.opened.subscribe()
+    }
+
+    /// Whether Services are known, and what they have by their status is open as far as it can be: [`Proxy::opened`], which tells of that
+    /// moment, says nothing of them before.
+    pub fn knows_services(&self) -> bool {
+        self.opening.turn() != Turn::Held
     }
 
     /// The same that makes spans of requests.
@@ -445,6 +450,8 @@ impl Proxy {
             let retry_at = listeners.update(&snapshot, turn == Turn::All).await;
             if turn == Turn::Held && snapshot.generation > 0 {
                 self.opening.held();
+                // Also who has heard of nothing else since knows more now.
+                self.opened.send_modify(|_| {});
                 gateways_until = Some(Instant::now() + GATEWAYS_WITHIN);
             }
             let given_up = async {

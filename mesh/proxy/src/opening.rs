@@ -5,6 +5,10 @@
 //!  Held ─(what Services have by their status is open)─► Gateways ─(so are the ports of listeners)─► All
 //! ```
 //! Once all may open ports, whoever opens one first has it.
+//!
+//! What Services had is what their status says when the node lists them. The status of one that only this node was the balancer of loses
+//! its addresses while the node is not ready, as in a restart, and has them again once the node is, and says what it did before: if the
+//! node has listed the Service before that, its ports are new, and a Gateway that wants the same has them.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -42,6 +46,11 @@ impl Opening {
     /// Tells when it is another's.
     pub fn subscribe(&self) -> watch::Receiver<Turn> {
         self.turn.subscribe()
+    }
+
+    /// Whose it is.
+    pub fn turn(&self) -> Turn {
+        *self.turn.borrow()
     }
 
     /// What Services have is open.

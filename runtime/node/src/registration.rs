@@ -57,8 +57,8 @@ const INGRESS_BYTES_MAX: usize = 4 << 10;
 const BALANCER_BYTES_MAX: usize = 144 << 10;
 const GATEWAY_BYTES_MAX: usize = 48 << 10;
 
-/// What the object says of where a node serves, by the names of annotations.
-type Serves = [(&'static str, Option<String>); 3];
+/// What the object is to say of where a node serves, by the names of annotations. Of what is not known yet it says what it did.
+type Serves = Vec<(&'static str, Option<String>)>;
 
 /// Keeps the API server's picture of this node up to date.
 pub struct Registration {
@@ -215,9 +215,8 @@ impl Registration {
         let balances = balancer::annotation(config.node_port_bind, config.node_ip, &network.proxy.opened().borrow());
         let bind = config.ingress.bind;
         let address = if bind.is_unspecified() { config.node_ip } else { bind };
-        [
+        let mut serves = vec![
             (ingress::ANNOTATION, gateway.annotation().map(|text| text::entries_within(text, INGRESS_BYTES_MAX))),
-            (balancer::ANNOTATION, balances.map(|text| text::entries_within(text, BALANCER_BYTES_MAX))),
             (
                 gateways::ANNOTATION,
                 gateway
@@ -225,7 +224,12 @@ impl Registration {
                     .annotation(address, &self.context)
                     .map(|text| text::entries_within(text, GATEWAY_BYTES_MAX)),
             ),
-        ]
+        ];
+        // Before, it would say that Services have no ports, and their status would.
+        if network.proxy.knows_services() {
+            serves.push((balancer::ANNOTATION, balances.map(|text| text::entries_within(text, BALANCER_BYTES_MAX))));
+        }
+        serves
     }
 
     /// Follows the node's own object.
@@ -293,7 +297,7 @@ impl Registration {
     }
 
     /// Writes into the object where this node serves.
-    async fn say_where(&self, serves: &Serves) -> Result<(), Error> {
+    async fn say_where(&self, serves: &[(&str, Option<String>)]) -> Result<(), Error> {
         let annotations: Value = serves.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
         let patch = json!({"metadata": {"annotations": annotations}});
         let path = format!("/api/v1/nodes/{}", self.context.config.name);
@@ -364,7 +368,7 @@ impl Registration {
 }
 
 /// Whether the object says where its node serves.
-fn says(seen: &Value, serves: &Serves) -> bool {
+fn says(seen: &Value, serves: &[(&str, Option<String>)]) -> bool {
     let said = &seen["metadata"]["annotations"];
     serves.iter().all(|(name, value)| said[name].as_str() == value.as_deref())
 }

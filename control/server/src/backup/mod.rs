@@ -217,6 +217,8 @@ fn write(sources: &Sources, key: &SecretKey, whole: Whole, named: Option<&Named>
         "version": env!("CARGO_PKG_VERSION"),
         "images": named.is_some(),
         "key": key.fingerprint(),
+        "encryptionKey": whole.key(),
+        "open": whole.open(),
     })))?;
     let keys = json!({
         "authority": keys.authority, "authorityKey": keys.authority_key, "tokenKey": keys.token_key,
@@ -304,6 +306,9 @@ pub struct Contents {
     pub bytes: u64,
     /// Which key its keys are sealed under ([`SecretKey::fingerprint`]); empty of version 1, which has them open.
     pub key: String,
+    /// Objects that are in it in the clear although the cluster is to encrypt them, Secrets always among these, because it has not yet;
+    /// `None` where the server did not say it.
+    pub open: Option<u64>,
     /// What it lacks of the registry, since no server had it whole: the first of them, as repositories and digests in words.
     pub lacking: Vec<String>,
     /// How many these are.
@@ -334,7 +339,8 @@ pub fn verify(from: impl Read) -> Result<Contents, Error> {
             let lacking = end["lacking"].as_array().into_iter().flatten();
             let lacking: Vec<String> = lacking.filter_map(|one| one.as_str().map(str::to_owned)).collect();
             let lacking_count = end["lackingCount"].as_u64().unwrap_or(lacking.len() as u64);
-            Ok(Contents { revision, records, files, bytes: reader.at(), key, lacking, lacking_count })
+            let open = head["open"].as_u64();
+            Ok(Contents { revision, records, files, bytes: reader.at(), key, open, lacking, lacking_count })
         }
         _ => Err(Error::Damaged { at: reader.at(), why: "it does not hold what its end says" }),
     }
@@ -420,6 +426,7 @@ mod tests {
         let (code, whole) = ask(&router, &[crate::MASTERS], "").await;
         let contents = verify(&whole[..]).unwrap();
         assert_eq!((code, contents.files, contents.bytes), (200, 2, whole.len() as u64));
+        assert_eq!(contents.open, Some(0));
         assert_eq!((verify(&small[..]).unwrap().files, contents.lacking), (0, Vec::new()));
 
         // What nothing names any more, since the moment that is kept, goes after it was read.
@@ -479,6 +486,14 @@ mod tests {
         assert_eq!(fs::read(dir.join("pki/ca.key")).unwrap(), fs::read(temp.path().join("pki/ca.key")).unwrap());
         assert!(dir.join("CLUSTER").exists() && !dir.join("registry/uploads").exists());
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 4, "nothing is left beside it");
+
+        // A cluster that has no key says how much of what it is to seal is in the clear.
+        let value = coracle_keyspace::Value { bytes: "{}".into(), revision_at: 0 };
+        let key = coracle_keyspace::Key::new("secrets", "a/one");
+        let secret = coracle_keyspace::Op::Put { key, value, guard: coracle_keyspace::Guard::Absent };
+        keyspace.transact(vec![secret]).await.unwrap();
+        let (_, open) = ask(&router, &[crate::MASTERS], "?images=false").await;
+        assert_eq!(verify(&open[..]).unwrap().open, Some(1));
 
         // What is damaged is not carried along, and is named.
         fs::write(registry.join(&places[1]), &blob).unwrap();

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_discovery::gateway_api::{PORTS_MAX, PortState, Protocol as Spoken};
+use coracle_discovery::gateway_api::{PORTS_MAX, PortState, PortStates, Protocol as Spoken};
 use coracle_discovery::{Gateways, Ports, Protocol, Wants};
 use futures::future::join_all;
 use tokio::net::TcpListener;
@@ -59,7 +59,7 @@ struct Plan {
     open: BTreeMap<u16, Spoken>,
     /// Those that the node has anyway, and whether it serves them there.
     own: BTreeMap<u16, bool>,
-    /// Too many, those of the oldest Gateways; of more than may be open nothing is said.
+    /// Too many, those of the oldest Gateways first.
     beyond: Vec<u16>,
 }
 
@@ -112,7 +112,6 @@ fn plan<'a>(
     }
     let mut told = HashSet::new();
     beyond.retain(|port| !plan.open.contains_key(port) && told.insert(*port));
-    beyond.truncate(ports_max);
     plan.beyond = beyond;
     plan
 }
@@ -205,14 +204,14 @@ impl Proxy {
     }
 
     /// Ports of Gateways, and what has become of them.
-    pub fn gateway_ports(&self) -> watch::Receiver<BTreeMap<u16, PortState>> {
+    pub fn gateway_ports(&self) -> watch::Receiver<PortStates> {
         self.gateway_ports.subscribe()
     }
 }
 
 impl Listeners {
     /// Opens and closes ports; says what has become of them, and when one that is taken should be tried again.
-    async fn update(&mut self, ports: &Ports, own: &[OwnPort]) -> (BTreeMap<u16, PortState>, Option<Instant>) {
+    async fn update(&mut self, ports: &Ports, own: &[OwnPort]) -> (PortStates, Option<Instant>) {
         let all = ports.all().map(|(port, of)| Wanted { port, spoken: of.protocol, by: &of.wanted_by });
         let is_open = |port| self.open.contains_key(&port);
         let Plan { open: wanted, own, beyond } = plan(all, own, self.bind, is_open, PORTS_MAX);
@@ -227,7 +226,6 @@ impl Listeners {
         let state = |is_open| if is_open { PortState::Open } else { PortState::Taken };
         let mut states: BTreeMap<u16, PortState> =
             own.into_iter().map(|(port, is_open)| (port, state(is_open))).collect();
-        states.extend(beyond.into_iter().map(|port| (port, PortState::Beyond)));
         let now = Instant::now();
         for (port, spoken) in wanted {
             let is_due = self.failures.get(&port).is_none_or(|failure| failure.again <= now);
@@ -236,6 +234,7 @@ impl Listeners {
             }
             states.insert(port, state(self.open.contains_key(&port)));
         }
+        let states = PortStates { ports: states, has_beyond: !beyond.is_empty() };
         (states, self.failures.values().map(|failure| failure.again).min())
     }
 
@@ -339,5 +338,8 @@ mod tests {
         // What is open counts, and stays.
         assert_eq!(planned(&of_a, &[2, 3]), (vec![2, 3], vec![1]));
         assert_eq!(planned(&of_a, &[1, 2, 3]), (vec![1, 2, 3], vec![]));
+        // None of the others is forgotten, however many they are.
+        let many: Vec<(u16, &[(usize, &str)])> = (1..=9).map(|port| (port, of_a[0].1)).collect();
+        assert_eq!(planned(&many, &[]), (vec![1, 2], (3..=9).collect()));
     }
 }

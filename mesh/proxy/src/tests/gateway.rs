@@ -1,11 +1,10 @@
 //! What comes in for Ingresses.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use coracle_discovery::SecretKey;
-use coracle_discovery::gateway_api::PortState;
+use coracle_discovery::gateway_api::{PortState, PortStates};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -586,7 +585,7 @@ async fn with_gateways(what: Local, own: Vec<OwnPort>) -> (Gateway, u16, u16, wa
     tokio::spawn(serving);
     let mut ports = world.proxy.gateway_ports();
     let are_open =
-        |ports: &BTreeMap<u16, PortState>| ports.values().all(|of| *of == PortState::Open) && ports.len() == 2;
+        |states: &PortStates| states.ports.values().all(|of| *of == PortState::Open) && states.ports.len() == 2;
     tokio::time::timeout(SOON, ports.wait_for(are_open)).await.expect("both are open").unwrap();
     (gateway, plain, secure, own)
 }
@@ -673,7 +672,10 @@ async fn a_gateway_shows_the_certificates_of_its_listeners_and_its_ports_come_an
     // The definitions go, and all with them.
     world.delete_gateway_object("customresourcedefinitions", "gateways.gateway.networking.k8s.io");
     let mut ports = world.proxy.gateway_ports();
-    tokio::time::timeout(SOON, ports.wait_for(|ports| ports.is_empty())).await.expect("they are closed").unwrap();
+    tokio::time::timeout(SOON, ports.wait_for(|states| *states == PortStates::default()))
+        .await
+        .expect("they are closed")
+        .unwrap();
     for port in [plain, secure] {
         let closed = async {
             while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
@@ -712,9 +714,9 @@ async fn a_port_may_speak_something_else_from_one_moment_to_the_next() {
     let listeners =
         json!([{"name": "a", "port": plain, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "a"}]}}]);
     world.gateway_object("gateways", "g", json!({"spec": {"gatewayClassName": "coracle", "listeners": listeners}}));
-    let is_one = |ports: &BTreeMap<u16, PortState>| !ports.contains_key(&secure);
+    let is_one = |states: &PortStates| !states.ports.contains_key(&secure);
     let now = tokio::time::timeout(SOON, ports.wait_for(is_one)).await.expect("the other port is closed").unwrap();
-    assert_eq!(now.get(&plain), Some(&PortState::Open), "nobody has it by then");
+    assert_eq!(now.ports.get(&plain), Some(&PortState::Open), "nobody has it by then");
     drop(now);
     gateway.secure.set_port(plain);
     let head = "GET / HTTP/1.1\r\nhost: a.x\r\n";

@@ -46,6 +46,7 @@ async fn a_node_that_begins_leaves_to_gateways_what_services_have_not_had() {
     let of = GatewayRoutes { routes: world.gateways.clone(), certificates };
     let (_own, own) = watch::channel(Vec::new());
     tokio::spawn(proxy.clone().serve_gateways(BIND, of, own, Box::new(|_, _| {}), world.stop.clone()));
+    assert!(!proxy.knows_services());
     tokio::spawn(proxy.clone().run(Some(BIND), world.stop.clone()));
     let said = |opened: &Vec<Opened>| -> Vec<(u16, bool)> {
         let mut said: Vec<(u16, bool)> = opened.iter().map(|port| (port.port, port.is_open)).collect();
@@ -55,6 +56,8 @@ async fn a_node_that_begins_leaves_to_gateways_what_services_have_not_had() {
     let mut opened = proxy.opened();
     let is_held = |opened: &Vec<Opened>| said(opened) == [(had, true)];
     tokio::time::timeout(SOON, opened.wait_for(is_held)).await.expect("what it had it has").unwrap();
+    let is_known = |_: &Vec<Opened>| proxy.knows_services();
+    tokio::time::timeout(SOON, opened.wait_for(is_known)).await.expect("who waits for it is told").unwrap();
     for port in [wanted, free] {
         drop(at(port).await.expect("nobody has it before Gateways are known"));
     }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use coracle_discovery::Gateways;
-use coracle_gateway::{Key, ServedAt};
+use coracle_gateway::{Key, PortStates, ServedAt};
 use coracle_proxy::{Certificate, Certificates, Failed, GatewayRoutes};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +37,7 @@ impl Served {
     pub fn annotation(&self, address: IpAddr, context: &Context) -> Option<String> {
         let ports = context.network.proxy.gateway_ports().borrow().clone();
         let broken = self.broken.borrow().clone();
-        let is_silent = ports.is_empty() && broken.is_empty();
+        let is_silent = ports == PortStates::default() && broken.is_empty();
         (!is_silent).then(|| ServedAt { address, ports, broken }.to_text())
     }
 }
