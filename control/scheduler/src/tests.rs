@@ -370,7 +370,7 @@ fn a_reservation_is_worth_nothing_on_a_node_that_takes_no_pods() {
     assert!(waits(&mut world));
     world.node(node("a", json!({"spec": {"unschedulable": true}})));
     assert!(!waits(&mut world));
-    assert_eq!(world.view.remove_node("a"), [uid.clone()]);
+    assert_eq!(world.view.remove_node("a"), std::slice::from_ref(&uid));
     assert_eq!(world.view.nomination(&uid), None);
 }
 

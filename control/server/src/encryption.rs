@@ -191,6 +191,10 @@ pub(crate) mod tests {
                 let map = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": format!("l{round}-{at}")}, "data": {"x": large}});
                 ask(&client, "POST", "/api/v1/namespaces/default/configmaps", map).await.unwrap();
             }
+            // And what the log still has when the server ends.
+            let map = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": format!("z{round}")}, "data": {"x": open}});
+            ask(&client, "POST", "/api/v1/namespaces/default/configmaps", map).await.unwrap();
+            ask(&client, "POST", SECRETS, secret(&format!("z{round}"))).await.unwrap();
             server.keyspace.flush_history().await;
             let read = ask(&client, "GET", &one, Value::Null).await.unwrap();
             assert_eq!(read["data"]["password"], ENCODED);

@@ -380,7 +380,7 @@ mod tests {
                 "apiVersion": "v1", "kind": "Secret", "metadata": {"name": format!("s{at}")}, "stringData": {"password": PLAIN},
             });
             ask(server, "POST", SECRETS, Some(secret)).await.unwrap();
-            let told = ask(server, "GET", "/coracle/v1/encryption", None).await.unwrap();
+            let told = crate::encryption::told(server.keyspace());
             assert_eq!((&told["key"], &told["unreadableCount"]), (&json!(1), &json!(0)));
         }
         for server in &servers {

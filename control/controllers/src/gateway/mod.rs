@@ -171,19 +171,26 @@ impl Controller {
                 let mut is_again =
                     wants_class && !known.objects.classes.contains_key(CLASS) && !self.make_class().await;
                 has_class &= !is_again;
+                let has_routes = !(known.objects.routes.is_empty() && known.objects.grpc_routes.is_empty());
                 let look = self.look(std::mem::take(&mut stale));
-                // Expressions take a while, and this thread has others to serve.
-                let looked = tokio::task::spawn_blocking(move || {
+                let work = move || {
                     let (resolved, writes) = look.at(&known, resolved);
                     (known, resolved, writes)
-                });
+                };
+                // Expressions take a while, and this thread has others to serve. Without routes there are none.
                 let writes;
-                (known, resolved, writes) = match looked.await {
-                    Ok((known, resolved, writes)) => (known, Some(resolved), writes),
-                    Err(error) => match error.try_into_panic() {
-                        Ok(panic) => std::panic::resume_unwind(panic),
-                        // The process ends.
-                        Err(_) => return,
+                (known, resolved, writes) = match has_routes {
+                    false => {
+                        let (known, resolved, writes) = work();
+                        (known, Some(resolved), writes)
+                    }
+                    true => match tokio::task::spawn_blocking(work).await {
+                        Ok((known, resolved, writes)) => (known, Some(resolved), writes),
+                        Err(error) => match error.try_into_panic() {
+                            Ok(panic) => std::panic::resume_unwind(panic),
+                            // The process ends.
+                            Err(_) => return,
+                        },
                     },
                 };
                 is_again |= !self.write(writes).await;

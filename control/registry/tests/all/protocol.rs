@@ -174,6 +174,17 @@ async fn what_cannot_be_mounted_is_uploaded() {
     }
 }
 
+/// What an upload has brought goes aside, when whoever asked has been answered.
+async fn nothing_is_left(server: &Server) {
+    let uploads = server.dir.path().join("uploads");
+    let gone = async {
+        while std::fs::read_dir(&uploads).unwrap().count() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("uploads go");
+}
+
 #[tokio::test]
 async fn a_blob_is_what_its_digest_says_or_nothing() {
     let server = Server::start();
@@ -181,12 +192,12 @@ async fn a_blob_is_what_its_digest_says_or_nothing() {
     let answer = send(&server, Method::POST, &format!("/v2/a/blobs/uploads/?digest={wrong}"), &[], "content").await;
     assert_eq!((answer.status, &*answer.code()), (StatusCode::BAD_REQUEST, "DIGEST_INVALID"));
     assert_eq!(get(&server, &format!("/v2/a/blobs/{wrong}")).await.code(), "BLOB_UNKNOWN");
-    assert_eq!(std::fs::read_dir(server.dir.path().join("uploads")).unwrap().count(), 0);
+    nothing_is_left(&server).await;
     let begun = send(&server, Method::POST, "/v2/a/blobs/uploads/", &[], "").await;
     let cancelled = send(&server, Method::DELETE, begun.header("location"), &[], "").await;
     assert_eq!(cancelled.status, StatusCode::NO_CONTENT);
     assert_eq!(get(&server, begun.header("location")).await.status, StatusCode::NOT_FOUND);
-    assert_eq!(std::fs::read_dir(server.dir.path().join("uploads")).unwrap().count(), 0);
+    nothing_is_left(&server).await;
 }
 
 #[tokio::test]
@@ -535,7 +546,7 @@ async fn uploads_that_nobody_goes_on_with_go_with_the_garbage() {
     let server = Server::with(|config| config.upload_idle_max = Duration::ZERO);
     assert_eq!(send(&server, Method::POST, "/v2/a/blobs/uploads/", &[], "").await.status, StatusCode::ACCEPTED);
     server.registry.collect_garbage(Duration::from_secs(3600)).await.unwrap();
-    assert_eq!(std::fs::read_dir(server.dir.path().join("uploads")).unwrap().count(), 0);
+    nothing_is_left(&server).await;
 }
 
 #[tokio::test]
