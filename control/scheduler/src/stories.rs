@@ -406,7 +406,7 @@ async fn a_victim_of_whom_nobody_knows_is_asked_again_and_no_other_for_it() {
     put_node(&api, "one", 1);
     api.put(&path("first"), running("one", 5));
     start(&api);
-    api.next(Method::DELETE, "/pods/first", Answer::DoneButUnknown);
+    api.next(Method::DELETE, "/pods/first", Answer::LostButUnknown);
     // Meanwhile there is somebody whom it would rather have gone.
     api.meanwhile(Method::DELETE, "/pods/first", |api| {
         put_node(api, "two", 1);
