@@ -187,7 +187,16 @@ impl Controller {
         let options = DeleteOptions { propagation_policy: Some("Background"), ..DeleteOptions::default() };
         let (mut left, mut asked, mut next) = (Left::default(), false, Some(String::new()));
         while let Some(after) = next {
-            let page = self.list(&path, &after).await?;
+            let page = match self.list(&path, &after).await {
+                Ok(page) => page,
+                // One that cannot be read fails the list; whoever deletes all of them need not read it.
+                Err(error) if kind.delete_collection && client::code(&error) == Some(500) => {
+                    self.client.delete_at(&path, &options).await?;
+                    asked = true;
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
             let staying: Vec<&Meta> =
                 page.items.iter().filter(|item| item.metadata.deletion_timestamp.is_none()).collect();
             asked |= !staying.is_empty();

@@ -864,6 +864,21 @@ async fn namespace_ends_after_its_content_although_requests_fail() {
 }
 
 #[tokio::test]
+async fn namespace_loses_a_collection_that_cannot_be_read() {
+    let api = Scripted::new();
+    let namespace = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:10:00Z"},
+        "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Terminating"}});
+    api.put("/api/v1/namespaces/n", namespace);
+    api.put("/api/v1/namespaces/n/secrets/s", json!({}));
+    // As long as there is one that cannot be opened.
+    api.always(Method::GET, "/namespaces/n/secrets", Answer::Refused(500, "InternalError"));
+    api.meanwhile(Method::DELETE, "/namespaces/n/secrets", Scripted::relent);
+    let _world = start(&api, 600_000);
+    api.until("it is gone", |api| api.get("/api/v1/namespaces/n").is_none().then_some(())).await;
+    assert!(api.get("/api/v1/namespaces/n/secrets/s").is_none());
+}
+
+#[tokio::test]
 async fn namespace_loses_its_content_although_a_group_does_not_answer() {
     let api = Scripted::new();
     api.always(Method::GET, "/apis/scheduling.k8s.io/v1", Answer::Refused(503, "ServiceUnavailable"));

@@ -102,6 +102,8 @@ struct Cycle {
     changed: Changed,
     /// Since when pods wait for their volumes at the nodes that were chosen.
     chosen: HashMap<Uid, Instant>,
+    /// Pods without a node in whose status stands where room is made for them, or will.
+    nominated: HashSet<Uid>,
     queue: Queue,
     classes: Classes,
     decider: Decider,
@@ -222,6 +224,7 @@ impl Cycle {
             volumes: Volumes::default(),
             changed: Changed::default(),
             chosen: HashMap::new(),
+            nominated: HashSet::new(),
             queue: Queue::default(),
             classes: Classes::default(),
             decider: Decider::default(),
@@ -422,9 +425,11 @@ impl Cycle {
         self.queue.wake_all(Instant::now());
     }
 
-    /// Room is made for the pod nowhere any more.
-    fn tell_withdrawn(&self, uid: &str) {
-        if let Some(pending) = self.queue.get(uid) {
+    /// Room is made for the pod nowhere any more; where it waits for its volumes nobody was told.
+    fn tell_withdrawn(&mut self, uid: &str) {
+        if self.nominated.remove(uid)
+            && let Some(pending) = self.queue.get(uid)
+        {
             self.reporter.withdrawn(pending.subject.clone());
         }
     }
@@ -467,6 +472,7 @@ impl Cycle {
             let name = pod.metadata.name.as_deref().unwrap_or_default().into();
             self.queue.remove(&uid);
             self.chosen.remove(&uid);
+            self.nominated.remove(&uid);
             self.reporter.settled(&uid);
             let node = self.view.named(node).map_or_else(|| node.into(), |known| known.name.clone());
             let leaving = leaving || self.doomed.contains(&uid);
@@ -495,10 +501,11 @@ impl Cycle {
         });
         let told = told.and_then(|condition| condition.message.as_deref()).map(Arc::from);
         let name = pod.metadata.name.as_deref().unwrap_or_default().into();
-        if let Some(node) = pod.status.nominated_node_name.as_deref().filter(|node| !node.is_empty())
-            && self.queue.get(&uid).is_none()
-        {
-            self.view.nominate(&uid, &node.into(), &class);
+        if let Some(node) = pod.status.nominated_node_name.as_deref().filter(|node| !node.is_empty()) {
+            self.nominated.insert(uid.clone());
+            if self.queue.get(&uid).is_none() {
+                self.view.nominate(&uid, &node.into(), &class);
+            }
         }
         let generation = pod.metadata.generation;
         let version = pod.metadata.resource_version.as_deref().map(Arc::from);
@@ -562,6 +569,7 @@ impl Cycle {
         self.reporter.settled(uid);
         self.doomed.remove(uid);
         self.chosen.remove(uid);
+        self.nominated.remove(uid);
         self.displace(uid);
         let concerned = self.volumes.forget(uid);
         self.look_again(concerned);
@@ -690,12 +698,15 @@ impl Cycle {
         if let Some(preemption) = &diagnosis.preemption {
             helps = helps.or(Helps::ROOM);
             nominated = Nominated::Node(&preemption.node);
+            self.nominated.insert(uid.clone());
             self.preempt(&subject, class, preemption);
         } else if diagnosis.waits {
             helps = helps.or(Helps::ROOM);
         } else if self.view.withdraw(uid) {
             // It fits no more where room was made for it, so others may have that.
-            nominated = Nominated::Nowhere;
+            if self.nominated.remove(uid) {
+                nominated = Nominated::Nowhere;
+            }
             self.queue.wake(Helps::ROOM, Instant::now());
         }
         let news = self.queue.wait(uid, helps, &diagnosis.message, Instant::now());

@@ -406,7 +406,7 @@ async fn a_victim_of_whom_nobody_knows_is_asked_again_and_no_other_for_it() {
     put_node(&api, "one", 1);
     api.put(&path("first"), running("one", 5));
     start(&api);
-    api.next(Method::DELETE, "/pods/first", Answer::DoneButUnknown);
+    api.next(Method::DELETE, "/pods/first", Answer::LostButUnknown);
     // Meanwhile there is somebody whom it would rather have gone.
     api.meanwhile(Method::DELETE, "/pods/first", |api| {
         put_node(api, "two", 1);
@@ -469,4 +469,18 @@ async fn a_nomination_that_is_taken_or_whose_node_is_gone_is_not_told_any_more()
     api.remove("/api/v1/nodes/one");
     api.until("nor has the other", |api| is_nominated(api, "high", None)).await;
     assert_eq!(scheduled(&api, "low"), "False");
+}
+
+#[tokio::test]
+async fn of_a_node_where_a_pod_waits_for_its_volumes_nothing_is_taken_back() {
+    let api = Scripted::new();
+    put_node(&api, "one", 9);
+    put_claim(&api, "data");
+    start(&api);
+    api.put(&path("p"), with_claim("data"));
+    api.until("a node is selected", |api| selected(api, "data")).await;
+    api.remove("/api/v1/nodes/one");
+    refused(&api, "p").await;
+    let told = api.requests(&Method::PATCH, "/pods/p/status");
+    assert!(told.iter().all(|seen| seen.body["status"].get("nominatedNodeName").is_none()), "{told:?}");
 }

@@ -2,7 +2,7 @@
 //!
 //! Documents may be large: they are read one after the other, and only where they are others than those that were read.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{ANSWERS_WITHIN, ASKS_AS, AT_A_TIME};
-use crate::aggregation::{Backend, COLLECTION, Documents, OPENAPI_BYTES_MAX, resources_of, spec_of};
+use crate::aggregation::{Backend, COLLECTION, Documents, OPENAPI_BYTES_MAX, Told, resources_of, spec_of};
 use crate::cluster::Cluster;
 use crate::relay::{self, Question, Read};
 use crate::request::negotiate::JSON;
@@ -28,6 +28,9 @@ const GOOD_FOR: Duration = Duration::from_secs(60);
 const BAD_FOR: Duration = Duration::from_secs(10);
 /// How long it holds at least, whatever changes of its APIService.
 const HOLDS_MIN: Duration = Duration::from_secs(1);
+/// How long `/openapi/v2` is what it was while the document below `/openapi/v3` is: that is what two replicas of a server may have
+/// answered, of which one was an older one.
+const SAME_FOR: Duration = Duration::from_secs(600);
 /// Bytes of an answer about resources.
 const DISCOVERY_BYTES_MAX: usize = 4 << 20;
 
@@ -158,31 +161,38 @@ async fn document<T: Send + 'static>(
     parsed(backend, answer, read).await
 }
 
-/// Asks what a server serves, and by what its documents are told from others. What it does not say is as it was. Says whether
-/// it said what it serves.
+/// Asks what a server serves, and by what its documents are told from others, in [`ANSWERS_WITHIN`]: others wait for it. What it
+/// does not say is as it was. Says whether it said what it serves.
 async fn ask(cluster: &Cluster, backend: &Arc<Backend>) -> bool {
-    let at = format!("/apis/{}/{}", backend.group, backend.version);
-    let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-    let resources = |document: &Value, of: &Backend| resources_of(document, &of.group, &of.version);
-    let found = match document(cluster, backend, "/apis", aggregated, resources).await {
-        Some(found) => Some(found),
-        None => document(cluster, backend, &at, JSON, resources).await,
-    };
-    let hash = |index: &Value, of: &Backend| {
-        let url = index["paths"][format!("apis/{}/{}", of.group, of.version)]["serverRelativeURL"].as_str();
-        Some(url.map(|url| url.split_once("hash=").map_or("", |(_, hash)| hash).to_owned()))
-    };
-    let v3_hash = document(cluster, backend, "/openapi/v3", JSON, hash).await;
+    let until = Instant::now() + ANSWERS_WITHIN;
+    let found = tokio::time::timeout_at(until, resources(cluster, backend)).await.ok().flatten();
     cluster.backends.remember(&backend.name, |told| {
         told.is_current = found.is_some();
         if let Some(resources) = &found {
             told.resources.clone_from(resources);
         }
-        if let Some(hash) = &v3_hash {
-            told.v3_hash.clone_from(hash);
-        }
     });
+    let hash = |index: &Value, of: &Backend| {
+        let url = index["paths"][format!("apis/{}/{}", of.group, of.version)]["serverRelativeURL"].as_str();
+        Some(url.map(|url| url.split_once("hash=").map_or("", |(_, hash)| hash).to_owned()))
+    };
+    let v3_hash = tokio::time::timeout_at(until, document(cluster, backend, "/openapi/v3", JSON, hash)).await;
+    if let Some(hash) = v3_hash.ok().flatten() {
+        cluster.backends.remember(&backend.name, |told| told.v3_hash.clone_from(&hash));
+    }
     found.is_some()
+}
+
+async fn resources(cluster: &Cluster, backend: &Arc<Backend>) -> Option<Vec<Value>> {
+    let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+    let read = |document: &Value, of: &Backend| resources_of(document, &of.group, &of.version);
+    match document(cluster, backend, "/apis", aggregated, read).await {
+        Some(found) => Some(found),
+        None => {
+            let at = format!("/apis/{}/{}", backend.group, backend.version);
+            document(cluster, backend, &at, JSON, read).await
+        }
+    }
 }
 
 /// Servers whose `/openapi/v2` is to be read.
@@ -216,36 +226,48 @@ impl Queue {
 }
 
 async fn read_all(server: &Weak<Shared>, documents: &Queue) {
+    let mut when = When::default();
     loop {
         let backend = documents.next().await;
         let Some(alive) = server.upgrade() else { return };
-        read(&alive.cluster, &backend).await;
+        let heard = alive.cluster.backends.heard();
+        when.0.retain(|name, _| heard.contains_key(name));
+        let known = heard.get(&backend.name).map(|told| Told::clone(told)).unwrap_or_default();
+        if when.is_due(&backend.name, &known, Instant::now()) && read(&alive.cluster, &backend, &known).await {
+            when.0.insert(backend.name.clone(), Instant::now());
+        }
     }
 }
 
-/// Reads a server's part of `/openapi/v2`, unless it is what was read.
-async fn read(cluster: &Cluster, backend: &Arc<Backend>) {
-    let known = cluster.backends.heard().get(&backend.name).cloned().unwrap_or_default();
-    if known.has_read_v2() {
-        return;
+/// When which server has answered at `/openapi/v2`; of those that have told something.
+#[derive(Default)]
+struct When(HashMap<Arc<str>, Instant>);
+
+impl When {
+    fn is_due(&self, name: &str, known: &Told, now: Instant) -> bool {
+        !known.has_read_v2() || self.0.get(name).is_none_or(|at| now >= *at + SAME_FOR)
     }
+}
+
+/// Reads a server's part of `/openapi/v2`, unless it says that it is what was read. Says whether it answered.
+async fn read(cluster: &Cluster, backend: &Arc<Backend>, known: &Told) -> bool {
     let mut headers = vec![(header::ACCEPT, JSON.to_owned())];
     headers.extend(known.v2_of.etag.clone().map(|etag| (header::IF_NONE_MATCH, etag)));
-    let Some(answer) = get(cluster, backend, "/openapi/v2", &headers, OPENAPI_BYTES_MAX).await else { return };
+    let Some(answer) = get(cluster, backend, "/openapi/v2", &headers, OPENAPI_BYTES_MAX).await else { return false };
     let v3_hash = &known.v3_hash;
     if answer.code == StatusCode::NOT_MODIFIED {
         cluster.backends.remember(&backend.name, |told| told.v2_of.v3_hash.clone_from(v3_hash));
-        return;
+        return true;
     }
     let etag = answer.headers.get(header::ETAG).and_then(|etag| etag.to_str().ok()).map(str::to_owned);
     let of = Documents { etag, v3_hash: v3_hash.clone() };
     let spec = |document: &Value, of: &Backend| Some(spec_of(document, &of.group, &of.version));
-    if let Some(spec) = parsed(backend, answer, spec).await {
-        cluster.backends.remember(&backend.name, |told| {
-            told.v2.clone_from(&spec);
-            told.v2_of.clone_from(&of);
-        });
-    }
+    let Some(spec) = parsed(backend, answer, spec).await else { return false };
+    cluster.backends.remember(&backend.name, |told| {
+        told.v2.clone_from(&spec);
+        told.v2_of.clone_from(&of);
+    });
+    true
 }
 
 #[cfg(test)]
@@ -278,5 +300,19 @@ mod tests {
         assert!(Arc::ptr_eq(&queue.next().await, &newer));
         assert!(Arc::ptr_eq(&queue.next().await, &second));
         assert!(futures::poll!(std::pin::pin!(queue.next())).is_pending());
+    }
+
+    #[test]
+    fn documents_are_taken_to_be_the_same_for_a_while_only() {
+        let hash = Some("ABC".to_owned());
+        let v2_of = Documents { etag: None, v3_hash: hash.clone() };
+        let known = Told { v3_hash: hash, v2_of, ..Told::default() };
+        let (mut when, now) = (When::default(), Instant::now());
+        assert!(when.is_due("a", &known, now));
+        when.0.insert("a".into(), now);
+        assert!(!when.is_due("a", &known, now + SAME_FOR - Duration::from_secs(1)));
+        assert!(when.is_due("a", &known, now + SAME_FOR));
+        let newer = Told { v3_hash: Some("DEF".to_owned()), ..known };
+        assert!(when.is_due("a", &newer, now));
     }
 }

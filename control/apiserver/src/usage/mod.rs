@@ -22,7 +22,7 @@ use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::request::call::Call;
 use crate::request::negotiate::{Offer, Shape};
-use crate::store::{Seen, warm};
+use crate::store::{self, Seen, warm};
 use crate::verbs::list;
 use crate::verbs::selection::ListOptions;
 use collect::Samples;
@@ -79,7 +79,7 @@ pub(crate) async fn answer(cluster: &Cluster, usages: &Usages, call: &Call, of: 
         return Ok(show::one(form, of, &found, include));
     }
     let options = ListOptions::of(call, objects, false)?;
-    let page = list::page(cluster, call, objects, &options).await?;
+    let page = list::page(cluster, call, objects, &options, store::check_opened).await?;
     learn(objects, &page.records).await;
     let items: Vec<show::Item<'_>> =
         page.records.iter().filter_map(|record| item(objects, &samples, of, record)).collect();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use coracle_api::status::Status;
+use coracle_keyspace::Record;
 
 use super::delete;
 use super::list::{self, Page};
@@ -15,7 +16,7 @@ use crate::cluster::Cluster;
 use crate::request::call::Request;
 use crate::request::negotiate::Offer;
 use crate::request::spent::Spent;
-use crate::store::memo;
+use crate::store::{self, memo};
 
 /// Deletions under way at a time.
 const AT_A_TIME: usize = 64;
@@ -32,7 +33,13 @@ pub(crate) async fn deletecollection(
     let options = delete::options(request)?;
     delete::warn(call, resource, &options);
     let selection = ListOptions::of(call, resource, false)?;
-    let Page { revision, records, next, remaining, held } = list::page(cluster, call, resource, &selection).await?;
+    // Where all are meant, what cannot be opened goes as by its name; whether a selector means it nobody knows.
+    let check: fn(&Record) -> Result<(), Status> = match selection.selects_all() {
+        true => |_| Ok(()),
+        false => store::check_opened,
+    };
+    let Page { revision, records, next, remaining, held } =
+        list::page(cluster, call, resource, &selection, check).await?;
     let at = delete::attributes(cluster, call, resource, &options);
     let asked = at.asks();
     let outcomes: Vec<Result<Option<_>, Status>> = stream::iter(records)
@@ -50,7 +57,8 @@ pub(crate) async fn deletecollection(
                     match delete::remove_record(cluster, &call.identity, resource, &record, &options, Some((&at, "")))
                         .await?
                     {
-                        Some(_) => return Ok(Some(listed)),
+                        // Nothing in the place of a Secret would be taken for an empty one.
+                        Some(_) => return Ok(Some(listed).filter(|listed| listed.why_unreadable().is_none())),
                         None if turn.is_none() && !asked => turn = Some(cluster.store.turn(resource, &name).await),
                         None => {}
                     }

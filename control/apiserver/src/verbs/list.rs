@@ -42,17 +42,18 @@ pub(crate) async fn list(cluster: &Cluster, call: &Call, resource: &Arc<Resource
         return Err(Status::failure(406, "NotAcceptable", message));
     }
     let include = Include::of(&call.query)?;
-    let page = page(cluster, call, resource, &options).await?;
+    let page = page(cluster, call, resource, &options, store::check_opened).await?;
     warm(form, resource, &page.records).await;
     Ok(encode(form, resource, page, include))
 }
 
-/// Reads what the options ask for.
+/// Reads what the options ask for. `check` says of each that is read whether the page goes on with it.
 pub(crate) async fn page(
     cluster: &Cluster,
     call: &Call,
     resource: &Arc<Resource>,
     options: &ListOptions,
+    check: fn(&Record) -> Result<(), Status>,
 ) -> Result<Page, Status> {
     let token = options.continue_token.as_deref().map(Token::decode).transpose()?;
     // Held until only the page is left of what was.
@@ -75,7 +76,7 @@ pub(crate) async fn page(
         let (mut found, mut is_cut, mut remaining) = (Vec::new(), false, None);
         let mut rest = store::range(&records, namespace, after);
         for (_, record) in rest.by_ref() {
-            store::check_opened(record)?;
+            check(record)?;
             if !options.selects_all() && !Seen::new(resource, record).matches(&options.labels, &options.fields) {
                 continue;
             }

@@ -275,7 +275,9 @@ async fn autoscaler_that_takes_the_last_one_makes_one_again_when_it_is_asked_for
     pods(api, 1, "10m").await;
     let metric = json!({"type": "External", "external": {"metric": {"name": "queue"},
         "target": {"type": "AverageValue", "averageValue": "5"}}});
-    let behavior = json!({"scaleDown": {"stabilizationWindowSeconds": 0}});
+    let all = json!({"type": "Percent", "value": 1000, "periodSeconds": 15});
+    let rules = json!({"stabilizationWindowSeconds": 0, "policies": [all]});
+    let behavior = json!({"scaleDown": rules, "scaleUp": rules});
     api.put(SCALER, scaler(json!({"minReplicas": 0, "metrics": [metric], "behavior": behavior})));
     let (status, message, _) = until(api, SCALER, "ScaledToZero", "ScaledToZero").await;
     assert_eq!((&*status, &*message), ("True", "the HPA controller scaled the workload to zero"));
