@@ -21,12 +21,24 @@ use crate::plants::Plant;
 
 /// How long faults happen, in seconds: many short storms meet more than a few long ones.
 const STORM: RangeInclusive<u64> = 4..=16;
+/// In every so many worlds a node is away before the storm, for as long as it takes until its pods are elsewhere: controllers that have
+/// just begun drive no pod out for a while, and storms replace leaders too often.
+const AWAY_EVERY: u64 = 4;
+const AWAY: Duration = Duration::from_secs(45);
 /// How long a cluster may take to be well again: leases end, zones are driven out one node after the other.
 const HEALING: Duration = Duration::from_secs(240);
 
 /// Lets faults happen.
 pub async fn rage(world: &Arc<World>, nodes: usize) {
     let mut random = StdRng::seed_from_u64(world.seed ^ 0x5707);
+    if world.seed % AWAY_EVERY == AWAY_EVERY - 1 {
+        let name = node::name(random.random_range(0..nodes));
+        // There are pods by then.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        world.cut_line(&name, true);
+        tokio::time::sleep(AWAY).await;
+        world.cut_line(&name, false);
+    }
     let end = Instant::now() + Duration::from_secs(random.random_range(STORM));
     // One server is down or broken at a time: a majority is there, for what it can reach.
     let mut server = JoinSet::new();
