@@ -265,13 +265,16 @@ mod tests {
     #[test]
     fn who_cannot_be_said_is_refused() {
         let alice = || Identity::authenticated("alice", vec!["a".to_owned()]);
-        let line = || "a\r\nx-remote-group: system:masters".to_owned();
-        let changes: [(&str, &dyn Fn(&mut Identity)); 5] = [
-            ("name", &|who| who.user = line()),
-            ("uid", &|who| who.uid = line()),
-            ("group", &|who| who.groups.push("\0".to_owned())),
-            ("extra value", &|who| drop(who.extra.insert("key".to_owned(), vec!["ok".to_owned(), line()]))),
-            ("extra key", &|who| drop(who.extra.insert("k".repeat(1 << 17), vec!["v".to_owned()]))),
+        fn line() -> String {
+            "a\r\nx-remote-group: system:masters".to_owned()
+        }
+        type Change = fn(&mut Identity);
+        let changes: [(&str, Change); 5] = [
+            ("name", |who| who.user = line()),
+            ("uid", |who| who.uid = line()),
+            ("group", |who| who.groups.push("\0".to_owned())),
+            ("extra value", |who| drop(who.extra.insert("key".to_owned(), vec!["ok".to_owned(), line()]))),
+            ("extra key", |who| drop(who.extra.insert("k".repeat(1 << 17), vec!["v".to_owned()]))),
         ];
         for (what, change) in changes {
             let mut who = alice();
