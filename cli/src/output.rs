@@ -21,7 +21,7 @@ fn line_to(out: &mut impl Write, line: &[u8]) -> anyhow::Result<bool> {
     }
 }
 
-/// [`line`] of a format, for who has nothing left to do when nobody reads.
+/// [`line()`] of a format, for who has nothing left to do when nobody reads.
 macro_rules! say {
     ($($format:tt)*) => { $crate::output::line(format!($($format)*)).map(drop) };
 }
