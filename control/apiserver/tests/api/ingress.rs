@@ -161,6 +161,7 @@ async fn a_node_reads_the_certificates_of_gateways_that_it_serves() {
         let approved = json!({"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api/pull/1"});
         let metadata = json!({"name": format!("{plural}.{GROUP}"), "annotations": approved});
         server.make(DEFINITIONS, json!({"metadata": metadata, "spec": spec})).await;
+        server.appears(&format!("/apis/{GROUP}/{version}/{plural}")).await;
     }
     for namespace in ["infra", "certs"] {
         server.make("/api/v1/namespaces", json!({"metadata": {"name": namespace}})).await;
