@@ -1,5 +1,8 @@
 //! Requests of controllers: the few shapes they need, as the field manager `kube-controller-manager`.
 
+use std::pin::pin;
+
+use futures::AsyncReadExt as _;
 use http::Request;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use serde::de::DeserializeOwned;
@@ -8,6 +11,8 @@ use serde_json::{Value, json};
 
 use crate::informer::{Key, slim};
 
+/// Of the answer of another server so much is held.
+const FOREIGN_BYTES_MAX: u64 = 16 << 20;
 /// Who our writes belong to in `managedFields`.
 pub(crate) const MANAGER: &str = "fieldManager=kube-controller-manager";
 
@@ -221,6 +226,18 @@ impl Client {
     /// GET of a path.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, kube::Error> {
         self.send("GET", path, "application/json", None::<&()>).await
+    }
+
+    /// GET of what another server may serve: of its answer no more is held than [`FOREIGN_BYTES_MAX`], and one that is longer is an error.
+    pub(crate) async fn get_foreign<T: DeserializeOwned>(&self, path: &str) -> Result<T, kube::Error> {
+        let request = Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        let mut answer = pin!(self.0.request_stream(request).await?.take(FOREIGN_BYTES_MAX + 1));
+        let mut bytes = Vec::new();
+        answer.read_to_end(&mut bytes).await.map_err(|error| kube::Error::Service(error.into()))?;
+        if bytes.len() as u64 > FOREIGN_BYTES_MAX {
+            return Err(kube::Error::Service(format!("the answer has more than {FOREIGN_BYTES_MAX} bytes").into()));
+        }
+        serde_json::from_slice(&bytes).map_err(kube::Error::SerdeError)
     }
 
     /// GET of a collection, of which only metadata is asked for.

@@ -61,7 +61,8 @@ fn without_nulls<W: DeserializeOwned>(json: &str) -> Option<W> {
 /// So much of a reason is told: it is logged at each change of the object.
 const WHY_BYTES_MAX: usize = 512;
 
-fn cut(why: &str) -> &str {
+/// So much of a reason as is told.
+pub fn cut(why: &str) -> &str {
     &why[..why.floor_char_boundary(WHY_BYTES_MAX)]
 }
 

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_api::meta::selector::LabelSelector;
+use coracle_tolerant::cut;
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerStatus};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -232,8 +233,8 @@ impl Controller {
             return (pods, Ok(Measures::default()));
         }
         let path = client::path("metrics.k8s.io/v1beta1", "pods", &key.namespace, "");
-        let measures = self.client.get(&format!("{path}?labelSelector={}", escaped(text))).await;
-        (pods, measures.map_err(|error| chain(&error)))
+        let measures = self.client.get_foreign(&format!("{path}?labelSelector={}", escaped(text))).await;
+        (pods, measures.map_err(|error| cut(&chain(&error)).to_owned()))
     }
 
     /// What other servers measure.

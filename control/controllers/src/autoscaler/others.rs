@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use coracle_api::meta::Quantity;
 use coracle_api::meta::selector::LabelSelector;
-use coracle_tolerant::nullable;
+use coracle_tolerant::{cut, nullable};
 use futures::StreamExt as _;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::autoscaling::v2::{ExternalMetricSource, MetricIdentifier, MetricSpec, ObjectMetricSource};
@@ -92,9 +92,9 @@ fn api_of(spec: &MetricSpec) -> Option<&'static str> {
     }
 }
 
-/// As the reference says it.
+/// As the reference says it. What an adapter says of it is told in part: it goes into a condition and events.
 fn unread(api: &str, why: &str) -> String {
-    format!("unable to fetch metrics from {api} metrics API: {why}")
+    format!("unable to fetch metrics from {api} metrics API: {}", cut(why))
 }
 
 impl Asked<'_> {
@@ -210,7 +210,7 @@ impl Asked<'_> {
     }
 
     async fn get(&self, path: &str, selected: &str) -> Result<Vec<Item>, kube::Error> {
-        let values: Values = self.client.get(&format!("{path}{selected}")).await?;
+        let values: Values = self.client.get_foreign(&format!("{path}{selected}")).await?;
         Ok(values.items)
     }
 }
@@ -258,6 +258,21 @@ mod tests {
         let late = "unable to fetch metrics from external metrics API: no answer within 1 s".to_owned();
         assert!((1..names.len()).all(|at| told[&at] == Err(late.clone())), "{told:?}");
         assert_eq!(api.requests(&Method::GET, "/hang").len(), AT_ONCE, "the others do not begin anew");
+    }
+
+    #[tokio::test]
+    async fn of_what_an_adapter_says_a_bounded_part_is_held_and_told() {
+        let api = Scripted::new();
+        let place = |name: &str| format!("/apis/external.metrics.k8s.io/v1beta1/namespaces/n/{name}/a");
+        api.put(&place("wrong"), json!({"value": "x".repeat(1 << 20)}));
+        api.put(&place("long"), json!({"value": "1", "more": "x".repeat(17 << 20)}));
+        let told = ask(&api, &["wrong", "long"]).await;
+        let is_short = |why: &String| why.len() < 1024;
+        assert!(told[&0].as_ref().is_err_and(|why| is_short(why) && why.contains("no quantity")), "{told:?}");
+        assert!(
+            told[&1].as_ref().is_err_and(|why| is_short(why) && why.contains("more than 16777216 bytes")),
+            "{told:?}"
+        );
     }
 
     #[tokio::test]
