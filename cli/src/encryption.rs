@@ -104,6 +104,10 @@ fn print(encryption: &Encryption) -> anyhow::Result<()> {
     for unreadable in &encryption.unreadable {
         say!("unreadable  {}: {}", unreadable.what, unreadable.why)?;
     }
+    let more = encryption.unreadable_count.saturating_sub(encryption.unreadable.len());
+    if more > 0 {
+        say!("unreadable  {more} more")?;
+    }
     Ok(())
 }
 

@@ -136,6 +136,9 @@ pub(crate) struct Listener {
     pub protocol: String,
     pub tls: Tls,
     pub allowed_routes: AllowedRoutes,
+    /// What else is there, as later definitions have it.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -56,8 +56,9 @@ fn one(gateway: &Gateway, listener: &Listener, permits: Permits<'_>) -> Listener
             accepted = Verdict::no("UnsupportedProtocol", format!("TLS mode {mode} is not supported: Terminate is"));
         }
         Some(_) => {
-            if let Some(name) = kinds::first(&listener.tls.others) {
-                accepted = Verdict::no("UnsupportedValue", format!("tls.{name} is not supported"));
+            let of_tls = kinds::first(&listener.tls.others).map(|name| format!("tls.{name}"));
+            if let Some(name) = kinds::first(&listener.others).map(str::to_owned).or(of_tls) {
+                accepted = Verdict::no("UnsupportedValue", format!("{name} is not supported"));
             }
         }
     }

@@ -209,7 +209,7 @@ struct RuleSpec {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct MatchSpec {
     path: TextSpec,
     headers: Vec<TextSpec>,
@@ -219,7 +219,7 @@ struct MatchSpec {
 
 /// A text to be compared.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 struct TextSpec {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -228,14 +228,14 @@ struct TextSpec {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct Timeouts {
     request: Option<String>,
     backend_request: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 struct BackendSpec {
     group: Option<String>,
     kind: Option<String>,
@@ -247,7 +247,7 @@ struct BackendSpec {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 struct HeadersSpec {
     set: Vec<TextSpec>,
     add: Vec<TextSpec>,
@@ -255,7 +255,7 @@ struct HeadersSpec {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct RedirectSpec {
     scheme: Option<String>,
     hostname: Option<String>,
@@ -265,14 +265,14 @@ struct RedirectSpec {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 struct RewriteSpec {
     hostname: Option<String>,
     path: Option<PathSpec>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct PathSpec {
     #[serde(rename = "type")]
     kind: String,
@@ -695,6 +695,12 @@ mod tests {
             (json!({"filters": [{"type": "URLRewrite"}, {"type": "URLRewrite"}]}), "filter URLRewrite is there twice"),
             (json!({"retry": {"attempts": 3}}), "retry is not supported"),
             (json!({"sessionPersistence": {}}), "sessionPersistence is not supported"),
+            (json!({"matches": [{"later": 1}]}), "a match cannot be read: unknown field `later`"),
+            (json!({"timeouts": {"later": "1s"}}), "a rule cannot be read: unknown field `later`"),
+            (
+                json!({"backendRefs": [{"name": "a", "port": 80, "later": 1}]}),
+                "a rule cannot be read: unknown field `later`",
+            ),
             (json!({"comesLater": 1}), "comesLater is not supported"),
             (
                 json!({"matches": [{"path": {"type": "Glob", "value": "/"}}]}),

@@ -269,6 +269,7 @@ impl Server {
             // It is made below, once the directory is locked.
             (None, false) => None,
         };
+        let is_root_known = root.is_some();
         // First: this locks the directory, so that two servers cannot both go on.
         let keyspace = coracle_keyspace::Config {
             stored_max: config.stored_max,
@@ -292,7 +293,7 @@ impl Server {
             false => founding::founded(&dir)?,
         }
         let certificates = Arc::new(Certificates::default());
-        let prepared = match founded || config.joining.is_some() {
+        let prepared = match is_root_known {
             true => prepared,
             // Its authority was made just now.
             false => prepared.with_root(Authority::root_key(&pki)?),

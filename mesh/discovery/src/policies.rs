@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Again;
-use crate::words::words;
+use crate::words::{is_refused, words};
 
 /// Changes that are taken together into one table.
 const BATCH: usize = 1024;
@@ -226,14 +226,6 @@ fn unshown<K: Resource<DynamicType = ()>>() -> &'static str {
             "rules of network policies that name namespaces by labels allow nobody at this node: the API server does not show it namespaces"
         }
         _ => "network policies are not enforced by this node: the API server does not show them to it",
-    }
-}
-
-/// Whether the API server has said that this kind is not for nodes.
-fn is_refused(error: &Error) -> bool {
-    match error {
-        Error::InitialListFailed(kube::Error::Api(status)) => matches!(status.code, 403 | 404),
-        _ => false,
     }
 }
 

@@ -14,6 +14,11 @@ pub(crate) fn words(error: &Error) -> String {
     if said.is_empty() { error.to_string() } else { said.to_owned() }
 }
 
+/// Whether the API server has said that this kind is not there, or not for nodes.
+pub(crate) fn is_refused(error: &Error) -> bool {
+    matches!(error, Error::InitialListFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 404))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -371,7 +371,7 @@ pub struct Proxy {
     /// What has become of the ports of Services that this node is a balancer of.
     opened: Arc<watch::Sender<Vec<Opened>>>,
     opening: Arc<opening::Opening>,
-    /// Ports of Gateways, and whether they are served.
+    /// Ports of Gateways, and what has become of them.
     gateway_ports: Arc<watch::Sender<PortStates>>,
     tracer: Option<Tracer>,
 }

@@ -702,6 +702,8 @@ impl Inner {
                 message: "its content does not begin like a WebAssembly binary".to_owned(),
             });
         }
+        // What ended a moment ago gives way.
+        self.forget_answers();
         self.blobs.insert(digest, file).map_err(|error| match error {
             InsertError::Io(error) => PullError::io(image, error),
             InsertError::Digest(_) => PullError::Corrupt { image: image.to_owned(), message: error.to_string() },

@@ -115,7 +115,10 @@ impl Asked {
         }
         let asked = stream::iter(due).map(|backend| async move {
             let is_good = ask(cluster, &backend).await;
-            documents.push(&backend);
+            // Of what is not understood there is no document to read.
+            if is_good {
+                documents.push(&backend);
+            }
             (backend.name.clone(), Last { backend, at: Instant::now(), is_good })
         });
         self.0.extend(asked.buffer_unordered(AT_A_TIME).collect::<Vec<_>>().await);
@@ -232,7 +235,7 @@ async fn read_all(server: &Weak<Shared>, documents: &Queue) {
         let Some(alive) = server.upgrade() else { return };
         let heard = alive.cluster.backends.heard();
         when.0.retain(|name, _| heard.contains_key(name));
-        let known = heard.get(&backend.name).map(|told| Told::clone(told)).unwrap_or_default();
+        let known = heard.get(&backend.name).cloned().unwrap_or_default();
         if when.is_due(&backend.name, &known, Instant::now()) && read(&alive.cluster, &backend, &known).await {
             when.0.insert(backend.name.clone(), Instant::now());
         }

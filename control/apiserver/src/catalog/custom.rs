@@ -41,9 +41,9 @@ impl Custom {
         record.revision > self.since
     }
 
-    /// The webhook that is asked for a record before clients of this version see it.
+    /// The webhook that is asked for a record before clients of this version see it. Of what cannot be opened there is nothing to ask.
     pub fn converter(&self, record: &Record) -> Option<&Arc<Conversion>> {
-        self.conversion.as_ref().filter(|_| !record.bytes.starts_with(&self.head))
+        self.conversion.as_ref().filter(|_| record.why_unreadable().is_none() && !record.bytes.starts_with(&self.head))
     }
 
     /// Turns a stored object into what clients of this version see.

@@ -74,7 +74,8 @@ pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<
             row.strategy().from_storage(&mut object);
             respond::object(form, code, resource, &object, include)
         }
-        Deleted::Gone(record) if returns_object(row) => {
+        // What could not be read is gone, and is not shown.
+        Deleted::Gone(record) if returns_object(row) && record.why_unreadable().is_none() => {
             let seen = Seen::new(resource, &record);
             match last_seen(resource, seen.to_remove()?, &options) {
                 Some(object) => respond::object(form, code, resource, &object, include),
@@ -221,7 +222,8 @@ pub(crate) async fn remove_record(
         record
     };
     let seen = Seen::new(resource, record);
-    let old = if is_converted { seen.in_own_version()? } else { seen.to_remove()? };
+    let is_shown = is_converted && record.why_unreadable().is_none();
+    let old = if is_shown { seen.in_own_version()? } else { seen.to_remove()? };
     check_preconditions(resource, &old, options)?;
     let step = plan(resource, &old, options, Timestamp::now());
     let before = options.admitted.guard();

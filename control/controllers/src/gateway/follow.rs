@@ -1,6 +1,6 @@
 //! Watches of Gateway API's kinds, each while its definition is there: one that is not would be refused again and again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use coracle_gateway::{BUNDLE, Definition, GROUP, KINDS, Meta, Said, defined_by};
@@ -17,6 +17,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// A definition that could not be read is read again after this time.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often a definition is asked for before its kind is watched whatever it says.
+const TRIES_MAX: u32 = 8;
 
 /// Of a kind, by its place in [`KINDS`].
 pub(super) type Change = (usize, Said);
@@ -169,7 +171,7 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
 /// Whether the kind is served in our version, as its definition says. Where that is not told, whoever watches hears whether it is.
 async fn is_served(client: &kube::Client, kind: usize) -> bool {
     let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}.{GROUP}", KINDS[kind].1);
-    loop {
+    for _ in 0..TRIES_MAX {
         let request = http::Request::get(&path).body(Vec::new()).expect("a path of letters");
         match client.request_text(request).await {
             // What is no definition does not tell.
@@ -181,11 +183,5 @@ async fn is_served(client: &kube::Client, kind: usize) -> bool {
         }
         tokio::time::sleep(AGAIN).await;
     }
-}
-
-/// The labels of a namespace.
-pub(super) fn labels(
-    metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-) -> BTreeMap<String, String> {
-    metadata.labels.clone().unwrap_or_default()
+    true
 }

@@ -18,6 +18,7 @@ use coracle_gateway::{
 };
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use kube::ResourceExt as _;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
@@ -99,11 +100,10 @@ impl Controller {
             let beside = beside.clone();
             move |change| {
                 let (namespace, is_gone) = (change.object(), matches!(change, Change::Deleted(_)));
-                let labels = |namespace: &Arc<Namespace>| follow::labels(&namespace.metadata);
-                if !is_gone && change.before().is_some_and(|before| labels(before) == labels(namespace)) {
+                if !is_gone && change.before().is_some_and(|before| before.labels() == namespace.labels()) {
                     return;
                 }
-                let now = (!is_gone).then(|| labels(namespace));
+                let now = (!is_gone).then(|| namespace.labels().clone());
                 beside.namespaces.lock().insert(namespace.key().name, now);
                 beside.changed.notify_one();
             }

@@ -23,7 +23,7 @@ use crate::formats::Formats;
 use crate::group::GROUP;
 use crate::record::{Key, Op, Record, Revision};
 use crate::renewals::Renewal;
-use crate::seal::KEYS;
+use crate::seal::{self, KEYS};
 use crate::state::{GuardFailed, Outcome, State};
 
 /// How long it is waited for a leader: an election begins a second and a little after the last one was heard of, and may have to
@@ -336,7 +336,11 @@ enum NotNow {
 /// Whether `op` adds a record that may not be added where there is little room. The group's own and the keys are few and small: who is in
 /// it, and who of them begins anew, changes there, too; and a key that is needed is made.
 fn adds(state: &State, op: &Op) -> bool {
-    matches!(op, Op::Put { key, .. } if ![GROUP, KEYS].contains(&&*key.collection) && state.record(key).is_none())
+    matches!(op, Op::Put { key, .. } if !is_few_and_small(key) && state.record(key).is_none())
+}
+
+fn is_few_and_small(key: &Key) -> bool {
+    [GROUP, KEYS].contains(&&*key.collection)
 }
 
 /// Refuses what enlarges a state that has reached its bound.
@@ -350,7 +354,13 @@ fn check_quota(state: &State, max: u64, ops: &[Op]) -> Result<(), NoRoom> {
     let there = |key: &Key| state.record(key).map_or(0, |record| record.kept_size());
     let grows = |op: &Op| match op {
         Op::Delete { .. } | Op::Check { .. } => false,
-        Op::Put { key, .. } => adds(state, op) || op.size() as u64 > there(key) + allowed,
+        Op::Put { key, value, .. } => {
+            // What is in the clear may be sealed whatever there is: each is once, and a frame is a few bytes.
+            let seals = seal::sealed_by(&value.bytes).is_some()
+                && state.record(key).is_some_and(|record| record.sealed_by().is_none());
+            let allowed = if seals || is_few_and_small(key) { GROWTH_AT_QUOTA } else { allowed };
+            adds(state, op) || op.size() as u64 > there(key) + allowed
+        }
     };
     if ops.iter().any(grows) { Err(NoRoom::Quota { stored, max }) } else { Ok(()) }
 }

@@ -579,11 +579,16 @@ impl Inner {
 
     fn cut_from(&mut self, index: u64) {
         while let Some(entry) = self.entries.pop_back_if(|entry| entry.log_id.index >= index) {
-            let bytes = size(&entry);
-            self.bytes -= bytes;
-            if entry.log_id.index <= self.owed.0 {
-                self.owed.1 = self.owed.1.saturating_sub(bytes);
-            }
+            self.forget(&entry);
+        }
+    }
+
+    /// Counts an entry no more, neither as kept nor as owed to others.
+    fn forget(&mut self, entry: &Entry) {
+        let bytes = size(entry);
+        self.bytes -= bytes;
+        if entry.log_id.index <= self.owed.0 {
+            self.owed.1 = self.owed.1.saturating_sub(bytes);
         }
     }
 
@@ -593,11 +598,7 @@ impl Inner {
 
     fn purge(&mut self, upto: LogId) {
         while let Some(entry) = self.entries.pop_front_if(|entry| entry.log_id.index <= upto.index) {
-            let bytes = size(&entry);
-            self.bytes -= bytes;
-            if entry.log_id.index <= self.owed.0 {
-                self.owed.1 = self.owed.1.saturating_sub(bytes);
-            }
+            self.forget(&entry);
         }
         if self.entries.is_empty() {
             self.entries.shrink_to(1024);

@@ -32,10 +32,10 @@ pub(crate) async fn run(
         loop {
             let Ok(Some(mine)) = lead.wait_for(Option::is_some).await.map(|lead| *lead) else { return };
             let mut changed = member.machine().state.write().collection_mut(&Arc::from(KEYS)).changed.subscribe();
-            let mut unused_since = None;
+            let (mut unused_since, mut is_hindered) = (None, false);
             loop {
                 changed.mark_unchanged();
-                let again = look(&member, mine, remembered, &mut unused_since).await;
+                let again = look(&member, mine, remembered, &mut unused_since, &mut is_hindered).await;
                 let rest = async {
                     match again {
                         Some(again) => tokio::time::sleep(again).await,
@@ -69,6 +69,7 @@ async fn look(
     mine: Lead,
     remembered: Duration,
     unused_since: &mut Option<(u64, Instant)>,
+    is_hindered: &mut bool,
 ) -> Option<Duration> {
     let (keys, collections) = {
         let state = member.machine().state.read();
@@ -84,6 +85,11 @@ async fn look(
         let count = due.len();
         let written = futures::stream::iter(due).map(|record| write_anew(member.clone(), mine, record));
         let hindered = written.buffer_unordered(TOGETHER).filter(|done| std::future::ready(!done)).count().await;
+        // Once for all that it is tried again.
+        if hindered > 0 && !*is_hindered {
+            tracing::warn!(hindered, count, "stored objects could not be encrypted anew; it is tried again");
+        }
+        *is_hindered = hindered > 0;
         if hindered == 0 {
             tracing::info!(count, key = newest, "stored objects are encrypted anew");
         }
@@ -128,7 +134,7 @@ async fn write_anew(member: Arc<Member>, mine: Lead, record: Arc<Record>) -> boo
     let sealed = match keys.seal(&ops) {
         Ok(sealed) => sealed.unwrap_or(ops),
         Err(why) => {
-            tracing::error!(why, "encrypt a stored object anew");
+            tracing::debug!(why, key = ?record.key, "encrypt a stored object anew; it is tried again");
             return false;
         }
     };

@@ -98,7 +98,7 @@ impl Keyspace {
         };
         for record in collections.iter().flat_map(|records| records.values()) {
             sealing.records += usize::from(keys.wanted(&record.key.collection).is_some());
-            sealing.unsettled += usize::from(!keys.is_settled(record) && record.why_unreadable().is_none());
+            sealing.unsettled += usize::from(is_due(&keys, record));
             if let Some(why) = record.why_unreadable() {
                 sealing.unreadable_count += 1;
                 if sealing.unreadable.len() < UNREADABLE_TOLD {

@@ -182,3 +182,24 @@ async fn at_its_bound_nothing_sealed_grows_and_a_key_can_still_be_made() {
     until("all is under it", async || (keyspace.sealing().unsettled == 0).then_some(())).await;
     keyspace.shutdown().await;
 }
+
+#[tokio::test]
+async fn beyond_its_bound_what_is_in_the_clear_is_sealed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = |root| Config { stored_max: 10_000, root, ..Config::new(dir.path()) };
+    let keyspace = Keyspace::open(config(None)).await.unwrap();
+    keyspace.introduce("x", &[]).await.unwrap();
+    for name in ["a/one", "a/two", "a/three", "a/four"] {
+        keyspace.transact(vec![put(name, &"x".repeat(3_200), Guard::Absent)]).await.unwrap();
+    }
+    assert!(keyspace.status().stored_bytes > 10_000 + 10_000 / 16, "nothing may grow");
+    keyspace.shutdown().await;
+    let keyspace = Keyspace::open(config(Some(SecretKey::generate()))).await.unwrap();
+    keyspace.introduce("x", &[]).await.unwrap();
+    keyspace.begin_sealing().await;
+    until("all is sealed", async || (keyspace.sealing().unsettled == 0).then_some(())).await;
+    assert_eq!(keyspace.sealing().key, Some(1));
+    let grown = keyspace.transact(vec![put("a/one", &"y".repeat(3_201), Guard::Present)]).await.unwrap_err();
+    assert!(matches!(grown, TransactError::NoRoom(NoRoom::Quota { .. })), "{grown}");
+    keyspace.shutdown().await;
+}

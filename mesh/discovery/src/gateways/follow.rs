@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::Again;
-use crate::words::words;
+use crate::words::{is_refused, words};
 
 /// Of this kind the controller says something, that it is not served: nodes do not look at it.
 const UNSERVED: &str = "GRPCRoute";
@@ -158,7 +158,7 @@ impl Patience {
                 tracing::warn!(
                     error,
                     kind = name,
-                    "a kind of Gateway API cannot be listed: until it can, there is none of it"
+                    "a kind cannot be listed: until it can, there is none of it for Gateways"
                 );
             }
         }
@@ -173,10 +173,6 @@ fn is_answered(error: &watcher::Error) -> bool {
         watcher::Error::InitialListFailed(kube::Error::SerdeError(_)) => true,
         _ => false,
     }
-}
-
-fn is_refused(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 404))
 }
 
 /// One kind, until it is stopped.
@@ -240,8 +236,7 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
 /// Whether the kind is served in our version, as its definition says. Where that is not told, whoever watches hears whether it is.
 async fn is_served(client: &kube::Client, kind: usize) -> bool {
     let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}.{GROUP}", KINDS[kind].1);
-    let mut again = Again::new();
-    loop {
+    for wait in Again::new().take(TRIES_MAX as usize) {
         let request = http::Request::get(&path).body(Vec::new()).expect("a path of letters");
         match client.request_text(request).await {
             // What is no definition does not tell.
@@ -249,14 +244,16 @@ async fn is_served(client: &kube::Client, kind: usize) -> bool {
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return true,
             Err(error) => tracing::debug!(%error, kind = KINDS[kind].0, "read a custom resource definition"),
         }
-        let Some(wait) = again.next() else { return true };
         tokio::time::sleep(wait).await;
     }
+    true
 }
 
+/// Labels of namespaces. Where they are not shown to this node nobody has any.
 async fn namespaces(client: kube::Client, changes: mpsc::Sender<Change>) {
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(client);
     let mut events = watcher::watcher(api, watcher::Config::default()).backoff(Again::new()).boxed();
+    let mut patience = Patience::default();
     while let Some(event) = events.next().await {
         let (said, labels) = match event {
             Ok(Event::Init) => (Said::Listing, BTreeMap::new()),
@@ -264,11 +261,17 @@ async fn namespaces(client: kube::Client, changes: mpsc::Sender<Change>) {
                 let labels = namespace.labels().clone();
                 (Said::Object(Meta::of(&namespace.metadata), Value::Null, Value::Null), labels)
             }
-            Ok(Event::InitDone) => (Said::Listed, BTreeMap::new()),
+            Ok(Event::InitDone) => {
+                patience.is_over = true;
+                (Said::Listed, BTreeMap::new())
+            }
             Ok(Event::Delete(namespace)) => (Said::Gone(Meta::of(&namespace.metadata).key()), BTreeMap::new()),
             Err(error) => {
                 tracing::debug!(error = words(&error), "watch namespaces");
-                continue;
+                if !patience.ends("Namespace", &error) {
+                    continue;
+                }
+                (Said::Listed, BTreeMap::new())
             }
         };
         if changes.send(Change::Namespace(said, labels)).await.is_err() {

@@ -27,14 +27,7 @@ async fn a_node_that_begins_leaves_to_gateways_what_services_have_not_had() {
         world.placed(service, &[(1, NODE, true)], json!([{"name": "a", "port": 8080}, {"port": 8080}]));
         world.known(service, 1).await;
     }
-    for plural in ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"] {
-        let name = format!("{plural}.gateway.networking.k8s.io");
-        world.gateway_object(
-            "customresourcedefinitions",
-            &name,
-            json!({"spec": {"versions": [{"name": "v1", "served": true}]}}),
-        );
-    }
+    world.define_gateways();
     world.gateway_object("gatewayclasses", "c", json!({"spec": {"controllerName": "coracle.dev/gateway"}}));
     let listeners =
         json!([{"name": "a", "port": wanted, "protocol": "HTTP"}, {"name": "b", "port": had, "protocol": "HTTP"}]);

@@ -304,7 +304,7 @@ pub async fn any(
             let (input, echo) = (Input::new(stdin.pipe.clone(), wishes.tty), Pipe::default());
             Typing { stdin, input, echo, handle, has_typed: AtomicBool::new(false) }
         });
-        let is_said = CancellationToken::new();
+        let (is_said, is_for_many) = (CancellationToken::new(), wishes.stdin && is_for_many);
         let is_terminal = wishes.tty;
         Ok(Shown::Log(Output { pods, slot, container: index, name, is_terminal, typing, is_for_many, is_said }))
     })
@@ -493,9 +493,7 @@ async fn conversation<S: AsyncRead + AsyncWrite + Send + 'static>(io: S, shown: 
                 shown.typed(&buffer[..count]).await;
             }
         }
-        if wishes.stdin {
-            shown.typed_all();
-        }
+        shown.typed_all();
         std::future::pending::<()>().await;
     };
     let printing = async {

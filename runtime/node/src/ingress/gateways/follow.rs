@@ -101,12 +101,14 @@ impl Follower {
         self.begin();
         let named = &self.named;
         self.broken.send_if_modified(|broken| {
-            let before = broken.clone();
+            let mut is_new = false;
             for secret in gone {
-                broken.remove(&(secret.namespace, secret.name));
+                is_new |= broken.remove(&(secret.namespace, secret.name));
             }
-            broken.extend(named.left_out().map(|secret| (secret.namespace.clone(), secret.name.clone())));
-            *broken != before
+            for secret in named.left_out() {
+                is_new |= broken.insert((secret.namespace.clone(), secret.name.clone()));
+            }
+            is_new
         });
     }
 
