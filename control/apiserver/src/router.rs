@@ -50,8 +50,8 @@ const DOCUMENTS: &str = "system:openapi";
 /// Answers a request. It never fails: what goes wrong is an answer, too.
 pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>) -> Response {
     let started = Instant::now();
-    let (method, uri) = (request.method().clone(), request.uri().clone());
-    let head = method == Method::HEAD;
+    let head = request.method() == Method::HEAD;
+    let line = tracing::enabled!(tracing::Level::DEBUG).then(|| (request.method().clone(), request.uri().clone()));
     let audit_id = request
         .headers()
         .get("audit-id")
@@ -86,14 +86,18 @@ pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>
     };
     let headers = response.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
-    if let Some(id) = audit_id {
+    if let Some(mut id) = audit_id {
+        // It is never seen again: in HTTP/2's table of headers it would only push out what is.
+        id.set_sensitive(true);
         headers.insert("audit-id", id);
     }
     if head {
         *response.body_mut() = Body::empty();
     }
     let (code, elapsed) = (response.status().as_u16(), started.elapsed());
-    tracing::debug!(%method, path = uri.path(), code, elapsed_us = elapsed.as_micros(), "request");
+    if let Some((method, uri)) = line {
+        tracing::debug!(%method, path = uri.path(), code, elapsed_us = elapsed.as_micros(), "request");
+    }
     server.metrics.observe(seen.verb(), seen.resource(), code, elapsed);
     match unanswered {
         Some(unanswered) => unanswered.answered(response),

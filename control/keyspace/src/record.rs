@@ -118,11 +118,12 @@ pub enum Op {
 
 /// The first of `ops` whose key an earlier one has too.
 pub(crate) fn duplicate(ops: &[Op]) -> Option<usize> {
-    let mut seen = HashSet::with_capacity(ops.len());
-    match ops {
-        [] | [_] => None,
-        _ => ops.iter().position(|op| !seen.insert(op.key())),
+    // Nearly all are this short: comparing is quicker than hashing.
+    if ops.len() <= 8 {
+        return (1..ops.len()).find(|at| ops[..*at].iter().any(|op| op.key() == ops[*at].key()));
     }
+    let mut seen = HashSet::with_capacity(ops.len());
+    ops.iter().position(|op| !seen.insert(op.key()))
 }
 
 impl Op {

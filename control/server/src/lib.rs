@@ -10,6 +10,7 @@
 mod addresses;
 mod authority;
 pub mod backup;
+mod cork;
 mod door;
 mod encryption;
 mod founding;

@@ -4,6 +4,7 @@
 //! listener itself decides nothing about rights.
 
 use std::collections::HashMap;
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -26,6 +27,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
+
+use crate::cork::Corked;
 
 /// Connections of one listener at a time, however many descriptors there are.
 const CONNECTIONS_MAX: usize = 20_000;
@@ -201,6 +204,7 @@ where
             })
         }
     });
+    let (stream, cork) = Corked::new(stream);
     let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
     let mut connection = std::pin::pin!(connection);
     let end = async {
@@ -210,10 +214,10 @@ where
         }
     };
     tokio::select! {
-        served = connection.as_mut() => return served.map_err(|e| e.to_string()),
+        served = poll_fn(|cx| cork.after(connection.as_mut().poll(cx), cx)) => return served.map_err(|e| e.to_string()),
         () = end => connection.as_mut().graceful_shutdown(),
     }
-    connection.await.map_err(|e| e.to_string())
+    poll_fn(|cx| cork.after(connection.as_mut().poll(cx), cx)).await.map_err(|e| e.to_string())
 }
 
 /// How many connections a listener may have: there are two listeners, and the rest of the process needs descriptors, too.

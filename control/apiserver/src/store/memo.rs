@@ -172,7 +172,10 @@ impl<'a> Seen<'a> {
     /// A custom resource comes in the version that was asked for, as its definition would store it now. One that the
     /// definition's defaults would make too large is an error, too: it was stored under another definition.
     pub fn stored(&self) -> Result<Value, Status> {
-        let mut value = self.parsed()?;
+        self.renewed(self.parsed()?)
+    }
+
+    fn renewed(&self, mut value: Value) -> Result<Value, Status> {
         if let Some(custom) = &self.resource.custom {
             custom.show(&mut value).map_err(|error| self.unreadable(error))?;
         }
@@ -212,19 +215,25 @@ impl<'a> Seen<'a> {
 
     /// The same for whoever changes it: what nests so deep that it is not read whole would lose its deepest levels.
     pub fn stored_whole(&self) -> Result<Value, Status> {
-        if object::parse(&self.record.bytes).is_ok_and(|(_, is_cut)| is_cut) {
+        let (value, is_cut) = self.parsed_or_cut()?;
+        if is_cut {
             let message = "it nests so deep that it can be read and deleted, but not changed";
             return Err(self.resource.too_deep(split(&self.record.key.name).1, message));
         }
-        self.stored()
+        self.renewed(value)
     }
 
     /// What is stored is what was asked for, whatever it says of itself.
     fn parsed(&self) -> Result<Value, Status> {
+        self.parsed_or_cut().map(|(value, _)| value)
+    }
+
+    /// The same, and whether it nests so deep that it was not read whole.
+    fn parsed_or_cut(&self) -> Result<(Value, bool), Status> {
         check_opened(self.record)?;
-        let (mut value, _) = object::parse(&self.record.bytes).map_err(|error| self.unreadable(error))?;
+        let (mut value, is_cut) = object::parse(&self.record.bytes).map_err(|error| self.unreadable(error))?;
         self.resource.name_type(&mut value);
-        Ok(value)
+        Ok((value, is_cut))
     }
 
     fn unreadable(&self, error: impl std::fmt::Display) -> Status {
@@ -328,6 +337,13 @@ impl<'a> Seen<'a> {
     /// Its protobuf message, without the envelope.
     pub fn protobuf(&self) -> Bytes {
         self.view().protobuf.get_or_init(|| codec::message(&self.value_or_nothing(), &self.resource.schema)).clone()
+    }
+
+    /// Keeps the message of what was written just now, from the `object` that was.
+    pub fn keep_protobuf(&self, object: &Value) {
+        let message = codec::message(object, &self.resource.schema);
+        debug_assert_eq!(message, codec::message(&self.value_or_nothing(), &self.resource.schema), "{object}");
+        let _ = self.view().protobuf.set(message);
     }
 
     /// The protobuf message of its metadata as a PartialObjectMetadata.

@@ -134,7 +134,7 @@ async fn insert_once(
             match store.transact(ops).await {
                 Ok(committed) => {
                     charge.settle(write.cluster).await;
-                    return Ok(Written::Record(committed.records[0].clone()));
+                    return Ok(write.written(committed.records[0].clone(), object));
                 }
                 Err(Refused::Final(status)) => return Err(status.into()),
                 Err(Refused::Guard(failed)) if Some(failed.op) == defined => {

@@ -21,7 +21,7 @@ use crate::conversion;
 use crate::request::body::{self, Expected};
 use crate::request::call::Request;
 use crate::request::negotiate::Offer;
-use crate::request::options::write_options;
+use crate::request::options::{Validation, write_options};
 use crate::store::{Race, Refused, Seen, Store, leases};
 
 pub(crate) async fn update(
@@ -47,7 +47,14 @@ pub(crate) async fn update(
             written => return written?.respond(cluster, form, 201, resource, include).await,
         }
     }
-    let written = change(&write, |_| Ok(Changed { object: object.clone(), owned: false, names_version: true })).await?;
+    // Seldom tried twice: it is decoded again then, instead of copied each time. What is odd about it has been said.
+    let mut first = Some(object);
+    let again = || body::object(call, &request.body, &expected, Validation::Ignore);
+    let step = |_: &Value| {
+        let object = first.take().map_or_else(again, Ok)?;
+        Ok(Changed { object, owned: false, names_version: true })
+    };
+    let written = change(&write, step).await?;
     written.respond(cluster, form, 200, resource, include).await
 }
 
@@ -83,7 +90,7 @@ pub(crate) struct Changed {
 /// did not name the version it means.
 pub(crate) async fn change(
     write: &Write<'_>,
-    step: impl Fn(&Value) -> Result<Changed, Status>,
+    mut step: impl FnMut(&Value) -> Result<Changed, Status>,
 ) -> Result<Written, Status> {
     let (resource, call) = (write.resource, write.call);
     let record_name = resource.record_name(call.namespace(), call.name());
@@ -97,7 +104,7 @@ pub(crate) async fn change(
     // Until it is done or the request's time is up.
     loop {
         // Of its own: whoever calls it is a hundred calls deep already.
-        let outcome = Box::pin(attempt(write, &record, &step)).await;
+        let outcome = Box::pin(attempt(write, &record, &mut step)).await;
         // What was not put to the keyspace was decided by a record that may be an old one here: it is asked for once more.
         let decided_here = match &outcome {
             Err(Refused::Final(status)) => (400..500).contains(&status.code()),
@@ -140,7 +147,7 @@ pub(crate) async fn change(
 async fn attempt(
     write: &Write<'_>,
     record: &Arc<Record>,
-    step: &impl Fn(&Value) -> Result<Changed, Status>,
+    step: &mut impl FnMut(&Value) -> Result<Changed, Status>,
 ) -> Result<Written, Refused> {
     let (resource, call) = (write.resource, write.call);
     let row = &resource.row;
@@ -150,9 +157,9 @@ async fn attempt(
     let converted = conversion::one(write.cluster, resource, record).await?;
     let seen = Seen::new(resource, &converted);
     let old = seen.stored_whole()?;
-    let shown = if resource.is_view { seen.value()? } else { old.clone() };
-    let Changed { mut object, owned, names_version } = step(&shown)?;
-    drop(shown);
+    let view = if resource.is_view { Some(seen.value()?) } else { None };
+    let Changed { mut object, owned, names_version } = step(view.as_ref().unwrap_or(&old))?;
+    drop(view);
     row.strategy().to_storage(&mut object);
     write.take_place(&mut object)?;
     let named = check_version(write, &object, record)? && names_version;
@@ -214,7 +221,7 @@ async fn attempt(
         }
         Ok(committed) => {
             charge.settle(write.cluster).await;
-            Ok(Written::Record(committed.records[0].clone()))
+            Ok(write.written(committed.records[0].clone(), object))
         }
         Err(Refused::Guard(failed)) if failed.op == 0 && named => Err(resource.outrun(call.name(), &failed).into()),
         Err(refused) => Err(refused),

@@ -23,7 +23,7 @@ use crate::cluster::Cluster;
 use crate::conversion;
 use crate::identity::new_uuid;
 use crate::request::call::Call;
-use crate::request::negotiate::Form;
+use crate::request::negotiate::{Form, Format, Offer, Shape};
 use crate::request::options::{Admitted, WriteOptions};
 use crate::store::{Seen, Store, object};
 
@@ -319,6 +319,19 @@ impl Write<'_> {
     pub fn redefined(&self, operation: &str) -> Status {
         let row = &self.resource.row;
         Status::server_timeout(row.group(), row.resource(), operation, 1)
+    }
+
+    /// That `object` was written as `record`. An answer in protobuf is made of what is at hand here, instead of reading again what
+    /// is stored.
+    pub fn written(&self, record: Arc<Record>, mut object: Value) -> Written {
+        let resource = self.resource;
+        let form = resource.form(self.call, Offer::Stored);
+        let is_message = form.is_ok_and(|form| (form.shape, form.format) == (Shape::Whole, Format::Protobuf));
+        if is_message && resource.custom.is_none() && !resource.is_view {
+            meta::set_resource_version(&mut object, record.revision.get());
+            Seen::new(resource, &record).keep_protobuf(&object);
+        }
+        Written::Record(record)
     }
 
     /// The bytes to store; an object that is too large is refused.

@@ -538,18 +538,21 @@ impl Member {
 
     /// Waits until Raft has stopped by itself, which is when its disk failed, and says why.
     pub async fn failed(&self) -> String {
-        let mut metrics = self.raft.metrics();
+        // These change with who leads and who is in it, and end with the core; `metrics` has news at each entry.
+        let mut ended = self.raft.server_metrics();
         loop {
             if self.machine.is_broken() {
                 return "the disk failed to sync state.redb".into();
             }
-            if let Err(error) = &metrics.borrow_watched().running_state {
+            if let Err(error) = &self.raft.metrics().borrow_watched().running_state {
                 return error.to_string();
             }
             tokio::select! {
-                changed = metrics.changed() => {
+                changed = ended.changed() => {
                     if changed.is_err() {
-                        return "Raft has ended".into();
+                        // It says why before it ends.
+                        let said = self.raft.metrics().borrow_watched().running_state.clone();
+                        return said.err().map_or("Raft has ended".into(), |error| error.to_string());
                     }
                 }
                 () = self.broken.notified() => (),
