@@ -13,6 +13,7 @@
 //! listener with the routes of both; where their protocols differ, the older one has the port.
 
 mod attach;
+pub mod follow;
 mod grant;
 mod host;
 mod kinds;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 pub use grant::Grant;
 pub use host::Hostname;
 pub use kinds::{Class, Gateway, HttpRoute, Meta};
-pub use known::{BUNDLE, Definition, Known, Said, defined_by};
+pub use known::{Known, Said};
 pub use listener::Protocol;
 pub use resolve::{GatewayState, ListenerState, Objects, ParentState, Resolved, RouteState};
 pub use rule::{

@@ -133,6 +133,8 @@ impl Controller {
             // of an object whose status could not be written nothing is heard.
             let mut again_at: Option<Instant> = None;
             let (mut resolved, mut stale) = (None, Stale::default());
+            // What nodes said when it was looked last.
+            let mut served = Served::default();
             loop {
                 let again = async {
                     match again_at {
@@ -146,7 +148,8 @@ impl Controller {
                         Some(change) => stale.take(&mut known, change),
                         None => return,
                     },
-                    () = self.beside.changed.notified() => stale.all = true,
+                    // What it means is found below.
+                    () = self.beside.changed.notified() => {}
                     () = again => (stale.all, again_at) = (true, None),
                 }
                 tokio::time::sleep(SETTLE).await;
@@ -172,7 +175,8 @@ impl Controller {
                     wants_class && !known.objects.classes.contains_key(CLASS) && !self.make_class().await;
                 has_class &= !is_again;
                 let has_routes = !(known.objects.routes.is_empty() && known.objects.grpc_routes.is_empty());
-                let look = self.look(std::mem::take(&mut stale));
+                stale.take_served(&mut served, self.served());
+                let look = self.look(std::mem::take(&mut stale), served.clone());
                 let work = move || {
                     let (resolved, writes) = look.at(&known, resolved);
                     (known, resolved, writes)
@@ -224,9 +228,14 @@ impl Controller {
         }
     }
 
-    fn look(&self, stale: Stale) -> Look {
+    /// What nodes say together.
+    fn served(&self) -> Served {
         let mut served = Served::default();
         self.beside.nodes.lock().values().for_each(|node| served.add(node));
+        served
+    }
+
+    fn look(&self, stale: Stale, served: Served) -> Look {
         Look { services: self.services.clone(), served, stale, now: now_in_seconds().to_string() }
     }
 
@@ -277,6 +286,12 @@ impl Stale {
             tracing::warn!(%error, kind = KINDS[kind].0, "an object cannot be read and is passed over");
             true
         });
+    }
+
+    /// Nodes say this now: where it is something else than when it was looked last, it may be so of any status.
+    fn take_served(&mut self, last: &mut Served, now: Served) {
+        self.all |= *last != now;
+        *last = now;
     }
 
     fn is(&self, kind: usize, key: &Named) -> bool {
@@ -408,6 +423,28 @@ mod tests {
         assert!(said(&node("True", "127.0.0.1,80")).is_some());
         assert!(said(&node("Unknown", "127.0.0.1,80")).is_none());
         assert!(said(&node("True", "host,80")).is_none());
+    }
+
+    #[test]
+    fn all_statuses_are_looked_at_where_nodes_say_something_else_and_only_then() {
+        let served = |texts: &[&str]| {
+            let mut served = Served::default();
+            texts.iter().for_each(|text| served.add(&ServedAt::parse(text).unwrap()));
+            served
+        };
+        let mut last = Served::default();
+        for (texts, expected) in [
+            (vec![], false),
+            (vec!["10.0.0.1,80"], true),
+            (vec!["10.0.0.1,80"], false),
+            (vec!["10.0.0.1,80=taken"], true),
+            (vec!["10.0.0.1,80=taken", "10.0.0.2,80"], true),
+            (vec![], true),
+        ] {
+            let mut stale = Stale::default();
+            stale.take_served(&mut last, served(&texts));
+            assert_eq!(stale.all, expected, "{texts:?}");
+        }
     }
 
     #[test]
