@@ -76,9 +76,8 @@ struct Defined {
 }
 
 /// Which kinds are followed: those whose definitions are there. One that is not would be refused again and again.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Followed {
-    is_wanted: fn(&str) -> bool,
     watched: HashMap<usize, Defined>,
     /// Those of a list that is being read.
     listing: Option<HashMap<usize, Defined>>,
@@ -87,11 +86,6 @@ pub struct Followed {
 }
 
 impl Followed {
-    /// None is followed yet. `is_wanted` says of a kind, by its name, whether it may be.
-    pub fn new(is_wanted: fn(&str) -> bool) -> Followed {
-        Followed { is_wanted, watched: HashMap::new(), listing: None, is_told: false }
-    }
-
     /// Takes what was heard of definitions; what is to be done, in this order.
     pub fn take(&mut self, heard: Heard) -> Vec<Step> {
         match heard {
@@ -100,7 +94,7 @@ impl Followed {
                 Vec::new()
             }
             Heard::Is(metadata) => {
-                let Some((kind, defined)) = self.read(metadata) else { return Vec::new() };
+                let Some((kind, defined)) = read(metadata) else { return Vec::new() };
                 match &mut self.listing {
                     Some(listing) => {
                         listing.insert(kind, defined);
@@ -119,7 +113,7 @@ impl Followed {
                 });
                 steps.collect()
             }
-            Heard::Gone(metadata) => self.read(metadata).map(|(kind, _)| self.end(kind)).unwrap_or_default(),
+            Heard::Gone(metadata) => read(metadata).map(|(kind, _)| self.end(kind)).unwrap_or_default(),
             // Another's API server does not tell nodes which definitions there are: then there are none.
             Heard::Failed(Failed::Refused) if !std::mem::replace(&mut self.is_told, true) => {
                 (0..KINDS.len()).flat_map(|kind| self.end(kind)).collect()
@@ -131,13 +125,6 @@ impl Followed {
     /// Whether any kind is watched.
     pub fn is_any(&self) -> bool {
         !self.watched.is_empty()
-    }
-
-    /// A definition, and of which kind it is.
-    fn read(&self, metadata: ObjectMeta) -> Option<(usize, Defined)> {
-        let kind = defined_by(metadata.name.as_deref()?).filter(|kind| (self.is_wanted)(KINDS[*kind].0))?;
-        let bundle = metadata.annotations.and_then(|mut annotations| annotations.remove(BUNDLE));
-        Some((kind, Defined { which: (metadata.uid, metadata.generation), bundle }))
     }
 
     fn begin(&mut self, kind: usize, defined: Defined) -> Vec<Step> {
@@ -155,6 +142,13 @@ impl Followed {
         let ended = self.watched.remove(&kind).map(|_| Step::End(kind));
         ended.into_iter().chain([Step::Say(kind, Said::Undefined)]).collect()
     }
+}
+
+/// A definition, and of which kind it is.
+fn read(metadata: ObjectMeta) -> Option<(usize, Defined)> {
+    let kind = defined_by(metadata.name.as_deref()?)?;
+    let bundle = metadata.annotations.and_then(|mut annotations| annotations.remove(BUNDLE));
+    Some((kind, Defined { which: (metadata.uid, metadata.generation), bundle }))
 }
 
 /// One kind that is watched.
@@ -295,7 +289,7 @@ mod tests {
         let all = ["none 0", "none 1", "none 2", "none 3", "none 4"];
         let others = ["none 0", "none 2", "none 3", "none 4"];
         let is = |rest: &str| format!("is {GATEWAYS} {rest}");
-        let mut followed = Followed::new(|_| true);
+        let mut followed = Followed::default();
         for (said, expected) in [
             ("listing".to_owned(), vec![]),
             (is("u 1 v1.4.0"), vec![]),
@@ -327,7 +321,7 @@ mod tests {
         }
         assert!(!followed.is_any());
         // Who is never told knows none, once that was said.
-        let mut followed = Followed::new(|_| true);
+        let mut followed = Followed::default();
         for (said, expected) in [("failed 500", &[][..]), ("failed 403", &all), ("failed 403", &[])] {
             let steps: Vec<String> = followed.take(heard(said)).iter().map(shown).collect();
             assert_eq!(steps, expected, "{said}");
@@ -335,11 +329,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_wanted_is_not_followed() {
-        let mut followed = Followed::new(|kind| kind != "GRPCRoute");
-        for (name, plural, _) in KINDS {
+    fn all_kinds_are_followed_and_no_others() {
+        let mut followed = Followed::default();
+        for (at, (_, plural, _)) in KINDS.iter().enumerate() {
             let is = Heard::Is(metadata(&format!("{plural}.{GROUP} u 1")));
-            assert_eq!(followed.take(is).is_empty(), name == "GRPCRoute", "{name}");
+            assert!(followed.take(is).contains(&Step::Watch(at)), "{plural}");
         }
         let found = [GATEWAYS, "gateways.example.com", "gateways"].map(defined_by);
         assert_eq!(found, [Some(1), None, None]);

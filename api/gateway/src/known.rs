@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value;
 
-use crate::{Class, Gateway, Grant, HttpRoute, KINDS, Key, Meta, Objects, Verdict};
+use crate::{Class, Gateway, Grant, KINDS, Key, Meta, Objects, Route, RouteKind, Verdict};
 
 /// What a watch says.
 #[derive(Debug, Clone, PartialEq)]
@@ -173,10 +173,13 @@ fn put(kind: usize, meta: Meta, spec: &Value, objects: &mut Objects) -> Result<b
         "GatewayClass" => set(&mut objects.classes, meta.name.clone(), Class::read(meta, spec)),
         "Gateway" => set(&mut objects.gateways, key, Gateway::read(meta, spec)?),
         "HTTPRoute" => {
-            let route = HttpRoute::read(meta, spec)?.after(objects.routes.get(&key));
+            let route = Route::read(RouteKind::Http, meta, spec)?.after(objects.routes.get(&key));
             set(&mut objects.routes, key, route)
         }
-        "GRPCRoute" => set(&mut objects.grpc_routes, key, HttpRoute::read(meta, spec)?),
+        "GRPCRoute" => {
+            let route = Route::read(RouteKind::Grpc, meta, spec)?.after(objects.grpc_routes.get(&key));
+            set(&mut objects.grpc_routes, key, route)
+        }
         _ => set(&mut objects.grants, key, Grant::read(&meta, spec)?),
     })
 }

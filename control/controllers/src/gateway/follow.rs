@@ -39,7 +39,7 @@ impl Watch {
 /// Follows all of them; ends when nobody hears it.
 pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
     let mut watches: HashMap<usize, Watch> = HashMap::new();
-    let mut followed = Followed::new(|_| true);
+    let mut followed = Followed::default();
     let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
     let mut events = watcher::watcher(definitions, watcher::Config::default()).default_backoff().boxed();
     while let Some(event) = events.next().await {

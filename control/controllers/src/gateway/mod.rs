@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use coracle_gateway::{
-    CLASS, CONTROLLER, GROUP, GatewayState, KINDS, Key as Named, Known, Resolved, RouteState, Said, Served, ServedAt,
-    Target, status,
+    CLASS, CONTROLLER, GROUP, GatewayState, KINDS, Key as Named, Known, Resolved, RouteKind, RouteState, Said, Served,
+    ServedAt, Target, status,
 };
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
@@ -312,13 +312,13 @@ impl Look {
     fn at(&self, known: &Known, before: Option<Resolved>) -> (Resolved, Vec<Write>) {
         let resolved = before
             .filter(|_| !self.stale.meaning)
-            .unwrap_or_else(|| known.objects.resolve(&|target| self.missing(target)));
+            .unwrap_or_else(|| known.objects.resolve(&|kind, target| self.missing(kind, target)));
         let writes = self.writes(known, &resolved);
         (resolved, writes)
     }
 
     /// What is wrong with a Service that a route leads to.
-    fn missing(&self, target: &Target) -> Option<(&'static str, String)> {
+    fn missing(&self, kind: RouteKind, target: &Target) -> Option<(&'static str, String)> {
         let name = format!("{}/{}", target.namespace, target.name);
         let Some(service) = self.services.get(&Key::new(&target.namespace, &target.name)) else {
             return Some(("BackendNotFound", format!("service {name} does not exist")));
@@ -335,8 +335,12 @@ impl Look {
             return Some(("BackendNotFound", format!("service {name} has no port {}", target.port)));
         };
         let protocol = port.app_protocol.as_deref().unwrap_or_default();
-        ["kubernetes.io/h2c", "kubernetes.io/wss", "https"].contains(&protocol).then(|| {
-            let words = format!("appProtocol {protocol} of service {name} is not supported: HTTP/1.1 is spoken");
+        let (odd, spoken) = match kind {
+            RouteKind::Http => (&["kubernetes.io/h2c", "kubernetes.io/wss", "https"][..], "HTTP/1.1"),
+            RouteKind::Grpc => (&["kubernetes.io/ws", "kubernetes.io/wss", "https"][..], "HTTP/2 without TLS"),
+        };
+        odd.contains(&protocol).then(|| {
+            let words = format!("appProtocol {protocol} of service {name} is not supported: {spoken} is spoken");
             ("UnsupportedProtocol", words)
         })
     }
@@ -370,8 +374,9 @@ impl Look {
             let state = states.get(key)?;
             Some((key.clone(), old, status::gateway(state, served, &old["status"], now)))
         });
-        let routes = |kind: usize, states: &[RouteState]| {
-            let states: HashMap<Named, &RouteState> = states.iter().map(|state| (state.meta.key(), state)).collect();
+        let routes = |kind: usize, of: RouteKind| {
+            let states = resolved.routes.iter().filter(|state| state.kind == of);
+            let states: HashMap<Named, &RouteState> = states.map(|state| (state.meta.key(), state)).collect();
             let wanted = stale(kind).filter_map(|(key, old)| {
                 let state = states.get(key).copied();
                 // Of one without a parent of ours, what was said once goes.
@@ -386,8 +391,8 @@ impl Look {
         [
             (CLASSES, classes.collect()),
             (GATEWAYS, gateways.collect()),
-            (ROUTES, routes(ROUTES, &resolved.routes)),
-            (GRPC_ROUTES, routes(GRPC_ROUTES, &resolved.grpc_routes)),
+            (ROUTES, routes(ROUTES, RouteKind::Http)),
+            (GRPC_ROUTES, routes(GRPC_ROUTES, RouteKind::Grpc)),
         ]
     }
 }

@@ -19,9 +19,6 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::Again;
 use crate::words::words;
 
-/// Of this kind the controller says something, that it is not served: nodes do not look at it.
-const UNSERVED: &str = "GRPCRoute";
-
 /// What a watch said.
 pub(super) enum Change {
     /// Of a kind, by its place in [`KINDS`].
@@ -59,7 +56,7 @@ impl Watch {
 pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
     let mut namespaces_watch = None;
     let mut watches: HashMap<usize, Watch> = HashMap::new();
-    let mut followed = Followed::new(|kind| kind != UNSERVED);
+    let mut followed = Followed::default();
     let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
     let mut events = watcher::watcher(definitions, watcher::Config::default()).backoff(Again::new()).boxed();
     while let Some(event) = events.next().await {
