@@ -7,7 +7,7 @@ use coracle_api::meta::selector::LabelSelector;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::kinds::{Gateway, HttpRoute, Listener, ParentRef};
+use crate::kinds::{Gateway, Listener, ParentRef, Route};
 use crate::resolve::ListenerState;
 use crate::{GROUP, Hostname, Key, Verdict};
 
@@ -15,7 +15,7 @@ use crate::{GROUP, Hostname, Key, Verdict};
 pub(crate) type Namespaces = BTreeMap<Arc<str>, BTreeMap<String, String>>;
 
 /// The parent that a route names, if it is a Gateway.
-pub(crate) fn parent(route: &HttpRoute, written: &Value) -> Option<(Key, ParentRef)> {
+pub(crate) fn parent(route: &Route, written: &Value) -> Option<(Key, ParentRef)> {
     let parent = ParentRef::deserialize(written).ok()?;
     let is_gateway =
         parent.group.as_deref().unwrap_or(GROUP) == GROUP && parent.kind.as_deref().unwrap_or("Gateway") == "Gateway";
@@ -27,7 +27,7 @@ pub(crate) fn parent(route: &HttpRoute, written: &Value) -> Option<(Key, ParentR
 pub(crate) fn attach(
     gateway: &Gateway,
     listeners: &[ListenerState],
-    route: &HttpRoute,
+    route: &Route,
     parent: &ParentRef,
     namespaces: &Namespaces,
 ) -> Result<Vec<(usize, Vec<Hostname>)>, Verdict> {
@@ -41,7 +41,7 @@ pub(crate) fn attach(
     }
     let allowed: Vec<(usize, &ListenerState)> = named
         .into_iter()
-        .filter(|(_, spec, state)| state.has_routes && allows(gateway, spec, route, namespaces))
+        .filter(|(_, spec, state)| state.lets_in(route.kind) && allows(gateway, spec, route, namespaces))
         .map(|(at, _, state)| (at, state))
         .collect();
     if allowed.is_empty() {
@@ -69,7 +69,7 @@ pub(crate) fn attach(
 }
 
 /// Whether a listener allows routes of the route's namespace.
-fn allows(gateway: &Gateway, listener: &Listener, route: &HttpRoute, namespaces: &Namespaces) -> bool {
+fn allows(gateway: &Gateway, listener: &Listener, route: &Route, namespaces: &Namespaces) -> bool {
     let allowed = &listener.allowed_routes.namespaces;
     match allowed.from.as_deref().unwrap_or("Same") {
         "All" => true,

@@ -1,6 +1,7 @@
 //! The objects as they were written. Their definitions have checked them, so that what is odd here is an unknown value, or a definition
 //! that is not Gateway API's own.
 
+use std::cmp::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -48,10 +49,13 @@ impl Meta {
         (self.created, &self.uid, &self.namespace, &self.name)
     }
 
-    /// Which route is asked first where two are for the same requests, as the description of `HTTPRoute`'s `rules[].matches` demands:
-    /// the older one, then by name.
-    pub fn precedence(&self) -> (i64, &str, &str) {
-        (self.created, &self.namespace, &self.name)
+    /// Which route goes first where two are for the same requests, as the descriptions of `HTTPRoute`'s `rules[].matches` and
+    /// `GRPCRoute`'s `hostnames` demand: the older one, then by `NAMESPACE/NAME`, which is one text (`a-b/x` comes before `a/x`).
+    pub fn precedence(&self, other: &Meta) -> Ordering {
+        fn text(meta: &Meta) -> impl Iterator<Item = u8> {
+            meta.namespace.bytes().chain([b'/']).chain(meta.name.bytes())
+        }
+        self.created.cmp(&other.created).then_with(|| text(self).cmp(text(other)))
     }
 }
 
@@ -184,9 +188,33 @@ pub(crate) struct GroupKind {
     pub kind: String,
 }
 
-/// An HTTPRoute, or what is the same of a GRPCRoute: whom it refers to.
+/// Kinds of routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RouteKind {
+    /// HTTPRoute.
+    Http,
+    /// GRPCRoute.
+    Grpc,
+}
+
+impl RouteKind {
+    /// All that are served.
+    pub const ALL: [RouteKind; 2] = [RouteKind::Http, RouteKind::Grpc];
+
+    /// As the API has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            RouteKind::Http => "HTTPRoute",
+            RouteKind::Grpc => "GRPCRoute",
+        }
+    }
+}
+
+/// A route.
 #[derive(Debug, Clone)]
-pub struct HttpRoute {
+pub struct Route {
+    /// Of which kind it is.
+    pub kind: RouteKind,
     /// Its metadata.
     pub meta: Meta,
     pub(crate) spec: RouteSpec,
@@ -194,20 +222,20 @@ pub struct HttpRoute {
     matches: Arc<OnceLock<Vec<Matches>>>,
 }
 
-impl PartialEq for HttpRoute {
-    fn eq(&self, other: &HttpRoute) -> bool {
-        (&self.meta, &self.spec) == (&other.meta, &other.spec)
+impl PartialEq for Route {
+    fn eq(&self, other: &Route) -> bool {
+        (self.kind, &self.meta, &self.spec) == (other.kind, &other.meta, &other.spec)
     }
 }
 
-impl HttpRoute {
+impl Route {
     /// Reads one.
-    pub fn read(meta: Meta, spec: &Value) -> Result<HttpRoute, serde_json::Error> {
-        Ok(HttpRoute { meta, spec: RouteSpec::deserialize(spec)?, matches: Arc::default() })
+    pub fn read(kind: RouteKind, meta: Meta, spec: &Value) -> Result<Route, serde_json::Error> {
+        Ok(Route { kind, meta, spec: RouteSpec::deserialize(spec)?, matches: Arc::default() })
     }
 
     /// Keeps what was read of the same object before, if it says the same.
-    pub(crate) fn after(mut self, before: Option<&HttpRoute>) -> HttpRoute {
+    pub(crate) fn after(mut self, before: Option<&Route>) -> Route {
         if let Some(before) = before.filter(|before| before.spec.rules == self.spec.rules) {
             self.matches = before.matches.clone();
         }
@@ -216,7 +244,8 @@ impl HttpRoute {
 
     /// What its rules are for, in their order.
     pub(crate) fn matches(&self) -> &[Matches] {
-        self.matches.get_or_init(|| self.spec.rules.iter().map(rule::matches).collect())
+        let read = |rule| rule::matches(self.kind, rule);
+        self.matches.get_or_init(|| self.spec.rules.iter().map(read).collect())
     }
 }
 

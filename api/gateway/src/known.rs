@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{Class, Gateway, Grant, HttpRoute, KINDS, Key, Meta, Objects, Verdict};
+use crate::{Class, Gateway, Grant, KINDS, Key, Meta, Objects, Route, RouteKind, Verdict};
 
 /// What a watch says.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Said {
     /// All objects are about to come. Of a list that fails before its first object nothing is said: it may never come.
     Listing,
@@ -20,12 +19,10 @@ pub enum Said {
     Gone(Key),
     /// The kind's definition is not there, so that nobody watches.
     Undefined,
-    /// The kind's definition is of this version of Gateway API ([`BUNDLE`]). Who says nothing of conditions need not know.
+    /// The kind's definition is of this version of Gateway API, as its annotation says.
     Bundle(Option<String>),
 }
 
-/// Annotation of a definition: of which version of Gateway API it is.
-pub const BUNDLE: &str = "gateway.networking.k8s.io/bundle-version";
 /// Versions whose definitions are known, by their second numbers: v1.0 to v1.4.
 const MINOR_MAX: u32 = 4;
 
@@ -176,10 +173,13 @@ fn put(kind: usize, meta: Meta, spec: &Value, objects: &mut Objects) -> Result<b
         "GatewayClass" => set(&mut objects.classes, meta.name.clone(), Class::read(meta, spec)),
         "Gateway" => set(&mut objects.gateways, key, Gateway::read(meta, spec)?),
         "HTTPRoute" => {
-            let route = HttpRoute::read(meta, spec)?.after(objects.routes.get(&key));
+            let route = Route::read(RouteKind::Http, meta, spec)?.after(objects.routes.get(&key));
             set(&mut objects.routes, key, route)
         }
-        "GRPCRoute" => set(&mut objects.grpc_routes, key, HttpRoute::read(meta, spec)?),
+        "GRPCRoute" => {
+            let route = Route::read(RouteKind::Grpc, meta, spec)?.after(objects.grpc_routes.get(&key));
+            set(&mut objects.grpc_routes, key, route)
+        }
         _ => set(&mut objects.grants, key, Grant::read(&meta, spec)?),
     })
 }
@@ -192,36 +192,6 @@ fn remove(kind: usize, key: &Key, objects: &mut Objects) -> bool {
         "HTTPRoute" => objects.routes.remove(key).is_some(),
         "GRPCRoute" => objects.grpc_routes.remove(key).is_some(),
         _ => objects.grants.remove(key).is_some(),
-    }
-}
-
-/// The place in [`KINDS`] of the kind that a definition of this name is for, as `gateways.gateway.networking.k8s.io`.
-pub fn defined_by(definition: &str) -> Option<usize> {
-    let (plural, group) = definition.split_once('.')?;
-    KINDS.iter().position(|(_, known, _)| *known == plural).filter(|_| group == crate::GROUP)
-}
-
-/// What is looked at of a kind's definition: a schema is large. What has no versions is none, and says nothing of what is served.
-#[derive(Debug, Deserialize)]
-pub struct Definition {
-    spec: DefinitionSpec,
-}
-
-#[derive(Debug, Deserialize)]
-struct DefinitionSpec {
-    versions: Vec<DefinitionVersion>,
-}
-
-#[derive(Debug, Deserialize)]
-struct DefinitionVersion {
-    name: String,
-    served: bool,
-}
-
-impl Definition {
-    /// Whether a kind, by its place in [`KINDS`], is served in the version that is followed.
-    pub fn serves(&self, kind: usize) -> bool {
-        self.spec.versions.iter().any(|of| of.served && of.name == KINDS[kind].2)
     }
 }
 
@@ -267,8 +237,6 @@ mod tests {
         known.take(1, object("c")).unwrap();
         known.take(1, Said::Undefined).unwrap();
         assert!(names(&known).is_empty() && known.kept(1).count() == 0 && known.is_complete());
-        let found = ["gateways.gateway.networking.k8s.io", "gateways.example.com", "gateways"].map(defined_by);
-        assert_eq!(found, [Some(1), None, None]);
     }
 
     /// A definition that comes late is of a kind of which nothing is known again.
@@ -338,20 +306,5 @@ mod tests {
             known.take(1, said).unwrap();
         }
         assert!(known.is_defined(1) && known.versions().holds);
-    }
-
-    #[test]
-    fn a_definition_says_which_versions_are_served() {
-        let of = |versions: Value| {
-            let definition: Definition = serde_json::from_value(json!({"spec": {"versions": versions}})).unwrap();
-            definition.serves(1)
-        };
-        let version = |name: &str, served: bool| json!({"name": name, "served": served, "storage": true});
-        assert!(of(json!([version("v1beta1", false), version("v1", true)])));
-        assert!(!of(json!([version("v1beta1", true), version("v1", false)])));
-        assert!(!of(json!([version("v1beta1", true)])));
-        for other in [json!({}), json!({"items": []}), json!({"spec": {}}), json!({"spec": {"versions": [{}]}})] {
-            assert!(serde_json::from_value::<Definition>(other.clone()).is_err(), "{other}");
-        }
     }
 }

@@ -1,11 +1,11 @@
-//! Gateway API (`gateway.networking.k8s.io/v1`): what Gateways and HTTPRoutes mean, and what is said of them. No clock, no I/O, no task.
+//! Gateway API (`gateway.networking.k8s.io/v1`): what Gateways, HTTPRoutes and GRPCRoutes mean, and what is said of them. No clock, no I/O, no task.
 //!
 //! [`Objects`] are the objects as they are known; [`Objects::resolve`] says which listeners there are, which routes are attached to them,
 //! and what is wrong with each ([`Resolved`]). Nodes make routes of that and serve them; a controller writes it into statuses
 //! ([`status`]). Both look at the same objects and so come to the same.
 //!
 //! ```text
-//! GatewayClass ─► Gateway ─► listeners (listener.rs) ◄─ attach (attach.rs) ─ HTTPRoute ─► rules (rule.rs) ─► Services
+//! GatewayClass ─► Gateway ─► listeners (listener.rs) ◄─ attach (attach.rs) ─ routes ─► rules (rule.rs) ─► Services
 //!                              │ Secrets                                                    ReferenceGrants (grant.rs)
 //! ```
 //!
@@ -13,12 +13,15 @@
 //! listener with the routes of both; where their protocols differ, the older one has the port.
 
 mod attach;
+pub mod follow;
 mod grant;
+mod grpc;
 mod host;
 mod kinds;
 mod known;
 mod listener;
 mod resolve;
+mod rivals;
 mod rule;
 mod served;
 pub mod status;
@@ -30,12 +33,13 @@ use std::sync::Arc;
 
 pub use grant::Grant;
 pub use host::Hostname;
-pub use kinds::{Class, Gateway, HttpRoute, Meta};
-pub use known::{BUNDLE, Definition, Known, Said, defined_by};
+pub use kinds::{Class, Gateway, Meta, Route, RouteKind};
+pub use known::{Known, Said};
 pub use listener::Protocol;
 pub use resolve::{GatewayState, ListenerState, Objects, ParentState, Resolved, RouteState};
 pub use rule::{
-    Action, Conditions, Filters, Forward, HeaderChanges, Match, PathChange, PathMatch, Redirect, Rewrite, Rule, Target,
+    Action, Conditions, Filters, Forward, HeaderChanges, Match, Mirror, PathChange, PathMatch, Rank, Redirect, Rewrite,
+    Rule, Share, Target,
 };
 pub use served::{PORTS_MAX, PortState, PortStates, Served, ServedAt};
 pub use text::{Pattern, TextMatch};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::kinds::{self, Gateway, GroupKind, Listener};
+use crate::kinds::{self, Gateway, GroupKind, Listener, RouteKind};
 use crate::resolve::ListenerState;
 use crate::{GROUP, Hostname, Key, Verdict, grant};
 
@@ -29,9 +29,10 @@ impl Protocol {
 /// Whether a grant permits a reference to another namespace.
 type Permits<'a> = &'a dyn Fn(grant::Reference<'_>) -> bool;
 
-/// Whether a kind is one whose routes are served.
-pub(crate) fn is_served(kind: &GroupKind) -> bool {
-    kind.group.as_deref().unwrap_or(GROUP) == GROUP && kind.kind == "HTTPRoute"
+/// The kind that is named, if its routes are served.
+fn served(named: &GroupKind) -> Option<RouteKind> {
+    let is_ours = named.group.as_deref().unwrap_or(GROUP) == GROUP;
+    RouteKind::ALL.into_iter().find(|kind| is_ours && kind.name() == named.kind)
 }
 
 /// All listeners of a Gateway, as far as it says itself what is wrong with them.
@@ -73,21 +74,23 @@ fn one(gateway: &Gateway, listener: &Listener, permits: Permits<'_>) -> Listener
         (secrets, resolved) = certificates(gateway, listener, permits);
     }
     let allowed = &listener.allowed_routes.kinds;
-    let odd: Vec<&str> = allowed.iter().filter(|kind| !is_served(kind)).map(|kind| kind.kind.as_str()).collect();
+    let odd: Vec<&str> = allowed.iter().filter(|kind| served(kind).is_none()).map(|kind| kind.kind.as_str()).collect();
     if !odd.is_empty() && resolved.holds {
-        let words = format!("routes of kind {} are not served: HTTPRoute is", odd.join(", "));
+        let words = format!("routes of kind {} are not served: HTTPRoute and GRPCRoute are", odd.join(", "));
         resolved = Verdict::no("InvalidRouteKinds", words);
     }
     // Where nothing is said all that are served are allowed.
-    let has_kind = protocol.is_some() && (allowed.is_empty() || odd.len() < allowed.len());
+    let is_allowed = |kind: &RouteKind| allowed.is_empty() || allowed.iter().any(|named| served(named) == Some(*kind));
+    let kinds: Vec<RouteKind> =
+        RouteKind::ALL.into_iter().filter(|kind| protocol.is_some() && is_allowed(kind)).collect();
     ListenerState {
         name: listener.name.as_str().into(),
         port: listener.port,
         protocol,
         hostname: Hostname::parse(listener.hostname.as_deref()),
         secrets,
-        has_kind,
-        has_routes: has_kind && accepted.holds,
+        has_routes: !kinds.is_empty() && accepted.holds,
+        kinds,
         accepted,
         conflicted: Verdict { holds: false, reason: "NoConflicts", message: String::new() },
         resolved,

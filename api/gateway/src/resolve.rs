@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::attach::{self, Namespaces};
-use crate::kinds::{self, Class, Gateway, HttpRoute, Meta};
+use crate::kinds::{self, Class, Gateway, Meta, Route, RouteKind};
 use crate::listener::{self, Ports, Protocol};
-use crate::rule::{self, Broken, Cost, Rule, Target};
+use crate::rivals::{self, Wanted};
+use crate::rule::{self, Broken, Cost, Referring, Rule, Target};
 use crate::{Grant, Hostname, Key, Verdict, grant};
 
 /// Places of all matches together, for each of their hosts, that are served ([`rule::Cost`]); those of the newest routes are left out
@@ -23,9 +24,9 @@ pub struct Objects {
     /// Gateways.
     pub gateways: BTreeMap<Key, Gateway>,
     /// HTTPRoutes.
-    pub routes: BTreeMap<Key, HttpRoute>,
-    /// GRPCRoutes, of which it is said that they are not served.
-    pub grpc_routes: BTreeMap<Key, HttpRoute>,
+    pub routes: BTreeMap<Key, Route>,
+    /// GRPCRoutes.
+    pub grpc_routes: BTreeMap<Key, Route>,
     /// ReferenceGrants.
     pub grants: BTreeMap<Key, Grant>,
     /// Labels of namespaces.
@@ -37,10 +38,8 @@ pub struct Objects {
 pub struct Resolved {
     /// Gateways of our classes, the older ones first.
     pub gateways: Vec<GatewayState>,
-    /// Routes with a parent among them, the older ones first.
+    /// Routes of all kinds with a parent among them, the older ones first.
     pub routes: Vec<RouteState>,
-    /// The same of GRPCRoutes.
-    pub grpc_routes: Vec<RouteState>,
 }
 
 /// A Gateway.
@@ -69,9 +68,9 @@ pub struct ListenerState {
     pub hostname: Hostname,
     /// Secrets of certificates that it may show.
     pub secrets: Vec<Key>,
-    /// Whether HTTPRoutes are among the kinds of routes that it is for.
-    pub has_kind: bool,
-    /// Whether HTTPRoutes may be attached to it.
+    /// Kinds of routes that it is for.
+    pub kinds: Vec<RouteKind>,
+    /// Whether routes of these may be attached to it.
     pub has_routes: bool,
     /// The condition `Accepted`.
     pub accepted: Verdict,
@@ -89,6 +88,11 @@ impl ListenerState {
         self.accepted.holds && !self.conflicted.holds
     }
 
+    /// Whether routes of a kind may be attached to it.
+    pub fn lets_in(&self, kind: RouteKind) -> bool {
+        self.has_routes && self.kinds.contains(&kind)
+    }
+
     /// Whether it can be served: one with TLS needs a certificate that may be shown.
     pub fn is_served(&self) -> bool {
         self.is_valid() && (self.protocol != Some(Protocol::Https) || !self.secrets.is_empty())
@@ -98,6 +102,8 @@ impl ListenerState {
 /// A route.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RouteState {
+    /// Of which kind it is.
+    pub kind: RouteKind,
     /// Its metadata.
     pub meta: Meta,
     /// Its rules, as they are served.
@@ -119,8 +125,8 @@ pub struct ParentState {
     pub partially: Option<Verdict>,
 }
 
-/// What is wrong with a Service, as far as whoever asks knows.
-pub type Missing<'a> = &'a dyn Fn(&Target) -> Option<(&'static str, String)>;
+/// What is wrong with a Service that routes of a kind lead to, as far as whoever asks knows.
+pub type Missing<'a> = &'a dyn Fn(RouteKind, &Target) -> Option<(&'static str, String)>;
 
 impl Objects {
     /// Whether a class is ours, and its Gateways can be served.
@@ -169,41 +175,32 @@ impl Objects {
             gateways.iter().enumerate().map(|(at, gateway)| (gateway.meta.key(), at)).collect();
         let known = Parents { gateways: &gateways, at: &at, namespaces: &self.namespaces };
         let mut budget = Budget::default();
-        for route in in_order(&self.routes) {
-            self.resolve_route(route, &known, missing, &mut budget, &mut resolved);
-        }
-        for route in in_order(&self.grpc_routes) {
-            let parents = route.spec.parent_refs.iter().filter(|written| known.parent(route, written).is_some());
-            let parents: Vec<ParentState> = parents
-                .map(|written| ParentState {
-                    written: written.clone(),
-                    accepted: Verdict::no("UnsupportedValue", "routes of kind GRPCRoute are not served: HTTPRoute is"),
-                    resolved: Verdict::yes("ResolvedRefs"),
-                    partially: None,
-                })
-                .collect();
-            if !parents.is_empty() {
-                resolved.grpc_routes.push(RouteState { meta: route.meta.clone(), rules: Vec::new(), parents });
-            }
-        }
+        let mut routes: Vec<&Route> = self.routes.values().chain(self.grpc_routes.values()).collect();
+        routes.sort_by(|a, b| a.meta.age().cmp(&b.meta.age()));
+        let drafts =
+            routes.into_iter().filter_map(|route| self.draft(route, &known, &resolved.gateways, missing, &mut budget));
+        let mut drafts: Vec<Draft<'_>> = drafts.collect();
+        settle_rivals(&mut drafts, &resolved.gateways);
+        drafts.into_iter().for_each(|draft| draft.put(&mut resolved));
         resolved
     }
 
-    fn resolve_route(
+    /// What a route is by itself; `None` for one without a parent of ours.
+    fn draft<'a>(
         &self,
-        route: &HttpRoute,
+        route: &'a Route,
         known: &Parents<'_>,
+        gateways: &[GatewayState],
         missing: Missing<'_>,
         budget: &mut Budget,
-        resolved: &mut Resolved,
-    ) {
+    ) -> Option<Draft<'a>> {
         let parents =
             route.spec.parent_refs.iter().filter_map(|written| Some((written, known.parent(route, written)?)));
         let parents: Vec<_> = parents.collect();
         if parents.is_empty() {
-            return;
+            return None;
         }
-        let own = &route.meta.namespace;
+        let (kind, own) = (route.kind, &route.meta.namespace);
         // Who lets it in is asked first, and whether there is room: what nobody serves costs nothing.
         let costs = route.spec.rules.iter().map(rule::cost);
         let cost = costs.reduce(|all, one| Cost {
@@ -213,7 +210,7 @@ impl Objects {
         let cost = cost.unwrap_or(Cost { places: 1, expressions: 0 });
         let mut attached: Vec<Result<Attached, Verdict>> = Vec::new();
         for (_, (at, parent)) in &parents {
-            let gateway = &resolved.gateways[*at];
+            let gateway = &gateways[*at];
             attached.push(match gateway.accepted.holds {
                 false => Err(Verdict::no("Pending", "the Gateway is not accepted")),
                 true => attach::attach(known.gateways[*at], &gateway.listeners, route, parent, known.namespaces),
@@ -227,55 +224,152 @@ impl Objects {
         }
         let is_attached = attached.iter().any(Result::is_ok);
         let may_refer = |target: &Target| {
-            let asked = grant::Reference { from: ("HTTPRoute", own), to: ("Service", &target.namespace, &target.name) };
-            self.permits(asked)
+            let to = ("Service", &*target.namespace, &*target.name);
+            self.permits(grant::Reference { from: (kind.name(), own), to })
         };
+        let referring = Referring { kind, namespace: own, may_refer: &may_refer };
         // A route without rules is for all requests, and has nobody who answers them. Of one that is not served only backends are looked at.
         let nothing = [serde_json::json!({})];
         let specs = if route.spec.rules.is_empty() { &nothing[..] } else { &route.spec.rules };
-        let everything = rule::matches(&nothing[0]);
+        let everything = rule::matches(kind, &nothing[0]);
         let matches = if is_attached { route.matches() } else { &[] };
         let (mut rules, mut unsupported, mut broken) = (Vec::new(), Vec::new(), Vec::<Broken>::new());
         for (at, spec) in specs.iter().enumerate() {
-            let read = rule::read(own, spec, matches.get(at).unwrap_or(&everything), &may_refer);
+            let read = rule::read(&referring, spec, matches.get(at).unwrap_or(&everything));
             unsupported.extend(read.unsupported);
             broken.extend(read.broken);
-            broken.extend(targets(&read.rule).filter_map(missing));
+            broken.extend(targets(&read.rule).filter_map(|target| missing(kind, target)));
             rules.push(read.rule);
         }
-        let resolved_refs = broken
+        let refs = broken
             .first()
             .map_or_else(|| Verdict::yes("ResolvedRefs"), |(reason, message)| Verdict::no(reason, message.clone()));
         let is_lost = !unsupported.is_empty() && unsupported.len() == rules.len();
         if !is_attached {
             rules.clear();
         }
+        let parents = parents.into_iter().zip(attached);
+        let parents = parents.map(|((written, (gateway, _)), attached)| Parent {
+            written,
+            gateway,
+            attached,
+            note: String::new(),
+        });
+        Some(Draft { route, parents: parents.collect(), rules, refs, unsupported, is_lost })
+    }
+}
+
+/// A route in the making.
+struct Draft<'a> {
+    route: &'a Route,
+    parents: Vec<Parent<'a>>,
+    rules: Vec<Rule>,
+    /// The condition `ResolvedRefs`.
+    refs: Verdict,
+    /// What of its rules is not supported.
+    unsupported: Vec<String>,
+    /// Whether that is all of them.
+    is_lost: bool,
+}
+
+/// A parent of it.
+struct Parent<'a> {
+    written: &'a serde_json::Value,
+    /// By its place.
+    gateway: usize,
+    /// To which listeners it is attached; or why to none.
+    attached: Result<Attached, Verdict>,
+    /// What is said of one that is accepted.
+    note: String,
+}
+
+impl Draft<'_> {
+    /// Attaches it, and says how that went.
+    fn put(self, resolved: &mut Resolved) {
+        let Draft { route, parents, rules, refs, unsupported, is_lost } = self;
+        let answer = match route.kind {
+            RouteKind::Http => "500",
+            RouteKind::Grpc => "UNAVAILABLE",
+        };
         let partially = (!unsupported.is_empty() && !is_lost).then(|| Verdict {
             holds: true,
             reason: "UnsupportedValue",
-            message: format!("Dropped Rule: {}: its requests are answered 500", unsupported.join("; ")),
+            message: format!("Dropped Rule: {}: its requests are answered {answer}", unsupported.join("; ")),
         });
         let place = resolved.routes.len();
         let mut states = Vec::new();
         let mut taken = HashSet::new();
-        for ((written, (at, _)), attached) in parents.into_iter().zip(attached) {
+        for Parent { written, gateway, attached, note } in parents {
             let accepted = match attached {
                 Err(why) => why,
                 Ok(_) if is_lost => Verdict::no("UnsupportedValue", unsupported.join("; ")),
                 Ok(attached) => {
                     for (listener, hosts) in attached {
                         // Two parents may be one listener.
-                        if taken.insert((at, listener)) {
-                            resolved.gateways[at].listeners[listener].attached.push((place, hosts));
+                        if taken.insert((gateway, listener)) {
+                            resolved.gateways[gateway].listeners[listener].attached.push((place, hosts));
                         }
                     }
-                    Verdict::yes("Accepted")
+                    Verdict { message: note, ..Verdict::yes("Accepted") }
                 }
             };
             let partially = partially.clone().filter(|_| accepted.holds);
-            states.push(ParentState { written: written.clone(), accepted, resolved: resolved_refs.clone(), partially });
+            states.push(ParentState { written: written.clone(), accepted, resolved: refs.clone(), partially });
         }
-        resolved.routes.push(RouteState { meta: route.meta.clone(), rules, parents: states });
+        resolved.routes.push(RouteState { kind: route.kind, meta: route.meta.clone(), rules, parents: states });
+    }
+}
+
+/// Has routes leave the listeners at which an older one of another kind has hosts of theirs.
+fn settle_rivals(drafts: &mut [Draft<'_>], gateways: &[GatewayState]) {
+    let at = |gateway: usize, listener: usize| {
+        let listener = &gateways[gateway].listeners[listener];
+        (listener.port, &listener.hostname)
+    };
+    // One that is not served keeps nobody out.
+    let mut order: Vec<usize> = (0..drafts.len()).filter(|place| !drafts[*place].is_lost).collect();
+    order.sort_by(|a, b| drafts[*a].route.meta.precedence(&drafts[*b].route.meta));
+    let wanted = order.iter().flat_map(|place| {
+        let draft = &drafts[*place];
+        draft.parents.iter().flat_map(move |parent| {
+            let attached = parent.attached.iter().flatten();
+            attached.map(move |(listener, hosts)| Wanted {
+                route: *place,
+                kind: draft.route.kind,
+                at: at(parent.gateway, *listener),
+                hosts,
+            })
+        })
+    });
+    let losers = rivals::losers(&wanted.collect::<Vec<_>>());
+    let words: HashMap<(usize, rivals::At<'_>), String> = losers
+        .into_iter()
+        .map(|(lost, holder)| {
+            let Route { kind, meta, .. } = drafts[holder].route;
+            let (_, (port, _)) = lost;
+            let words = format!(
+                "{} {}/{}, which goes before, has a hostname at port {port} that one of the route's meets",
+                kind.name(),
+                meta.namespace,
+                meta.name
+            );
+            (lost, words)
+        })
+        .collect();
+    for (place, draft) in drafts.iter_mut().enumerate().filter(|_| !words.is_empty()) {
+        for parent in &mut draft.parents {
+            let Ok(attached) = &mut parent.attached else { continue };
+            attached.retain(|(listener, _)| match words.get(&(place, at(parent.gateway, *listener))) {
+                Some(words) => {
+                    parent.note.clone_from(words);
+                    false
+                }
+                None => true,
+            });
+            if attached.is_empty() {
+                parent.attached = Err(Verdict::no("HostnameConflict", std::mem::take(&mut parent.note)));
+            }
+        }
     }
 }
 
@@ -323,16 +417,10 @@ struct Parents<'a> {
 
 impl Parents<'_> {
     /// The Gateway of ours that a parent is.
-    fn parent(&self, route: &HttpRoute, written: &serde_json::Value) -> Option<(usize, crate::kinds::ParentRef)> {
+    fn parent(&self, route: &Route, written: &serde_json::Value) -> Option<(usize, crate::kinds::ParentRef)> {
         let (key, parent) = attach::parent(route, written)?;
         self.at.get(&key).map(|at| (*at, parent))
     }
-}
-
-fn in_order(routes: &BTreeMap<Key, HttpRoute>) -> Vec<&HttpRoute> {
-    let mut routes: Vec<&HttpRoute> = routes.values().collect();
-    routes.sort_by(|a, b| a.meta.age().cmp(&b.meta.age()));
-    routes
 }
 
 fn targets(rule: &Rule) -> impl Iterator<Item = &Target> {
@@ -340,7 +428,8 @@ fn targets(rule: &Rule) -> impl Iterator<Item = &Target> {
         rule::Action::Forward(forward) => &forward[..],
         rule::Action::Redirect(_) | rule::Action::Fail(_) => &[],
     };
-    forward.iter().filter_map(|forward| forward.target.as_ref().ok())
+    let forward = forward.iter().filter_map(|forward| forward.target.as_ref().ok());
+    forward.chain(rule.filters.mirrors.iter().map(|mirror| &mirror.target))
 }
 
 /// Whether a Gateway can be served, as far as it says itself.

@@ -1,4 +1,6 @@
-//! A rule of an HTTPRoute, read once: what it is for, and what is done then. What is not supported is an error that says so.
+//! A rule of an HTTPRoute or a GRPCRoute, read once: what it is for, and what is done then. What is not supported is an error that says
+//! so. What a GRPCRoute says of services and methods ([`crate::grpc`]) becomes what an HTTPRoute says of paths: behind this one there is
+//! one kind of rule.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,7 +11,8 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value, json};
 
-use crate::kinds;
+use crate::grpc;
+use crate::kinds::{self, RouteKind};
 use crate::text::{Pattern, TextMatch};
 
 /// Bytes of a path, as of an Ingress.
@@ -59,7 +62,12 @@ pub struct Conditions {
     pub headers: Vec<(HeaderName, TextMatch)>,
     /// Parameters of its query. Of one that is there more than once, the first must do.
     pub query: Vec<(String, TextMatch)>,
+    /// What comes behind the first segment of its path, which is all there is: the name of a gRPC method, of any service.
+    pub call: Option<Arc<str>>,
 }
+
+/// How much conditions want.
+pub type Rank = (usize, bool, usize, usize);
 
 impl Conditions {
     /// Whether any request does.
@@ -68,8 +76,9 @@ impl Conditions {
     }
 
     /// Who goes first where two are for the same path: the greater.
-    pub fn rank(&self) -> (bool, usize, usize) {
-        (self.method.is_some(), self.headers.len(), self.query.len())
+    pub fn rank(&self) -> Rank {
+        let call = self.call.as_ref().map_or(0, |call| call.len());
+        (call, self.method.is_some(), self.headers.len(), self.query.len())
     }
 }
 
@@ -82,6 +91,26 @@ pub struct Filters {
     pub response: HeaderChanges,
     /// Of whom it asks for what.
     pub rewrite: Rewrite,
+    /// Who gets a copy of it.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// Who gets copies of requests, and answers them in vain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// Who.
+    pub target: Target,
+    /// How often.
+    pub share: Share,
+}
+
+/// So many of so many, which are not 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// These,
+    pub numerator: u32,
+    /// of these.
+    pub denominator: u32,
 }
 
 impl Filters {
@@ -199,7 +228,7 @@ pub struct Redirect {
 struct RuleSpec {
     filters: Vec<Value>,
     backend_refs: Vec<BackendSpec>,
-    timeouts: Timeouts,
+    timeouts: Option<Timeouts>,
     /// Read by themselves.
     name: IgnoredAny,
     matches: IgnoredAny,
@@ -220,7 +249,7 @@ struct MatchSpec {
 /// A text to be compared.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct TextSpec {
+pub(crate) struct TextSpec {
     #[serde(rename = "type")]
     kind: Option<String>,
     name: String,
@@ -280,6 +309,21 @@ struct PathSpec {
     replace_prefix_match: Option<String>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct MirrorSpec {
+    backend_ref: BackendSpec,
+    percent: Option<u32>,
+    fraction: Option<FractionSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FractionSpec {
+    numerator: u32,
+    denominator: Option<u32>,
+}
+
 /// What is wrong with a reference to a backend: the condition's reason, and words.
 pub(crate) type Broken = (&'static str, String);
 
@@ -301,7 +345,7 @@ pub(crate) struct Matches {
 }
 
 /// Reads what a rule is for.
-pub(crate) fn matches(spec: &Value) -> Matches {
+pub(crate) fn matches(kind: RouteKind, spec: &Value) -> Matches {
     let (mut all, mut unsupported) = (Vec::new(), None);
     let everything = [json!({})];
     let specs = match &spec["matches"] {
@@ -314,14 +358,21 @@ pub(crate) fn matches(spec: &Value) -> Matches {
         }
     };
     for spec in specs {
-        let read = MatchSpec::deserialize(spec).map_err(|error| format!("a match cannot be read: {error}"));
-        match read.and_then(|spec| read_match(&spec)) {
+        let read = match kind {
+            RouteKind::Http => read_as(spec).and_then(|spec: MatchSpec| read_match(&spec)),
+            RouteKind::Grpc => read_as(spec).and_then(|spec: grpc::MatchSpec| spec.read()),
+        };
+        match read {
             Ok(read) => all.push(read),
             // The others stay the rule's: what they are for must not become another rule's.
             Err(why) => drop(unsupported.get_or_insert(why)),
         }
     }
     Matches { all, unsupported }
+}
+
+fn read_as<T: DeserializeOwned>(spec: &Value) -> Result<T, String> {
+    T::deserialize(spec).map_err(|error| format!("a match cannot be read: {error}"))
 }
 
 /// What a rule takes of memory and time, before anything of it is read.
@@ -338,11 +389,14 @@ pub(crate) fn cost(spec: &Value) -> Cost {
     let mut cost = Cost::default();
     let matches = spec["matches"].as_array().map(Vec::as_slice).unwrap_or_default();
     for of in matches {
+        let method = &of["method"];
         let path = of["path"]["value"].as_str().unwrap_or("/");
         let texts = ["headers", "queryParams"].iter().flat_map(|name| of[*name].as_array().into_iter().flatten());
         let is_expression = |of: &Value| of["type"] == "RegularExpression";
-        cost.expressions += usize::from(is_expression(&of["path"]));
+        // A GRPCRoute's method is an object, and becomes one path; an HTTPRoute's is a word.
+        cost.expressions += usize::from(is_expression(&of["path"])) + usize::from(is_expression(method));
         let mut bytes = path.len();
+        bytes += ["service", "method"].iter().filter_map(|name| method[*name].as_str()).map(str::len).sum::<usize>();
         for text in texts {
             cost.expressions += usize::from(is_expression(text));
             bytes += ["name", "value"].iter().filter_map(|name| text[*name].as_str()).map(str::len).sum::<usize>();
@@ -351,6 +405,7 @@ pub(crate) fn cost(spec: &Value) -> Cost {
         let inner = path.strip_prefix('/').unwrap_or(path);
         let inner = inner.strip_suffix('/').unwrap_or(inner);
         let segments = if is_prefix && !inner.is_empty() { inner.matches('/').count() + 1 } else { 0 };
+        let segments = segments + usize::from(method["service"].is_string());
         cost.places += 1 + segments.max(bytes / PLACE_BYTES);
     }
     // One without a match is for everything.
@@ -358,9 +413,16 @@ pub(crate) fn cost(spec: &Value) -> Cost {
     cost
 }
 
-/// Reads a rule that is for these. `may_refer` says whether a Service of another namespace may be referred to. One that is not supported
-/// matches as it says, as far as that can be read, and is answered 500.
-pub(crate) fn read(namespace: &Arc<str>, spec: &Value, of: &Matches, may_refer: &dyn Fn(&Target) -> bool) -> Read {
+/// A route that refers to Services.
+pub(crate) struct Referring<'a> {
+    pub kind: RouteKind,
+    pub namespace: &'a Arc<str>,
+    /// Whether it may refer to a Service of another namespace.
+    pub may_refer: &'a dyn Fn(&Target) -> bool,
+}
+
+/// Reads a rule that is for these. One that is not supported matches as it says, as far as that can be read, and is answered 500.
+pub(crate) fn read(of_route: &Referring<'_>, spec: &Value, of: &Matches) -> Read {
     let matches = of.all.clone();
     if let Some(why) = &of.unsupported {
         return unsupported(matches, why.clone());
@@ -371,7 +433,7 @@ pub(crate) fn read(namespace: &Arc<str>, spec: &Value, of: &Matches, may_refer: 
         Err(why) => return unsupported(matches, why),
     };
     let mut broken = Vec::new();
-    match read_whole(namespace, &matches, whole, may_refer, &mut broken) {
+    match of_route.read_whole(&matches, whole, &mut broken) {
         Ok((filters, action, timeout)) => {
             let rule = Rule { matches, filters: Arc::new(filters), action, timeout };
             Read { rule, unsupported: None, broken }
@@ -404,16 +466,8 @@ fn read_match(spec: &MatchSpec) -> Result<Match, String> {
         Some(method) => Some(Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is no method"))?),
         None => None,
     };
-    let (mut headers, mut query) = (Vec::new(), Vec::new());
-    // Of entries for one name the first counts.
-    let mut names = HashSet::new();
-    for spec in &spec.headers {
-        let name = header_name(&spec.name)?;
-        let text = TextMatch::read(spec.kind.as_deref(), spec.value.as_deref().unwrap_or_default())?;
-        if names.insert(name.clone()) {
-            headers.push((name, text));
-        }
-    }
+    let headers = read_headers(&spec.headers)?;
+    let mut query = Vec::new();
     let mut names = HashSet::new();
     for spec in &spec.query_params {
         let text = TextMatch::read(spec.kind.as_deref(), spec.value.as_deref().unwrap_or_default())?;
@@ -421,90 +475,151 @@ fn read_match(spec: &MatchSpec) -> Result<Match, String> {
             query.push((spec.name.clone(), text));
         }
     }
-    Ok(Match { path, conditions: Conditions { method, headers, query } })
+    Ok(Match { path, conditions: Conditions { method, headers, query, call: None } })
 }
 
-fn read_whole(
-    namespace: &Arc<str>,
-    matches: &[Match],
-    spec: RuleSpec,
-    may_refer: &dyn Fn(&Target) -> bool,
-    broken: &mut Vec<Broken>,
-) -> Result<(Filters, Action, Option<Duration>), String> {
-    if let Some(name) = kinds::first(&spec.others) {
-        return Err(format!("{name} is not supported"));
-    }
-    let (filters, redirect) = read_filters(&spec.filters, matches)?;
-    let mut timeout: Option<Duration> = None;
-    for text in [&spec.timeouts.request, &spec.timeouts.backend_request].into_iter().flatten() {
-        // 0 is no bound.
-        let read = duration(text).ok_or_else(|| format!("{text:?} is no duration"))?;
-        timeout = [timeout, Some(read).filter(|read| !read.is_zero())].into_iter().flatten().min();
-    }
-    let mut forward = Vec::new();
-    for backend in spec.backend_refs {
-        let target = target(namespace, &backend, may_refer).map_err(|why: Broken| {
-            let words = Arc::<str>::from(why.1.as_str());
-            broken.push(why);
-            words
-        });
-        let (filters, redirects) = read_filters(&backend.filters, matches)?;
-        if redirects.is_some() || filters.rewrite != Rewrite::default() {
-            return Err("filters of a backend other than modifiers of headers are not supported".to_owned());
-        }
-        forward.push(Forward { weight: backend.weight.unwrap_or(1), target, filters: Arc::new(filters) });
-    }
-    let action = match redirect {
-        Some(_) if !forward.is_empty() => return Err("a rule that redirects has backends".to_owned()),
-        Some(_) if filters.rewrite != Rewrite::default() => {
-            return Err("RequestRedirect and URLRewrite are not for one rule".to_owned());
-        }
-        Some(redirect) => Action::Redirect(redirect),
-        None if forward.iter().all(|forward| forward.weight == 0) => Action::Fail("its rule has no backend".into()),
-        None => Action::Forward(forward),
-    };
-    Ok((filters, action, timeout))
-}
-
-fn target(namespace: &Arc<str>, spec: &BackendSpec, may_refer: &dyn Fn(&Target) -> bool) -> Result<Target, Broken> {
-    let (group, kind) = (spec.group.as_deref().unwrap_or_default(), spec.kind.as_deref().unwrap_or("Service"));
-    if (group, kind) != ("", "Service") {
-        return Err(("InvalidKind", format!("backend {kind} {} is no Service", spec.name)));
-    }
-    let of = spec.namespace.as_deref().map_or_else(|| namespace.clone(), Arc::from);
-    let Some(port) = spec.port.filter(|port| *port != 0) else {
-        return Err(("BackendNotFound", format!("backend {of}/{} has no port", spec.name)));
-    };
-    let target = Target { namespace: of, name: spec.name.as_str().into(), port };
-    if target.namespace != *namespace && !may_refer(&target) {
-        let why = format!("no ReferenceGrant of namespace {} permits backend {}", target.namespace, target.name);
-        return Err(("RefNotPermitted", why));
-    }
-    Ok(target)
-}
-
-fn read_filters(specs: &[Value], matches: &[Match]) -> Result<(Filters, Option<Redirect>), String> {
-    let (mut filters, mut redirect) = (Filters::default(), None);
-    let mut seen = HashSet::new();
+/// What headers must be like. Of entries for one name the first counts.
+pub(crate) fn read_headers(specs: &[TextSpec]) -> Result<Vec<(HeaderName, TextMatch)>, String> {
+    let (mut headers, mut names) = (Vec::new(), HashSet::new());
     for spec in specs {
-        // What other kinds of filters have is not looked at.
-        let kind = spec["type"].as_str().unwrap_or_default();
-        if !seen.insert(kind) {
-            return Err(format!("filter {kind} is there twice"));
-        }
-        match kind {
-            "RequestHeaderModifier" => filters.request = changes(&part(spec, "requestHeaderModifier")?)?,
-            "ResponseHeaderModifier" => filters.response = changes(&part(spec, "responseHeaderModifier")?)?,
-            "URLRewrite" => {
-                let RewriteSpec { hostname, path } = part(spec, "urlRewrite")?;
-                let hostname = hostname.as_deref().map(Arc::from);
-                filters.rewrite = Rewrite { hostname, path: path_change(path.as_ref(), matches)? };
-            }
-            "RequestRedirect" => redirect = Some(read_redirect(&part(spec, "requestRedirect")?, matches)?),
-            _ => return Err(format!("filter {kind} is not supported")),
+        let name = header_name(&spec.name)?;
+        let text = TextMatch::read(spec.kind.as_deref(), spec.value.as_deref().unwrap_or_default())?;
+        if names.insert(name.clone()) {
+            headers.push((name, text));
         }
     }
-    Ok((filters, redirect))
+    Ok(headers)
+}
+
+impl Referring<'_> {
+    fn read_whole(
+        &self,
+        matches: &[Match],
+        spec: RuleSpec,
+        broken: &mut Vec<Broken>,
+    ) -> Result<(Filters, Action, Option<Duration>), String> {
+        if let Some(name) = kinds::first(&spec.others) {
+            return Err(format!("{name} is not supported"));
+        }
+        let timeouts = match spec.timeouts {
+            Some(_) if self.kind == RouteKind::Grpc => return Err("timeouts is not supported".to_owned()),
+            other => other.unwrap_or_default(),
+        };
+        let (filters, redirect) = self.read_filters(&spec.filters, matches, broken)?;
+        let mut timeout: Option<Duration> = None;
+        for text in [&timeouts.request, &timeouts.backend_request].into_iter().flatten() {
+            // 0 is no bound.
+            let read = duration(text).ok_or_else(|| format!("{text:?} is no duration"))?;
+            timeout = [timeout, Some(read).filter(|read| !read.is_zero())].into_iter().flatten().min();
+        }
+        let mut forward = Vec::new();
+        for backend in spec.backend_refs {
+            let target = self.target(&backend).map_err(|why: Broken| {
+                let words = Arc::<str>::from(why.1.as_str());
+                broken.push(why);
+                words
+            });
+            let (filters, redirects) = self.read_filters(&backend.filters, matches, broken)?;
+            if redirects.is_some() || filters.rewrite != Rewrite::default() || has_mirror(&backend.filters) {
+                return Err("filters of a backend other than modifiers of headers are not supported".to_owned());
+            }
+            forward.push(Forward { weight: backend.weight.unwrap_or(1), target, filters: Arc::new(filters) });
+        }
+        let action = match redirect {
+            Some(_) if !forward.is_empty() => return Err("a rule that redirects has backends".to_owned()),
+            Some(_) if filters.rewrite != Rewrite::default() => {
+                return Err("RequestRedirect and URLRewrite are not for one rule".to_owned());
+            }
+            Some(_) if has_mirror(&spec.filters) => {
+                return Err("RequestRedirect and RequestMirror are not for one rule".to_owned());
+            }
+            Some(redirect) => Action::Redirect(redirect),
+            None if forward.iter().all(|forward| forward.weight == 0) => Action::Fail("its rule has no backend".into()),
+            None => Action::Forward(forward),
+        };
+        Ok((filters, action, timeout))
+    }
+
+    fn target(&self, spec: &BackendSpec) -> Result<Target, Broken> {
+        let (group, kind) = (spec.group.as_deref().unwrap_or_default(), spec.kind.as_deref().unwrap_or("Service"));
+        if (group, kind) != ("", "Service") {
+            return Err(("InvalidKind", format!("backend {kind} {} is no Service", spec.name)));
+        }
+        let of = spec.namespace.as_deref().map_or_else(|| self.namespace.clone(), Arc::from);
+        let Some(port) = spec.port.filter(|port| *port != 0) else {
+            return Err(("BackendNotFound", format!("backend {of}/{} has no port", spec.name)));
+        };
+        let target = Target { namespace: of, name: spec.name.as_str().into(), port };
+        if target.namespace != *self.namespace && !(self.may_refer)(&target) {
+            let why = format!("no ReferenceGrant of namespace {} permits backend {}", target.namespace, target.name);
+            return Err(("RefNotPermitted", why));
+        }
+        Ok(target)
+    }
+
+    fn read_filters(
+        &self,
+        specs: &[Value],
+        matches: &[Match],
+        broken: &mut Vec<Broken>,
+    ) -> Result<(Filters, Option<Redirect>), String> {
+        let (mut filters, mut redirect) = (Filters::default(), None);
+        let mut seen = HashSet::new();
+        for spec in specs {
+            // What other kinds of filters have is not looked at.
+            let kind = spec["type"].as_str().unwrap_or_default();
+            if !seen.insert(kind) && kind != MIRROR {
+                return Err(format!("filter {kind} is there twice"));
+            }
+            match kind {
+                "RequestHeaderModifier" => filters.request = changes(&part(spec, "requestHeaderModifier")?)?,
+                "ResponseHeaderModifier" => filters.response = changes(&part(spec, "responseHeaderModifier")?)?,
+                "URLRewrite" if self.kind == RouteKind::Http => {
+                    let RewriteSpec { hostname, path } = part(spec, "urlRewrite")?;
+                    let hostname = hostname.as_deref().map(Arc::from);
+                    filters.rewrite = Rewrite { hostname, path: path_change(path.as_ref(), matches)? };
+                }
+                "RequestRedirect" if self.kind == RouteKind::Http => {
+                    redirect = Some(read_redirect(&part(spec, "requestRedirect")?, matches)?);
+                }
+                MIRROR => {
+                    let spec: MirrorSpec = part(spec, "requestMirror")?;
+                    let share = read_share(&spec)?;
+                    if spec.backend_ref.weight.is_some() || !spec.backend_ref.filters.is_empty() {
+                        return Err("the backend of a mirror has no weight and no filters".to_owned());
+                    }
+                    // One that is not there is told, and the others stay.
+                    match self.target(&spec.backend_ref) {
+                        Ok(target) => filters.mirrors.push(Mirror { target, share }),
+                        Err(why) => broken.push(why),
+                    }
+                }
+                _ => return Err(format!("filter {kind} is not supported")),
+            }
+        }
+        Ok((filters, redirect))
+    }
+}
+
+/// The filter that has requests copied. It alone may be there several times.
+const MIRROR: &str = "RequestMirror";
+
+fn has_mirror(specs: &[Value]) -> bool {
+    specs.iter().any(|spec| spec["type"] == MIRROR)
+}
+
+/// Of how many requests copies are made: of all, where nothing is said.
+fn read_share(spec: &MirrorSpec) -> Result<Share, String> {
+    let share = match (spec.percent, &spec.fraction) {
+        (Some(_), Some(_)) => return Err("a mirror has percent or fraction, not both".to_owned()),
+        (Some(percent), None) => Share { numerator: percent, denominator: 100 },
+        (None, Some(of)) => Share { numerator: of.numerator, denominator: of.denominator.unwrap_or(100) },
+        (None, None) => Share { numerator: 1, denominator: 1 },
+    };
+    match share.denominator > 0 && share.numerator <= share.denominator {
+        true => Ok(share),
+        false => Err(format!("a mirror cannot have {} of {} requests", share.numerator, share.denominator)),
+    }
 }
 
 /// What a filter says of its kind.
@@ -599,8 +714,13 @@ fn duration(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
+    fn of_kind(kind: RouteKind, spec: &Value) -> Read {
+        let referring = Referring { kind, namespace: &"n".into(), may_refer: &|target| &*target.name == "granted" };
+        read(&referring, spec, &matches(kind, spec))
+    }
+
     fn of(spec: Value) -> Read {
-        read(&"n".into(), &spec, &matches(&spec), &|target| &*target.name == "granted")
+        of_kind(RouteKind::Http, &spec)
     }
 
     #[test]
@@ -666,7 +786,7 @@ mod tests {
         assert_eq!((&read.unsupported, read.broken.len()), (&None, 0));
         let Match { path, conditions } = &read.rule.matches[0];
         assert_eq!(*path, PathMatch::Prefix("/a".into()));
-        assert_eq!(conditions.rank(), (true, 1, 1), "of one name the first entry counts");
+        assert_eq!(conditions.rank(), (0, true, 1, 1), "of one name the first entry counts");
         assert_eq!(read.rule.timeout, Some(Duration::from_secs(2)));
         assert_eq!(read.rule.filters.request.set[0].0, "a");
         let change = PathChange::Prefix { from: "/a".into(), to: "/b".into() };
@@ -684,8 +804,34 @@ mod tests {
         let prefix = json!({"type": "ReplacePrefixMatch", "replacePrefixMatch": "/b"});
         for (spec, words) in [
             (
-                json!({"filters": [{"type": "RequestMirror", "requestMirror": {}}]}),
-                "filter RequestMirror is not supported",
+                json!({"filters": [{"type": "RequestMirror", "requestMirror": {"later": 1}}]}),
+                "requestMirror of a filter cannot be read: unknown field `later`",
+            ),
+            (
+                json!({"filters": [{"type": "RequestMirror", "requestMirror": {"percent": 1, "fraction": {"numerator": 1}}}]}),
+                "a mirror has percent or fraction, not both",
+            ),
+            (
+                json!({"filters": [{"type": "RequestMirror", "requestMirror": {"percent": 101}}]}),
+                "a mirror cannot have 101 of 100 requests",
+            ),
+            (
+                json!({"filters": [{"type": "RequestMirror", "requestMirror": {"fraction": {"numerator": 0, "denominator": 0}}}]}),
+                "a mirror cannot have 0 of 0 requests",
+            ),
+            (
+                json!({"filters": [{"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "a", "port": 1, "weight": 2}}}]}),
+                "the backend of a mirror has no weight and no filters",
+            ),
+            (
+                json!({"filters": [{"type": "RequestRedirect"},
+                    {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "a", "port": 1}}}]}),
+                "RequestRedirect and RequestMirror are not for one rule",
+            ),
+            (
+                json!({"backendRefs": [{"name": "a", "port": 1, "filters": [{"type": "RequestMirror",
+                    "requestMirror": {"backendRef": {"name": "b", "port": 1}}}]}]}),
+                "filters of a backend other than modifiers of headers are not supported",
             ),
             (
                 json!({"filters": [{"type": "ExtensionRef", "extensionRef": {}}]}),
@@ -780,5 +926,55 @@ mod tests {
             let Action::Forward(forward) = &read.rule.action else { panic!("{:?}", read.rule.action) };
             assert_eq!([forward[0].target.is_ok(), forward[1].target.is_ok()], [reason.is_none(), true]);
         }
+    }
+
+    #[test]
+    fn a_mirror_says_who_gets_copies_of_how_many_requests() {
+        let mirror = |more: Value| {
+            let mut spec = json!({"backendRef": {"name": "copy", "port": 80}});
+            spec.as_object_mut().unwrap().append(&mut more.as_object().unwrap().clone());
+            json!({"type": "RequestMirror", "requestMirror": spec})
+        };
+        let to =
+            |namespace: &str, name: &str| json!({"backendRef": {"name": name, "namespace": namespace, "port": 80}});
+        for (filters, shares, reason) in [
+            (json!([mirror(json!({}))]), vec![(1, 1)], None),
+            (json!([mirror(json!({"percent": 0})), mirror(json!({"percent": 42}))]), vec![(0, 100), (42, 100)], None),
+            (json!([mirror(json!({"fraction": {"numerator": 1}}))]), vec![(1, 100)], None),
+            (json!([mirror(json!({"fraction": {"numerator": 3, "denominator": 1000}}))]), vec![(3, 1000)], None),
+            (json!([mirror(to("other", "granted"))]), vec![(1, 1)], None),
+            // The others stay, and so does the rule.
+            (json!([mirror(to("other", "web")), mirror(json!({}))]), vec![(1, 1)], Some("RefNotPermitted")),
+            (json!([mirror(json!({"backendRef": {"name": "x", "kind": "Bucket"}}))]), vec![], Some("InvalidKind")),
+        ] {
+            for kind in [RouteKind::Http, RouteKind::Grpc] {
+                let spec = json!({"filters": filters, "backendRefs": [{"name": "web", "port": 80}]});
+                let read = of_kind(kind, &spec);
+                assert_eq!(read.broken.first().map(|(reason, _)| *reason), reason, "{filters}");
+                assert!(read.unsupported.is_none() && matches!(read.rule.action, Action::Forward(_)), "{filters}");
+                let mirrors = &read.rule.filters.mirrors;
+                let found: Vec<_> = mirrors.iter().map(|of| (of.share.numerator, of.share.denominator)).collect();
+                assert_eq!(found, shares, "{filters}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_rule_of_a_grpc_route_has_fewer_fields() {
+        for (spec, words) in [
+            (json!({"timeouts": {"request": "1s"}}), "timeouts is not supported"),
+            (json!({"sessionPersistence": {}}), "sessionPersistence is not supported"),
+            (json!({"filters": [{"type": "URLRewrite", "urlRewrite": {}}]}), "filter URLRewrite is not supported"),
+            (json!({"filters": [{"type": "RequestRedirect"}]}), "filter RequestRedirect is not supported"),
+            (json!({"filters": [{"type": "ExtensionRef"}]}), "filter ExtensionRef is not supported"),
+            (json!({"matches": [{"path": {"value": "/a"}}]}), "a match cannot be read: unknown field `path`"),
+        ] {
+            let why = of_kind(RouteKind::Grpc, &spec).unsupported.unwrap_or_default();
+            assert!(why.starts_with(words), "{spec}: {why}");
+        }
+        let filters = json!([{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["a"]}}]);
+        let spec = json!({"name": "r", "filters": filters, "backendRefs": [{"name": "web", "port": 80, "weight": 2}]});
+        let read = of_kind(RouteKind::Grpc, &spec);
+        assert!(read.unsupported.is_none() && read.rule.filters.request.remove.len() == 1);
     }
 }

@@ -15,7 +15,9 @@ const MESSAGE_BYTES_MAX: usize = 1024;
 /// Parents that a status has at most (the field's own bound).
 const PARENTS_MAX: usize = 32;
 /// What is there beside the core, by the names of Gateway API, in their order.
-const FEATURES: [&str; 22] = [
+const FEATURES: [&str; 27] = [
+    "GRPCRoute",
+    "GRPCRouteNamedRouteRule",
     "Gateway",
     "GatewayAddressEmpty",
     "GatewayHTTPListenerIsolation",
@@ -34,6 +36,9 @@ const FEATURES: [&str; 22] = [
     "HTTPRoutePathRewrite",
     "HTTPRoutePortRedirect",
     "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestMirror",
+    "HTTPRouteRequestMultipleMirrors",
+    "HTTPRouteRequestPercentageMirror",
     "HTTPRouteRequestTimeout",
     "HTTPRouteResponseHeaderModification",
     "HTTPRouteSchemeRedirect",
@@ -143,7 +148,8 @@ pub fn gateway(gateway: &GatewayState, served: &Served, old: &Value, now: &str) 
             .add("Conflicted", &listener.conflicted)
             .add("ResolvedRefs", &resolved)
             .add("Programmed", &programmed);
-        let kinds = if listener.has_kind { json!([{"group": GROUP, "kind": "HTTPRoute"}]) } else { json!([]) };
+        let kinds: Vec<Value> =
+            listener.kinds.iter().map(|kind| json!({"group": GROUP, "kind": kind.name()})).collect();
         listeners.push(json!({
             "name": &*listener.name, "supportedKinds": kinds, "attachedRoutes": listener.attached.len(),
             "conditions": conditions.and_others(&["Accepted", "Conflicted", "ResolvedRefs", "Programmed"]),

@@ -33,8 +33,13 @@ impl Objects {
     }
 
     fn route(&mut self, (namespace, name): (&str, &str), created: i64, spec: Value) {
-        let route = HttpRoute::read(meta(namespace, name, created), &spec).unwrap();
+        let route = Route::read(RouteKind::Http, meta(namespace, name, created), &spec).unwrap();
         self.routes.insert(route.meta.key(), route);
+    }
+
+    fn grpc_route(&mut self, (namespace, name): (&str, &str), created: i64, spec: Value) {
+        let route = Route::read(RouteKind::Grpc, meta(namespace, name, created), &spec).unwrap();
+        self.grpc_routes.insert(route.meta.key(), route);
     }
 
     fn grant(&mut self, from: (&str, &str), to: (&str, &str)) {
@@ -44,7 +49,7 @@ impl Objects {
     }
 
     fn resolved(&self) -> Resolved {
-        self.resolve(&|target| {
+        self.resolve(&|_, target| {
             (&*target.name == "missing").then(|| ("BackendNotFound", "service missing does not exist".to_owned()))
         })
     }
@@ -276,12 +281,15 @@ fn a_listener_s_status_says_for_which_kinds_it_is() {
         let kinds: Vec<Value> = names.iter().map(|name| json!({"kind": name})).collect();
         json!({"allowedRoutes": {"kinds": kinds}})
     };
-    let ours = json!([{"group": GROUP, "kind": "HTTPRoute"}]);
+    let of = |kinds: &[&str]| kinds.iter().map(|kind| json!({"group": GROUP, "kind": kind})).collect::<Value>();
+    let (ours, http, grpc) = (of(&["HTTPRoute", "GRPCRoute"]), of(&["HTTPRoute"]), of(&["GRPCRoute"]));
     let all = ["l", "m"].map(|name| listener(name, 80, "HTTP", json!({})));
     for (listeners, expected) in [
         (vec![listener("l", 80, "HTTP", json!({}))], &ours),
         (vec![listener("l", 80, "HTTP", kinds(&["InvalidRoute"]))], &json!([])),
-        (vec![listener("l", 80, "HTTP", kinds(&["InvalidRoute", "HTTPRoute"]))], &ours),
+        (vec![listener("l", 80, "HTTP", kinds(&["InvalidRoute", "HTTPRoute"]))], &http),
+        (vec![listener("l", 80, "HTTP", kinds(&["GRPCRoute"]))], &grpc),
+        (vec![listener("l", 80, "HTTP", kinds(&["GRPCRoute", "HTTPRoute"]))], &ours),
         (vec![listener("l", 80, "TCP", json!({}))], &json!([])),
         (all.to_vec(), &ours),
     ] {
@@ -385,7 +393,11 @@ fn routes_attach_where_listeners_let_them() {
 #[test]
 fn a_route_s_conditions_say_what_is_wrong_with_its_rules() {
     let good = || json!({"backendRefs": [{"name": "web", "port": 80}]});
-    let odd = || json!({"filters": [{"type": "RequestMirror", "requestMirror": {}}]});
+    let odd = || json!({"filters": [{"type": "CORS", "cors": {}}]});
+    let mirror = |namespace: &str, name: &str| {
+        let to = json!({"backendRef": {"name": name, "namespace": namespace, "port": 80}});
+        json!({"filters": [{"type": "RequestMirror", "requestMirror": to}], "backendRefs": [{"name": "web", "port": 80}]})
+    };
     let to = |namespace: &str, name: &str| json!({"backendRefs": [{"name": name, "namespace": namespace, "port": 80}]});
     for (rules, expected) in [
         (json!([good()]), vec!["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs"]),
@@ -397,6 +409,9 @@ fn a_route_s_conditions_say_what_is_wrong_with_its_rules() {
         (json!([to("a", "missing")]), vec!["Accepted=True Accepted", "ResolvedRefs=False BackendNotFound"]),
         (json!([to("b", "web")]), vec!["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs"]),
         (json!([to("infra", "web")]), vec!["Accepted=True Accepted", "ResolvedRefs=False RefNotPermitted"]),
+        (json!([mirror("b", "web")]), vec!["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs"]),
+        (json!([mirror("a", "missing")]), vec!["Accepted=True Accepted", "ResolvedRefs=False BackendNotFound"]),
+        (json!([mirror("infra", "web")]), vec!["Accepted=True Accepted", "ResolvedRefs=False RefNotPermitted"]),
     ] {
         let mut objects = objects();
         objects.grant(("HTTPRoute", "a"), ("b", "Service"));
@@ -442,7 +457,7 @@ fn a_route_is_read_where_it_is_served_and_there_is_room() {
 #[test]
 fn what_was_read_of_a_route_is_kept_while_its_rules_are_the_same() {
     let spec = |value: &str| json!({"rules": [{"matches": [{"path": {"value": value}}]}]});
-    let read = |spec: &Value| HttpRoute::read(meta("a", "r", 1), spec).unwrap();
+    let read = |spec: &Value| Route::read(RouteKind::Http, meta("a", "r", 1), spec).unwrap();
     let first = read(&spec("/a"));
     first.matches();
     let (same, other) = (read(&spec("/a")).after(Some(&first)), read(&spec("/b")).after(Some(&first)));
@@ -487,7 +502,7 @@ fn what_others_have_said_of_a_route_stays_and_times_move_with_statuses() {
     assert_eq!(status::route(Some(&resolved.routes[0]), 3, &full, NOW), full);
     let later = "2027-01-01T00:00:00Z";
     assert_eq!(status::route(Some(&resolved.routes[0]), 3, &first, later), first);
-    let mended = objects.resolve(&|_| None);
+    let mended = objects.resolve(&|_, _| None);
     let second = status::route(Some(&mended.routes[0]), 4, &first, later);
     let times: Vec<&Value> =
         second["parents"][1]["conditions"].as_array().unwrap().iter().map(|one| &one["lastTransitionTime"]).collect();
@@ -497,13 +512,83 @@ fn what_others_have_said_of_a_route_stays_and_times_move_with_statuses() {
 }
 
 #[test]
-fn grpc_routes_are_told_that_they_are_not_served() {
+fn a_grpc_route_is_a_route_with_words_of_its_own() {
+    let good = || json!({"matches": [{"method": {"service": "a.B"}}], "backendRefs": [{"name": "web", "port": 80}]});
+    let odd = || json!({"matches": [{"path": {"value": "/"}}]});
+    let to = |namespace: &str| json!({"backendRefs": [{"name": "web", "namespace": namespace, "port": 80}]});
+    let all = json!({"namespaces": {"from": "All"}});
+    let only = |kind: &str| json!({"namespaces": {"from": "All"}, "kinds": [{"kind": kind}]});
+    let fine = ["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs"];
+    for (allowed, rules, expected) in [
+        (&all, json!([good()]), fine.to_vec()),
+        (&only("GRPCRoute"), json!([good()]), fine.to_vec()),
+        (&only("HTTPRoute"), json!([good()]), vec!["Accepted=False NotAllowedByListeners", fine[1]]),
+        (&all, json!([good(), odd()]), vec![fine[0], fine[1], "PartiallyInvalid=True UnsupportedValue"]),
+        (&all, json!([odd()]), vec!["Accepted=False UnsupportedValue", fine[1]]),
+        // Grants are for a kind of route.
+        (&all, json!([to("b")]), fine.to_vec()),
+        (&all, json!([to("c")]), vec![fine[0], "ResolvedRefs=False RefNotPermitted"]),
+    ] {
+        let mut objects = objects();
+        objects.grant(("GRPCRoute", "a"), ("b", "Service"));
+        objects.grant(("HTTPRoute", "a"), ("c", "Service"));
+        objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", json!({"allowedRoutes": allowed}))]}));
+        objects.grpc_route(("a", "r"), 1, json!({"parentRefs": parent(json!({})), "rules": rules}));
+        assert_eq!(of_route(&objects, "r"), expected, "{allowed} {rules}");
+        let is_accepted = expected[0] == fine[0];
+        let attached = of_gateway(&objects, "g", &Served::default()).2["listeners"][0]["attachedRoutes"].clone();
+        assert_eq!(attached, json!(usize::from(is_accepted)));
+    }
+}
+
+/// The description of `hostnames` of a GRPCRoute.
+#[test]
+fn of_two_kinds_of_routes_for_one_host_the_older_one_is_there() {
+    let spec = |hostnames: &[&str]| {
+        let rules = json!([{"backendRefs": [{"name": "web", "port": 80}]}]);
+        json!({"parentRefs": parent(json!({})), "hostnames": hostnames, "rules": rules})
+    };
+    let lost = "Accepted=False HostnameConflict";
+    let fine = "Accepted=True Accepted";
+    for (http, grpc, expected) in [
+        ((1, vec!["a.x"]), (2, vec!["a.x"]), [fine, lost]),
+        ((2, vec!["a.x"]), (1, vec!["a.x"]), [lost, fine]),
+        // By `NAMESPACE/NAME`, as one text: `b-c/grpc` before `b/http`.
+        ((1, vec!["a.x"]), (1, vec!["a.x"]), [lost, fine]),
+        ((1, vec!["a.x"]), (2, vec!["b.x"]), [fine, fine]),
+        ((1, vec!["*.x"]), (2, vec!["b.x"]), [fine, lost]),
+        ((2, vec![]), (1, vec!["b.x", "c.x"]), [lost, fine]),
+    ] {
+        let mut objects = objects();
+        let all = json!({"allowedRoutes": {"namespaces": {"from": "All"}}});
+        objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", all)]}));
+        objects.route(("b", "http"), http.0, spec(&http.1));
+        objects.grpc_route(("b-c", "grpc"), grpc.0, spec(&grpc.1));
+        let found = ["http", "grpc"].map(|name| of_route(&objects, name)[0].clone());
+        assert_eq!(found, expected, "{http:?} {grpc:?}");
+        let is_lost = expected.contains(&lost);
+        let attached = of_gateway(&objects, "g", &Served::default()).2["listeners"][0]["attachedRoutes"].clone();
+        assert_eq!(attached, json!(2 - usize::from(is_lost)));
+    }
+    // A route of which nothing can be honoured has no host; one that is elsewhere, too, is there.
     let mut objects = objects();
-    objects.gateway("g", 1, json!({"listeners": [listener("l", 80, "HTTP", json!({}))]}));
-    let route = HttpRoute::read(meta("infra", "r", 1), &json!({"parentRefs": parent(json!({}))})).unwrap();
-    objects.grpc_routes.insert(route.meta.key(), route);
-    let state = &objects.resolved().grpc_routes[0];
-    assert_eq!((state.parents[0].accepted.holds, state.parents[0].accepted.reason), (false, "UnsupportedValue"));
+    let all = |hostname: &str| json!({"hostname": hostname, "allowedRoutes": {"namespaces": {"from": "All"}}});
+    let listeners = json!([listener("l", 80, "HTTP", all("*.x")), listener("m", 80, "HTTP", all("*.y"))]);
+    objects.gateway("g", 1, json!({"listeners": listeners}));
+    let mut odd = spec(&["a.x"]);
+    odd["rules"] = json!([{"filters": [{"type": "CORS"}]}]);
+    objects.route(("b", "odd"), 1, odd);
+    objects.route(("b", "http"), 2, spec(&["b.x"]));
+    objects.grpc_route(("b", "both"), 3, spec(&["b.x", "b.y"]));
+    objects.grpc_route(("b", "first"), 3, spec(&["a.x"]));
+    let found = ["odd", "http", "both", "first"].map(|name| of_route(&objects, name)[0].clone());
+    assert_eq!(found, ["Accepted=False UnsupportedValue", fine, fine, fine]);
+    let resolved = objects.resolved();
+    let both = resolved.routes.iter().find(|route| &*route.meta.name == "both").unwrap();
+    let message = &both.parents[0].accepted.message;
+    assert!(message.starts_with("HTTPRoute b/http, which goes before, has a hostname at port 80"), "{message}");
+    let attached: Vec<usize> = resolved.gateways[0].listeners.iter().map(|of| of.attached.len()).collect();
+    assert_eq!(attached, [2, 1]);
 }
 
 #[test]

@@ -17,21 +17,46 @@ impl Pattern {
         if text.len() > TEXT_BYTES_MAX {
             return Err(format!("an expression has more than {TEXT_BYTES_MAX} bytes"));
         }
-        let compile = |text: &str| {
-            RegexBuilder::new(text).size_limit(COMPILED_BYTES_MAX).dfa_size_limit(COMPILED_BYTES_MAX).build()
-        };
         // By itself first: `a)|(b` is none, and would be one between other parentheses, for more than whole texts.
-        let made = compile(text).and_then(|_| compile(&format!("^(?:{text})$")));
-        made.map(Pattern).map_err(|error| match error {
-            regex::Error::CompiledTooBig(_) => format!("expression {text:?} is too large"),
-            _ => format!("{text:?} is no regular expression"),
-        })
+        compile(text, text)?;
+        compile(&format!("^(?:{text})$"), text).map(Pattern)
+    }
+
+    /// For a path of so many segments, each from the text of an expression; where there is none, it is anything without a slash. A
+    /// segment is a line to it: what is its begin and its end to an expression that is for it alone is so here.
+    pub(crate) fn of_segments(segments: &[Option<&str>]) -> Result<Pattern, String> {
+        let mut whole = r"\A".to_owned();
+        for text in segments {
+            match text {
+                Some(text) => {
+                    Pattern::parse(text)?;
+                    whole.push_str(&format!("/(?:{text})"));
+                }
+                None => whole.push_str("/[^/]+"),
+            }
+        }
+        whole.push_str(r"\z");
+        let mut builder = RegexBuilder::new(&whole);
+        built(builder.multi_line(true).line_terminator(b'/'), &whole).map(Pattern)
     }
 
     /// Whether it is for this text.
     pub fn is_match(&self, text: &str) -> bool {
         self.0.is_match(text)
     }
+}
+
+/// `said` is what somebody has written of it.
+fn compile(text: &str, said: &str) -> Result<Regex, String> {
+    built(&mut RegexBuilder::new(text), said)
+}
+
+fn built(builder: &mut RegexBuilder, said: &str) -> Result<Regex, String> {
+    let made = builder.size_limit(COMPILED_BYTES_MAX).dfa_size_limit(COMPILED_BYTES_MAX).build();
+    made.map_err(|error| match error {
+        regex::Error::CompiledTooBig(_) => format!("expression {said:?} is too large"),
+        _ => format!("{said:?} is no regular expression"),
+    })
 }
 
 impl PartialEq for Pattern {

@@ -78,7 +78,7 @@ impl Gateways {
             // What cannot be read is served by nobody.
             let _ = known.take(*kind, Said::Object(Meta::of(&metadata), object["spec"].take(), Value::Null));
         }
-        let resolved = known.objects.resolve(&|_| None);
+        let resolved = known.objects.resolve(&|_, _| None);
         let listeners = resolved.gateways.iter().flat_map(|gateway| &gateway.listeners);
         let secrets = listeners.flat_map(|listener| listener.secrets.iter().cloned()).collect();
         Arc::new(Gateways { records, secrets })

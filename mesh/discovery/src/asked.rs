@@ -59,6 +59,7 @@ impl<'a> Asked<'a> {
     /// Whether it is what a route wants.
     pub(crate) fn meets(&self, conditions: &Conditions) -> bool {
         conditions.method.as_ref().is_none_or(|method| method == self.method)
+            && conditions.call.as_deref().is_none_or(|call| self.call() == Some(call))
             && conditions.headers.iter().all(|(name, text)| {
                 let mut values = self.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
                 values.any(|value| self.is_match(text, value))
@@ -67,6 +68,12 @@ impl<'a> Asked<'a> {
                 .query
                 .iter()
                 .all(|(name, text)| self.parameters().get(name).is_some_and(|value| self.is_match(text, value)))
+    }
+
+    /// The method of a call of gRPC: what comes behind the first segment, where that is one more.
+    fn call(&self) -> Option<&str> {
+        let (service, method) = self.path.strip_prefix('/')?.split_once('/')?;
+        (!service.is_empty() && !method.contains('/')).then_some(method)
     }
 
     /// As the URL standard's `application/x-www-form-urlencoded` has them.
@@ -150,6 +157,17 @@ mod tests {
             ),
         ] {
             assert_eq!(asked.meets(&conditions), expected, "{conditions:?}");
+        }
+        let call = Conditions { call: Some("Get".into()), ..Conditions::default() };
+        for (path, expected) in [
+            ("/a.B/Get", true),
+            ("/a.B/Set", false),
+            ("/a.B/C/Get", false),
+            ("//Get", false),
+            ("/Get", false),
+            ("a.B/Get", false),
+        ] {
+            assert_eq!(Asked::new(path, None, &Method::POST, &headers).meets(&call), expected, "{path}");
         }
         assert_eq!(decoded("%zz%4"), "%zz%4");
     }

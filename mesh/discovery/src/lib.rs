@@ -7,7 +7,7 @@
 //! Ingresses are followed by a task of their own ([`Ingresses::run`]), where somebody serves them; what they say is a route table
 //! ([`RouteTable`]) that knows nothing of them.
 //!
-//! So are Gateways and their HTTPRoutes ([`Gateways::run`]): they compile to the same tables, one for each listener.
+//! So are Gateways and their routes ([`Gateways::run`]): they compile to the same tables, one for each listener.
 //!
 //! NetworkPolicies are followed by another ([`Policies::run`]), whose table says who may connect to whom.
 //!

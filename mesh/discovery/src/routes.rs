@@ -16,7 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_gateway::{Conditions, Filters, Forward, Hostname, Pattern, Redirect};
+use coracle_gateway::{Conditions, Filters, Forward, Hostname, Pattern, Rank, Redirect};
 
 use crate::asked::{Asked, TooLong};
 
@@ -204,7 +204,7 @@ impl Route {
     }
 
     /// Who goes first where two have one path: the greater.
-    fn rank(&self) -> (bool, usize, usize) {
+    fn rank(&self) -> Rank {
         self.conditions.as_ref().map(|conditions| conditions.rank()).unwrap_or_default()
     }
 }

@@ -1,4 +1,4 @@
-//! Requests to sockets, and to pods of other nodes: pooled HTTP/1.1 connections.
+//! Requests to sockets, and to pods of other nodes: pooled HTTP/1.1 connections, and those of HTTP/2 where a request needs it ([`http2`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -12,9 +12,9 @@ use std::time::Duration;
 use coracle_discovery::Protocol;
 use coracle_policy::Source;
 use futures::future::BoxFuture;
-use http::header::{HOST, HeaderValue};
+use http::header::{HOST, HeaderValue, TE};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Response, StatusCode, Uri};
+use http::{Request, Response, StatusCode, Uri, Version};
 use http_body_util::BodyExt;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy;
@@ -26,6 +26,7 @@ use tower_service::Service;
 use crate::endpoint::{CONNECT_MAX, Failure, ShareTaken};
 use crate::guard::{Guard, Pooled, locked};
 use crate::held::Held;
+use crate::http2::{self, InHttp2};
 use crate::{Asker, Body, BoxError, Elsewhere, Kept, Purpose, Stream, headers, link};
 
 /// Connections to one socket that are kept while nobody uses them,
@@ -40,13 +41,20 @@ pub const KEPT_ELSEWHERE_MAX: usize = 1024;
 const LEARNT_MAX: usize = 4096;
 
 /// A connection to an endpoint.
-enum Connection {
+pub(crate) enum Connection {
     Socket(TokioIo<TcpStream>),
     Elsewhere { stream: TokioIo<Box<dyn Stream>>, is_called: bool, open: Open },
 }
 
+impl Connection {
+    /// Whether a component is called at its end, by its node.
+    pub fn is_called(&self) -> bool {
+        matches!(self, Connection::Elsewhere { is_called: true, .. })
+    }
+}
+
 /// A stream to another node is open. While there are few it is kept when its request is over.
-struct Open {
+pub(crate) struct Open {
     all: Arc<AtomicUsize>,
     may_be_kept: bool,
 }
@@ -239,6 +247,9 @@ impl Service<Uri> for Connector {
 #[derive(Clone)]
 pub(crate) struct Dialer {
     client: legacy::Client<Connector, Body>,
+    /// The same connector, for connections of HTTP/2.
+    connector: Connector,
+    http2: http2::Pool,
     guard: Guard,
     learnt: Learnt,
 }
@@ -249,17 +260,14 @@ impl Dialer {
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_MAX));
         let learnt = Learnt::default();
+        let connector =
+            Connector { connector, guard: guard.clone(), learnt: learnt.clone(), open_elsewhere: Arc::default() };
         let client = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(IDLE_PER_SOCKET_MAX)
-            .build(Connector {
-                connector,
-                guard: guard.clone(),
-                learnt: learnt.clone(),
-                open_elsewhere: Arc::default(),
-            });
-        Dialer { client, guard, learnt }
+            .build(connector.clone());
+        Dialer { client, connector, http2: http2::Pool::default(), guard, learnt }
     }
 
     /// Sends a request to the socket of `endpoint`, whatever its URI names. One that asks for another protocol is sent as such;
@@ -323,6 +331,9 @@ impl Dialer {
         request: Request<Body>,
         is_link: bool,
     ) -> Result<Response<Body>, Failure> {
+        if request.extensions().get::<InHttp2>().is_some() {
+            return self.exchange_http2(endpoint, to, request, is_link).await;
+        }
         let upgrade = headers::upgrade(request.headers());
         let is_upgrade = upgrade.is_some();
         let mut response =
@@ -336,6 +347,42 @@ impl Dialer {
                 return Err(Failure::seen(endpoint, "it changes to a protocol that nobody asked for".into()));
             }
             (false, _) => headers::strip(response.headers_mut()),
+        }
+        Ok(response)
+    }
+
+    /// The same in HTTP/2, whose authority is what the request names. What is behind its body comes with the answer, and goes with the
+    /// request: both sides take trailers.
+    async fn exchange_http2(
+        &self,
+        endpoint: SocketAddr,
+        to: &Authority,
+        mut request: Request<Body>,
+        is_link: bool,
+    ) -> Result<Response<Body>, Failure> {
+        headers::strip(request.headers_mut());
+        if is_link {
+            link::send(&mut request);
+        }
+        request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+        let host = request.headers().get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        let named = host.or_else(|| request.uri().authority().cloned());
+        *request.uri_mut() = with_authority(request.uri(), named.unwrap_or_else(|| authority(&endpoint.to_string())));
+        *request.version_mut() = Version::HTTP_2;
+        let connect = || {
+            let (mut connector, to) = (self.connector.clone(), with_authority(&Uri::default(), to.clone()));
+            async move {
+                std::future::poll_fn(|context| connector.poll_ready(context)).await?;
+                connector.call(to).await
+            }
+        };
+        let (mut response, is_called) = self.http2.send(to, request, connect).await.map_err(|failed| match failed {
+            http2::Failed::Unseen(error) => Failure::unseen(endpoint, error),
+            http2::Failed::Seen(error) => Failure::seen(endpoint, error),
+        })?;
+        headers::strip(response.headers_mut());
+        if is_called {
+            response.extensions_mut().insert(OfComponent);
         }
         Ok(response)
     }
@@ -360,16 +407,20 @@ impl Dialer {
         {
             request.headers_mut().insert(HOST, host);
         }
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(Scheme::HTTP);
-        parts.authority = Some(to.clone());
-        parts.path_and_query =
-            Some(request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
-        *request.uri_mut() = Uri::from_parts(parts).expect("a scheme, an authority and a path are a URI");
-        *request.version_mut() = http::Version::HTTP_11;
+        *request.uri_mut() = with_authority(request.uri(), to.clone());
+        *request.version_mut() = Version::HTTP_11;
         let response = self.client.request(request).await?;
         Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
     }
+}
+
+/// The same path, of this authority.
+fn with_authority(uri: &Uri, authority: Authority) -> Uri {
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(authority);
+    parts.path_and_query = Some(uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
+    Uri::from_parts(parts).expect("a scheme, an authority and a path are a URI")
 }
 
 fn authority(text: &str) -> Authority {

@@ -20,6 +20,7 @@ mod gone;
 mod guard;
 mod headers;
 mod held;
+mod http2;
 mod link;
 mod node_ports;
 mod observe;
@@ -368,6 +369,7 @@ pub struct Proxy {
     places: Arc<places::Places>,
     taps: Arc<observe::Taps>,
     by_ingress: Arc<observe::ByIngress>,
+    mirrors: Arc<gateway::Mirrors>,
     /// What has become of the ports of Services that this node is a balancer of.
     opened: Arc<watch::Sender<Vec<Opened>>>,
     opening: Arc<opening::Opening>,
@@ -383,7 +385,7 @@ impl Proxy {
         let dialer = dial::Dialer::new(guard.clone());
         let places = places::Places::new(places::CONNECTIONS_MAX);
         let routes = Arc::new(routes::Routes::new(local.clone()));
-        let (upstreams, taps, by_ingress) = Default::default();
+        let (upstreams, taps, by_ingress, mirrors) = Default::default();
         let (opened, opening, gateway_ports) = Default::default();
         let tracer = None;
         Proxy {
@@ -396,6 +398,7 @@ impl Proxy {
             places,
             taps,
             by_ingress,
+            mirrors,
             opened,
             opening,
             gateway_ports,

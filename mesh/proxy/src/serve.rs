@@ -90,6 +90,10 @@ where
     let call = move |mut request: Request<Body>| {
         let source = admit(request.headers().get(link::SOURCE));
         link::receive(&mut request);
+        // In HTTP/2 it names a host before its path, too.
+        if let Some(path) = request.uri().path_and_query().filter(|_| request.uri().authority().is_some()).cloned() {
+            *request.uri_mut() = path.into();
+        }
         let has_more = !request.body().is_end_stream();
         let answer = source.map(|source| {
             request.extensions_mut().insert(source);
@@ -249,6 +253,10 @@ pub(crate) fn refuse(error: &Error) -> Response<Body> {
     say(status, &error.to_string())
 }
 
+/// What an answer of our own says: in its extensions, for who tells it in other words.
+#[derive(Debug, Clone)]
+pub(crate) struct Own(pub Arc<str>);
+
 /// An answer of our own. What it says may be the client's own words, so nobody is to take it for more than text.
 pub(crate) fn say(status: StatusCode, words: &str) -> Response<Body> {
     let body = Full::new(Bytes::from(format!("{words}\n"))).map_err(|never| match never {}).boxed_unsync();
@@ -257,6 +265,7 @@ pub(crate) fn say(status: StatusCode, words: &str) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response.extensions_mut().insert(Own(words.into()));
     response
 }
 

@@ -1,11 +1,16 @@
-//! Gateway API as people use it: its definitions are applied, then Gateways and HTTPRoutes; kubectl on one side, an HTTP client on the other.
+//! Gateway API as people use it: its definitions are applied, then Gateways and routes; kubectl on one side, an HTTP client on the other.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use coracle_tests::{Cluster, DEADLINE, WEB, free_port};
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
@@ -63,6 +68,23 @@ fn get(port: &str, host: &str, path: &str, headers: &str) -> String {
         Ok(stream) => exchange(stream, &format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n{headers}")),
         Err(error) => error.to_string(),
     }
+}
+
+/// What is answered to a call of gRPC in HTTP/2 without TLS: `grpc-status`, and the body.
+fn call(port: &str, path: &str) -> String {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let asked = async {
+        let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Empty<Bytes>>();
+        let request =
+            Request::post(format!("http://localhost:{port}{path}")).header("content-type", "application/grpc");
+        let response = client.request(request.body(Empty::new())?).await?;
+        let status = |headers: &HeaderMap| headers.get("grpc-status").map(|status| format!("{status:?}"));
+        let (head, body) = response.into_parts();
+        let status = status(&head.headers).unwrap_or_else(|| "none".to_owned());
+        let body = body.collect().await?.to_bytes();
+        Ok::<_, Box<dyn std::error::Error>>(format!("{} {status} {}", head.status, String::from_utf8_lossy(&body)))
+    };
+    runtime.block_on(asked).unwrap_or_else(|error| error.to_string())
 }
 
 /// Waits until an answer is so.
@@ -164,7 +186,10 @@ fn gateways_and_their_routes_are_served_by_every_node() {
     filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: /sleep}}}]
     backendRefs: [{name: probe, port: 80}]
   - matches: [{path: {type: PathPrefix, value: /mirror}}]
-    filters: [{type: RequestMirror, requestMirror: {backendRef: {name: web, port: 80}}}]
+    filters: [{type: RequestMirror, requestMirror: {backendRef: {name: probe, port: 80}, percent: 100}}]
+    backendRefs: [{name: web, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /odd}}]
+    filters: [{type: CORS, cors: {}}]
     backendRefs: [{name: web, port: 80}]
 ";
     cluster.apply(&route("{name: app}", rules));
@@ -179,8 +204,14 @@ fn gateways_and_their_routes_are_served_by_every_node() {
     let answer = ask("/v1", "version: two\r\n");
     assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("default/missing"), "{answer}");
     until(|| ask("/slow?60000", ""), status("504"));
+    let answer = ask("/odd", "");
+    assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("filter CORS is not supported"), "{answer}");
+    // Somebody else gets a copy.
     let answer = ask("/mirror", "");
-    assert!(answer.starts_with("HTTP/1.1 500") && answer.contains("filter RequestMirror is not supported"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"path\":\"/mirror\""), "{answer}");
+    let node = cluster.kubectl("get nodes -o jsonpath={.items[0].metadata.name}");
+    let copied = "coracle_gateway_mirrors_total{result=\"answered\"} 1\n";
+    cluster.eventually(&format!("get --raw /api/v1/nodes/{node}/proxy/metrics"), |page| page.contains(copied));
     let answer = get(&plain, "other.example", "/", "");
     assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("no HTTPRoute has a rule"), "{answer}");
     let expected = "Accepted=True/Accepted,ResolvedRefs=False/BackendNotFound,PartiallyInvalid=True/UnsupportedValue,";
@@ -223,11 +254,32 @@ fn gateways_and_their_routes_are_served_by_every_node() {
     );
     until(|| get(&plain, "team.example", "/", ""), status("200"));
 
-    // A GRPCRoute is told, an address of nobody is told, and a Gateway that goes takes its port with it.
-    cluster.apply(
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: calls}\nspec: {parentRefs: [{name: front}]}\n",
-    );
-    said("grpcroute calls", "parents[0].conditions", "Accepted=False/UnsupportedValue");
+    // Calls of gRPC: a GRPCRoute gives way to an older HTTPRoute for its hosts, and has others.
+    let calls = |hostnames: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {{name: calls}}
+spec:
+  parentRefs: [{{name: front, sectionName: http}}]
+  hostnames: {hostnames}
+  rules:
+  - matches: [{{method: {{service: web.Service, method: Get}}}}]
+    backendRefs: [{{name: web, port: 80}}]
+  - matches: [{{method: {{service: gone.Service}}}}]
+    backendRefs: [{{name: missing, port: 80}}]
+"
+        )
+    };
+    cluster.apply(&calls("[localhost, app.example]"));
+    said("grpcroute calls", "parents[0].conditions", "Accepted=False/HostnameConflict");
+    cluster.apply(&calls("[localhost]"));
+    said("grpcroute calls", "parents[0].conditions", "Accepted=True/Accepted,ResolvedRefs=False/BackendNotFound");
+    until(|| call(&plain, "/web.Service/Get"), |answer| answer.contains("\"path\":\"/web.Service/Get\""));
+    until(|| call(&plain, "/gone.Service/Get"), |answer| answer == "200 OK \"14\" ");
+    until(|| call(&plain, "/web.Service/Set"), |answer| answer == "200 OK \"12\" ");
+
+    // An address of nobody is told, and a Gateway that goes takes its port with it.
     cluster.kubectl("patch gateway front --type=merge -p {\"spec\":{\"addresses\":[{\"type\":\"IPAddress\",\"value\":\"192.0.2.1\"}]}}");
     said("gateway front", "conditions", "Programmed=False/AddressNotUsable");
     cluster.kubectl("delete gateway front");

@@ -1,9 +1,10 @@
-//! Watches of Gateway API's kinds, each while its definition is there: one that is not would be refused again and again.
+//! Watches of Gateway API's kinds: which there are, and what is said of each, [`coracle_gateway::follow`] says.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use coracle_gateway::{BUNDLE, Definition, GROUP, KINDS, Meta, Said, defined_by};
+use coracle_gateway::follow::{self, Failed, Followed, Heard, Step, TRIES_MAX, Watched};
+use coracle_gateway::{GROUP, KINDS, Meta, Said};
 use futures::StreamExt as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
@@ -17,21 +18,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// A definition that could not be read is read again after this time.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How often a definition is asked for before its kind is watched whatever it says.
-const TRIES_MAX: u32 = 8;
 
 /// Of a kind, by its place in [`KINDS`].
 pub(super) type Change = (usize, Said);
 
-/// A kind whose definition is there.
-struct Watched {
-    /// Which definition, and of which generation: another one may be served in other versions.
-    definition: Which,
+/// A watch of a kind.
+struct Watch {
     stop: CancellationToken,
     task: AbortOnDropHandle<()>,
 }
 
-impl Watched {
+impl Watch {
     /// Nothing of what it says comes later.
     async fn end(self) {
         self.stop.cancel();
@@ -39,72 +36,52 @@ impl Watched {
     }
 }
 
-/// A definition: its uid, its generation, and of which version of Gateway API it is.
-type Which = (Option<String>, Option<i64>, Option<String>);
-
 /// Follows all of them; ends when nobody hears it.
 pub(super) async fn run(client: kube::Client, changes: mpsc::Sender<Change>) {
-    let mut watched: HashMap<usize, Watched> = HashMap::new();
+    let mut watches: HashMap<usize, Watch> = HashMap::new();
+    let mut followed = Followed::default();
     let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client.clone());
     let mut events = watcher::watcher(definitions, watcher::Config::default()).default_backoff().boxed();
-    // Those of a list that is being read.
-    let mut listed: HashMap<usize, Which> = HashMap::new();
-    let of = |definition: &PartialObjectMeta<CustomResourceDefinition>| {
-        let metadata = &definition.metadata;
-        let bundle = metadata.annotations.as_ref().and_then(|annotations| annotations.get(BUNDLE)).cloned();
-        Some((defined_by(metadata.name.as_deref()?)?, (metadata.uid.clone(), metadata.generation, bundle)))
-    };
     while let Some(event) = events.next().await {
-        let (now, gone): (HashMap<usize, Which>, Vec<usize>) = match event {
-            Ok(Event::Init) => {
-                listed.clear();
-                continue;
-            }
-            Ok(Event::InitApply(definition)) => {
-                listed.extend(of(&definition));
-                continue;
-            }
-            Ok(Event::InitDone) => {
-                let now = std::mem::take(&mut listed);
-                let gone = (0..KINDS.len()).filter(|kind| !now.contains_key(kind)).collect();
-                (now, gone)
-            }
-            Ok(Event::Apply(definition)) => (of(&definition).into_iter().collect(), Vec::new()),
-            Ok(Event::Delete(definition)) => {
-                (HashMap::new(), of(&definition).map(|(kind, _)| kind).into_iter().collect())
-            }
+        let heard = match event {
+            Ok(Event::Init) => Heard::Listing,
+            Ok(Event::InitApply(definition) | Event::Apply(definition)) => Heard::Is(definition.metadata),
+            Ok(Event::InitDone) => Heard::Listed,
+            Ok(Event::Delete(definition)) => Heard::Gone(definition.metadata),
             Err(error) => {
                 tracing::debug!(error = %crate::error::chain(&error), "watch custom resource definitions");
-                continue;
+                Heard::Failed(failed(&error))
             }
         };
-        for kind in gone {
-            if let Some(watched) = watched.remove(&kind) {
-                watched.end().await;
+        for step in followed.take(heard) {
+            match step {
+                Step::End(kind) => {
+                    if let Some(watch) = watches.remove(&kind) {
+                        watch.end().await;
+                    }
+                }
+                Step::Say(kind, said) => {
+                    if changes.send((kind, said)).await.is_err() {
+                        return;
+                    }
+                }
+                Step::Watch(kind) => {
+                    let stop = CancellationToken::new();
+                    let task = tokio::spawn(watch(client.clone(), kind, changes.clone(), stop.clone()));
+                    watches.insert(kind, Watch { stop, task: AbortOnDropHandle::new(task) });
+                }
             }
-            if changes.send((kind, Said::Undefined)).await.is_err() {
-                return;
-            }
-        }
-        for (kind, definition) in now {
-            if watched.get(&kind).is_some_and(|watched| watched.definition == definition) {
-                continue;
-            }
-            if let Some(watched) = watched.remove(&kind) {
-                watched.end().await;
-            }
-            if changes.send((kind, Said::Bundle(definition.2.clone()))).await.is_err() {
-                return;
-            }
-            let stop = CancellationToken::new();
-            let task = tokio::spawn(watch(client.clone(), kind, changes.clone(), stop.clone()));
-            watched.insert(kind, Watched { definition, stop, task: AbortOnDropHandle::new(task) });
         }
     }
 }
 
-fn is_refused(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 404))
+/// What a watch's error means.
+fn failed(error: &watcher::Error) -> Failed {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) => Failed::of_list(status.code),
+        watcher::Error::InitialListFailed(kube::Error::SerdeError(_)) => Failed::Answered,
+        _ => Failed::Later,
+    }
 }
 
 /// One kind, until it is stopped.
@@ -119,8 +96,7 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
     };
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     let mut events = watcher::watcher(api, watcher::Config::default()).default_backoff().boxed();
-    // Whether it was said what there is, or that there is nothing; and whether a list has begun and that was not said.
-    let (mut is_known, mut is_listing) = (false, false);
+    let mut watched = Watched::default();
     let tell = |said| changes.send((kind, said));
     let follow = async {
         if !is_served(&client, kind).await {
@@ -130,34 +106,32 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
         }
         while let Some(event) = events.next().await {
             let said = match event {
-                Ok(Event::Init) => {
-                    is_listing = true;
-                    continue;
-                }
+                Ok(Event::Init) => Ok(Said::Listing),
                 Ok(Event::InitApply(mut object) | Event::Apply(mut object)) => {
                     let mut part = |name: &str| object.data.get_mut(name).map(Value::take).unwrap_or_default();
                     let (spec, status) = (part("spec"), part("status"));
                     // A write is of this version, or is refused.
                     let kept = json!({"status": status, "version": object.metadata.resource_version});
-                    Said::Object(Meta::of(&object.metadata), spec, kept)
+                    Ok(Said::Object(Meta::of(&object.metadata), spec, kept))
                 }
-                Ok(Event::InitDone) => {
-                    is_known = true;
-                    Said::Listed
-                }
-                Ok(Event::Delete(object)) => Said::Gone(Meta::of(&object.metadata).key()),
+                Ok(Event::InitDone) => Ok(Said::Listed),
+                Ok(Event::Delete(object)) => Ok(Said::Gone(Meta::of(&object.metadata).key())),
                 Err(error) => {
                     tracing::debug!(error = %crate::error::chain(&error), kind = name, "watch");
-                    // It may be served a moment after its definition is there: others do not wait for it.
-                    if !is_refused(&error) || std::mem::replace(&mut is_known, true) {
-                        continue;
-                    }
-                    Said::Undefined
+                    Err(failed(&error))
                 }
             };
-            let listing = std::mem::take(&mut is_listing) && !matches!(said, Said::Undefined);
-            if listing && tell(Said::Listing).await.is_err() || tell(said).await.is_err() {
-                return;
+            let is_answered = said == Err(Failed::Answered);
+            for said in watched.take(said) {
+                if is_answered {
+                    tracing::warn!(
+                        kind = name,
+                        "a kind cannot be listed: until it can, there is none of it for Gateways"
+                    );
+                }
+                if tell(said).await.is_err() {
+                    return;
+                }
             }
         }
     };
@@ -168,18 +142,20 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
     }
 }
 
-/// Whether the kind is served in our version, as its definition says. Where that is not told, whoever watches hears whether it is.
+/// Whether the kind is served in our version, as its definition says.
 async fn is_served(client: &kube::Client, kind: usize) -> bool {
-    let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}.{GROUP}", KINDS[kind].1);
+    let path = follow::definition_path(kind);
     for _ in 0..TRIES_MAX {
         let request = http::Request::get(&path).body(Vec::new()).expect("a path of letters");
-        match client.request_text(request).await {
-            // What is no definition does not tell.
-            Ok(text) => return serde_json::from_str(&text).map_or(true, |of: Definition| of.serves(kind)),
-            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return true,
-            Err(error) => {
-                tracing::debug!(error = %crate::error::chain(&error), kind = KINDS[kind].0, "read a definition")
+        let answer = client.request_text(request).await.map_err(|error| {
+            tracing::debug!(error = %crate::error::chain(&error), kind = KINDS[kind].0, "read a definition");
+            match error {
+                kube::Error::Api(status) => Failed::of_list(status.code),
+                _ => Failed::Later,
             }
+        });
+        if let Some(is_served) = follow::is_served(kind, answer.as_deref().map_err(|failed| *failed)) {
+            return is_served;
         }
         tokio::time::sleep(AGAIN).await;
     }

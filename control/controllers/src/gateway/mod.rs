@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use coracle_gateway::{
-    CLASS, CONTROLLER, GROUP, GatewayState, KINDS, Key as Named, Known, Resolved, RouteState, Said, Served, ServedAt,
-    Target, status,
+    CLASS, CONTROLLER, GROUP, GatewayState, KINDS, Key as Named, Known, Resolved, RouteKind, RouteState, Said, Served,
+    ServedAt, Target, status,
 };
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
@@ -133,6 +133,8 @@ impl Controller {
             // of an object whose status could not be written nothing is heard.
             let mut again_at: Option<Instant> = None;
             let (mut resolved, mut stale) = (None, Stale::default());
+            // What nodes said when it was looked last.
+            let mut served = Served::default();
             loop {
                 let again = async {
                     match again_at {
@@ -146,7 +148,8 @@ impl Controller {
                         Some(change) => stale.take(&mut known, change),
                         None => return,
                     },
-                    () = self.beside.changed.notified() => stale.all = true,
+                    // What it means is found below.
+                    () = self.beside.changed.notified() => {}
                     () = again => (stale.all, again_at) = (true, None),
                 }
                 tokio::time::sleep(SETTLE).await;
@@ -172,7 +175,8 @@ impl Controller {
                     wants_class && !known.objects.classes.contains_key(CLASS) && !self.make_class().await;
                 has_class &= !is_again;
                 let has_routes = !(known.objects.routes.is_empty() && known.objects.grpc_routes.is_empty());
-                let look = self.look(std::mem::take(&mut stale));
+                stale.take_served(&mut served, self.served());
+                let look = self.look(std::mem::take(&mut stale), served.clone());
                 let work = move || {
                     let (resolved, writes) = look.at(&known, resolved);
                     (known, resolved, writes)
@@ -224,9 +228,14 @@ impl Controller {
         }
     }
 
-    fn look(&self, stale: Stale) -> Look {
+    /// What nodes say together.
+    fn served(&self) -> Served {
         let mut served = Served::default();
         self.beside.nodes.lock().values().for_each(|node| served.add(node));
+        served
+    }
+
+    fn look(&self, stale: Stale, served: Served) -> Look {
         Look { services: self.services.clone(), served, stale, now: now_in_seconds().to_string() }
     }
 
@@ -279,6 +288,12 @@ impl Stale {
         });
     }
 
+    /// Nodes say this now: where it is something else than when it was looked last, it may be so of any status.
+    fn take_served(&mut self, last: &mut Served, now: Served) {
+        self.all |= *last != now;
+        *last = now;
+    }
+
     fn is(&self, kind: usize, key: &Named) -> bool {
         self.meaning || self.all || self.objects.contains(&(kind, key.clone()))
     }
@@ -297,13 +312,13 @@ impl Look {
     fn at(&self, known: &Known, before: Option<Resolved>) -> (Resolved, Vec<Write>) {
         let resolved = before
             .filter(|_| !self.stale.meaning)
-            .unwrap_or_else(|| known.objects.resolve(&|target| self.missing(target)));
+            .unwrap_or_else(|| known.objects.resolve(&|kind, target| self.missing(kind, target)));
         let writes = self.writes(known, &resolved);
         (resolved, writes)
     }
 
     /// What is wrong with a Service that a route leads to.
-    fn missing(&self, target: &Target) -> Option<(&'static str, String)> {
+    fn missing(&self, kind: RouteKind, target: &Target) -> Option<(&'static str, String)> {
         let name = format!("{}/{}", target.namespace, target.name);
         let Some(service) = self.services.get(&Key::new(&target.namespace, &target.name)) else {
             return Some(("BackendNotFound", format!("service {name} does not exist")));
@@ -320,8 +335,12 @@ impl Look {
             return Some(("BackendNotFound", format!("service {name} has no port {}", target.port)));
         };
         let protocol = port.app_protocol.as_deref().unwrap_or_default();
-        ["kubernetes.io/h2c", "kubernetes.io/wss", "https"].contains(&protocol).then(|| {
-            let words = format!("appProtocol {protocol} of service {name} is not supported: HTTP/1.1 is spoken");
+        let (odd, spoken) = match kind {
+            RouteKind::Http => (&["kubernetes.io/h2c", "kubernetes.io/wss", "https"][..], "HTTP/1.1"),
+            RouteKind::Grpc => (&["kubernetes.io/ws", "kubernetes.io/wss", "https"][..], "HTTP/2 without TLS"),
+        };
+        odd.contains(&protocol).then(|| {
+            let words = format!("appProtocol {protocol} of service {name} is not supported: {spoken} is spoken");
             ("UnsupportedProtocol", words)
         })
     }
@@ -355,8 +374,9 @@ impl Look {
             let state = states.get(key)?;
             Some((key.clone(), old, status::gateway(state, served, &old["status"], now)))
         });
-        let routes = |kind: usize, states: &[RouteState]| {
-            let states: HashMap<Named, &RouteState> = states.iter().map(|state| (state.meta.key(), state)).collect();
+        let routes = |kind: usize, of: RouteKind| {
+            let states = resolved.routes.iter().filter(|state| state.kind == of);
+            let states: HashMap<Named, &RouteState> = states.map(|state| (state.meta.key(), state)).collect();
             let wanted = stale(kind).filter_map(|(key, old)| {
                 let state = states.get(key).copied();
                 // Of one without a parent of ours, what was said once goes.
@@ -371,8 +391,8 @@ impl Look {
         [
             (CLASSES, classes.collect()),
             (GATEWAYS, gateways.collect()),
-            (ROUTES, routes(ROUTES, &resolved.routes)),
-            (GRPC_ROUTES, routes(GRPC_ROUTES, &resolved.grpc_routes)),
+            (ROUTES, routes(ROUTES, RouteKind::Http)),
+            (GRPC_ROUTES, routes(GRPC_ROUTES, RouteKind::Grpc)),
         ]
     }
 }
@@ -408,6 +428,28 @@ mod tests {
         assert!(said(&node("True", "127.0.0.1,80")).is_some());
         assert!(said(&node("Unknown", "127.0.0.1,80")).is_none());
         assert!(said(&node("True", "host,80")).is_none());
+    }
+
+    #[test]
+    fn all_statuses_are_looked_at_where_nodes_say_something_else_and_only_then() {
+        let served = |texts: &[&str]| {
+            let mut served = Served::default();
+            texts.iter().for_each(|text| served.add(&ServedAt::parse(text).unwrap()));
+            served
+        };
+        let mut last = Served::default();
+        for (texts, expected) in [
+            (vec![], false),
+            (vec!["10.0.0.1,80"], true),
+            (vec!["10.0.0.1,80"], false),
+            (vec!["10.0.0.1,80=taken"], true),
+            (vec!["10.0.0.1,80=taken", "10.0.0.2,80"], true),
+            (vec![], true),
+        ] {
+            let mut stale = Stale::default();
+            stale.take_served(&mut last, served(&texts));
+            assert_eq!(stale.all, expected, "{texts:?}");
+        }
     }
 
     #[test]

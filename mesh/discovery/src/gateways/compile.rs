@@ -1,4 +1,4 @@
-//! What Gateways and HTTPRoutes say together, as routes of ports.
+//! What Gateways and their routes say together, as routes of ports.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -60,8 +60,8 @@ pub(super) fn compile(resolved: &Resolved, generation: u64) -> Ports {
         let MadePort { protocol, wanted_by, hosts } = made;
         let mut of_port = PortRoutes { protocol, wanted_by, listeners: ByHost::default() };
         for (hostname, mut made) in hosts {
-            let precedence = |(at, _): &(usize, &[Hostname])| resolved.routes[*at].meta.precedence();
-            made.attached.sort_by(|a, b| precedence(a).cmp(&precedence(b)));
+            let meta = |(at, _): &(usize, &[Hostname])| &resolved.routes[*at].meta;
+            made.attached.sort_by(|a, b| meta(a).precedence(meta(b)));
             // By a host of its own a listener has it since the Gateway was made, by a more precise one since the oldest route was.
             let mut by_host: HashMap<&Hostname, (i64, Paths)> = HashMap::new();
             for (at, hosts) in made.attached {
@@ -99,7 +99,7 @@ fn add(paths: &mut Paths, path: &PathMatch, route: &Arc<Route>) {
 fn of_route(state: &RouteState) -> Vec<(PathMatch, Arc<Route>)> {
     let meta = &state.meta;
     let origin = Arc::new(Origin {
-        kind: "HTTPRoute",
+        kind: state.kind.name(),
         namespace: meta.namespace.clone(),
         name: meta.name.clone(),
         uid: meta.uid.clone(),
@@ -129,7 +129,7 @@ fn of_route(state: &RouteState) -> Vec<(PathMatch, Arc<Route>)> {
 
 #[cfg(test)]
 mod tests {
-    use coracle_gateway::{Class, Gateway, HttpRoute, Meta, Objects};
+    use coracle_gateway::{Class, Gateway, Meta, Objects, Route as Written, RouteKind};
     use http::{HeaderMap, Method};
     use serde_json::{Value, json};
 
@@ -140,8 +140,13 @@ mod tests {
         Meta { namespace: "n".into(), name: name.into(), uid: name.into(), created, generation: 1 }
     }
 
-    /// Gateways with these listeners, and routes with these specs, the older ones first.
+    /// Gateways with these listeners, and HTTPRoutes with these specs, the older ones first.
     fn compiled(gateways: &[Value], routes: &[(&str, Value)]) -> Ports {
+        compiled_of(RouteKind::Http, gateways, routes)
+    }
+
+    /// The same with routes of a kind.
+    fn compiled_of(kind: RouteKind, gateways: &[Value], routes: &[(&str, Value)]) -> Ports {
         let mut objects = Objects::default();
         let class = Class::read(meta("coracle", 1), &json!({"controllerName": coracle_gateway::CONTROLLER}));
         objects.classes.insert("coracle".into(), class);
@@ -155,10 +160,14 @@ mod tests {
             if spec["parentRefs"].is_null() {
                 spec["parentRefs"] = json!([{"name": "g0"}]);
             }
-            let route = HttpRoute::read(meta(name, i64::try_from(at).unwrap()), &spec).unwrap();
-            objects.routes.insert(route.meta.key(), route);
+            let route = Written::read(kind, meta(name, i64::try_from(at).unwrap()), &spec).unwrap();
+            let of_kind = match kind {
+                RouteKind::Http => &mut objects.routes,
+                RouteKind::Grpc => &mut objects.grpc_routes,
+            };
+            of_kind.insert(route.meta.key(), route);
         }
-        compile(&objects.resolve(&|_| None), 1)
+        compile(&objects.resolve(&|_, _| None), 1)
     }
 
     fn http(hostname: &str) -> Value {
@@ -233,6 +242,42 @@ mod tests {
             ("GET h /a/c?q=1", "query"),
             ("POST h /a/c v=2 w=1", "post"),
             ("GET h /y", "y"),
+        ] {
+            assert_eq!(found(&ports, request), service, "{request}");
+        }
+    }
+
+    /// The order that the description of a GRPCRoute's `rules[].matches` gives.
+    #[test]
+    fn the_longer_name_of_a_service_and_then_of_a_method_takes_a_call() {
+        let method = |service: &str, method: &str| json!({"method": {"service": service, "method": method}});
+        let header = json!({"method": {"service": "a.B"}, "headers": [{"name": "v", "value": "2"}]});
+        let expression = json!({"method": {"type": "RegularExpression", "service": "a[.]R.*"}});
+        let ports = compiled_of(
+            RouteKind::Grpc,
+            &[json!([http("")])],
+            &[
+                (
+                    "old",
+                    json!({"rules": [
+                        {"backendRefs": [{"name": "rest", "port": 80}]}, rule(method("", "Get"), "get"),
+                        rule(method("", "Delete"), "delete"), rule(method("a.B", ""), "service"),
+                        rule(method("a.B", "Get"), "both"), rule(header, "header"), rule(expression, "expression"),
+                    ]}),
+                ),
+                ("young", json!({"rules": [rule(method("a.B", ""), "young"), rule(method("a.B", "Set"), "set")]})),
+            ],
+        );
+        for (request, service) in [
+            ("POST h /a.B/Get", "both"),
+            ("POST h /a.B/Get v=2", "both"),
+            ("POST h /a.B/Set", "set"),
+            ("POST h /a.B/Delete", "service"),
+            ("POST h /a.B/Delete v=2", "header"),
+            ("POST h /a.BC/Get", "get"),
+            ("POST h /a.Real/Get", "expression"),
+            ("POST h /x.Y/Delete", "delete"),
+            ("POST h /x.Y/Put", "rest"),
         ] {
             assert_eq!(found(&ports, request), service, "{request}");
         }
@@ -328,7 +373,7 @@ mod tests {
             let meta = Meta { namespace: namespace.into(), ..meta(name, created) };
             objects.gateways.insert(meta.key(), Gateway::read(meta, &spec).unwrap());
         }
-        let ports = compile(&objects.resolve(&|_| None), 1);
+        let ports = compile(&objects.resolve(&|_, _| None), 1);
         let wants: Vec<_> = ports.get(80).unwrap().wanted_by.iter().map(|of| (of.age, &*of.namespace)).collect();
         assert_eq!(wants, [(0, "b"), (1, "a")]);
     }
@@ -343,9 +388,10 @@ mod tests {
         for (name, uid) in [("a", "2"), ("b", "1")] {
             let spec = json!({"parentRefs": [{"name": "g0"}], "rules": [rule(path("PathPrefix", "/"), name)]});
             let meta = Meta { uid: uid.into(), ..meta(name, 1) };
-            objects.routes.insert(meta.key(), HttpRoute::read(meta, &spec).unwrap());
+            let route = Written::read(RouteKind::Http, meta, &spec).unwrap();
+            objects.routes.insert(route.meta.key(), route);
         }
-        assert_eq!(found(&compile(&objects.resolve(&|_| None), 1), "GET h /"), "a");
+        assert_eq!(found(&compile(&objects.resolve(&|_, _| None), 1), "GET h /"), "a");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Gateways of our classes and the HTTPRoutes that are attached to them, as routes of ports (`coracle_gateway` says what they mean).
+//! Gateways of our classes and the HTTPRoutes and GRPCRoutes that are attached to them, as routes of ports (`coracle_gateway` says what they mean).
 //!
 //! One task follows them ([`Gateways::run`]), while their definitions are there: people install those themselves, or do not. What changed
 //! in the same moment becomes one new [`Ports`]. All of it is made anew with each change that means something, which its bound allows
@@ -157,7 +157,7 @@ impl Gateways {
                 let generation = self.ports.load().generation + 1;
                 // Expressions take a while, and this thread has others to serve.
                 let compiled = tokio::task::spawn_blocking(move || {
-                    let ports = compile::compile(&known.objects.resolve(&|_| None), generation);
+                    let ports = compile::compile(&known.objects.resolve(&|_, _| None), generation);
                     (known, ports)
                 });
                 let ports;

@@ -4,13 +4,17 @@
 //! A request goes down these steps, and then on as every other does (`outbound.rs`):
 //!
 //! ```text
-//! accept ─► TLS (tls.rs) ─► HTTP (serve.rs) ─► route, redirect, who asks (request.rs) ─► changes (change.rs) ─► bounds (bounds.rs) ─► a Service's port
+//! accept ─► TLS (tls.rs) ─► HTTP (serve.rs) ─► route, redirect, who asks (request.rs) ─► changes (change.rs) ─► copies (mirror.rs) ─► bounds (bounds.rs) ─► a Service's port
 //! ```
+//!
+//! What the gateway itself answers to a call of gRPC is in that one's words (grpc.rs).
 //!
 //! Ports for Ingresses are there from the start; those of Gateways come and go with their listeners (ports.rs).
 
 mod bounds;
 mod change;
+mod grpc;
+mod mirror;
 mod ports;
 mod request;
 mod tls;
@@ -33,6 +37,7 @@ use crate::accept::{self, DRAIN, Door, RETRY_FIRST, RETRY_MAX};
 use crate::turns::Turns;
 use crate::{Body, BoxError, Proxy, serve, spare};
 
+pub(crate) use self::mirror::Mirrors;
 pub use self::ports::{Failed, GatewayRoutes, OwnPort};
 pub use self::tls::{Certificate, CertificateError, Certificates};
 

@@ -6,18 +6,20 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use coracle_discovery::gateway_api::{Filters, Protocol as Spoken};
 use coracle_discovery::{
-    Asked, Backend, Ingresses, MATCHED_BYTES_MAX, PortName, Protocol, Route as Rule, SecretKey, TooLong,
+    Asked, Backend, Ingresses, MATCHED_BYTES_MAX, Origin, PortName, Protocol, Route as Rule, SecretKey, TooLong,
 };
 use coracle_policy::Source;
 use http::header::{
     FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
 };
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 
 use super::Inbound;
 use super::bounds::{self, Silence};
 use super::change::{self, Came};
+use super::grpc;
+use crate::http2::InHttp2;
 use crate::routes::{Route, Side};
 use crate::serve::{refuse, say};
 use crate::{Asker, Body, Deadline, Error, headers, outbound};
@@ -62,8 +64,18 @@ impl To {
 }
 
 impl Inbound {
-    /// Answers a request of this client.
-    pub async fn answer(
+    /// Answers a request of this client; a call of gRPC in its own words.
+    pub async fn answer(self: Arc<Self>, client: SocketAddr, request: Request<Body>) -> Result<Response<Body>, Error> {
+        match grpc::is_call(request.headers()) {
+            false => self.answer_http(client, request).await,
+            true => {
+                let answered = Box::pin(self.answer_http(client, request)).await;
+                Ok(grpc::told(answered.unwrap_or_else(|error| refuse(&error))))
+            }
+        }
+    }
+
+    async fn answer_http(
         self: Arc<Self>,
         client: SocketAddr,
         mut request: Request<Body>,
@@ -89,7 +101,11 @@ impl Inbound {
         if let Some(bytes_max) = rule.options.body_bytes_max.filter(|max| bounds::is_larger(request.headers(), *max)) {
             return Ok(too_large(bytes_max));
         }
-        let is_ingress = rule.origin.kind == "Ingress";
+        let (is_ingress, is_for_calls) = (rule.origin.kind == "Ingress", rule.origin.kind == "GRPCRoute");
+        if is_for_calls && request.version() < Version::HTTP_2 {
+            let words = format!("{} is for gRPC, which is spoken in HTTP/2", rule.origin);
+            return Ok(say(StatusCode::HTTP_VERSION_NOT_SUPPORTED, &words));
+        }
         let mut asked = is_ingress.then(|| self.proxy.by_ingress.begin(&rule.origin));
         let mut count = |status| {
             if let Some(asked) = &mut asked {
@@ -123,10 +139,18 @@ impl Inbound {
         // As it is without TLS and in HTTP/1.1: who answers need not know how it came.
         let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
+        if is_for_calls {
+            request.extensions_mut().insert(InHttp2);
+        }
+        let source = Source::Outside(client.ip());
         let filters = || std::iter::once(&rule.options.filters).chain(&chosen).filter(|filters| !filters.are_none());
         for filters in filters() {
             change::headers(request.headers_mut(), &filters.request);
             change::rewrite(&mut request, &filters.rewrite)?;
+            // A copy has what the rule says, and not what is said for who answers.
+            if !filters.mirrors.is_empty() {
+                request = self.mirror(&source, &rule, request);
+            }
         }
         if let Some(max) = rule.options.answer_max {
             let own = Deadline(tokio::time::Instant::now() + max);
@@ -134,7 +158,7 @@ impl Inbound {
             request.extensions_mut().insert(deadline);
         }
         request.extensions_mut().insert(Asker::Ingresses(rule.origin.namespace.clone()));
-        let answered = self.ask(&Source::Outside(client.ip()), &rule, route, request).await;
+        let answered = self.ask(&source, &rule, route, request).await;
         count(answered.as_ref().map_or_else(|error| refuse(error).status(), Response::status));
         answered.map(|mut response| {
             for filters in filters() {
@@ -182,7 +206,11 @@ impl Inbound {
             Box::new(say(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &words))
         })?;
         found.cloned().ok_or_else(|| {
-            let kind = if routing.is_some() { "Ingress" } else { "HTTPRoute" };
+            let kind = match grpc::is_call(request.headers()) {
+                true => "GRPCRoute",
+                false if routing.is_some() => "Ingress",
+                false => "HTTPRoute",
+            };
             let (host, path) = (cut(&to.name), cut(path));
             Box::new(say(StatusCode::NOT_FOUND, &format!("no {kind} has a rule for host {host:?} and path {path:?}")))
         })
@@ -204,9 +232,19 @@ impl Inbound {
                 ((target.namespace.clone(), target.name.clone()), &by_number, Some(chosen.filters.clone()))
             }
         };
+        self.service(&rule.origin, &key, port).map(|route| (route, filters))
+    }
+
+    /// A port of a Service; why it is not there.
+    pub(super) fn service(
+        &self,
+        origin: &Origin,
+        key: &(Arc<str>, Arc<str>),
+        port: &PortName,
+    ) -> Result<Route, String> {
         let snapshot = self.proxy.discovery.snapshot();
-        let Some(service) = snapshot.by_key(&key) else {
-            return Err(format!("{} leads to service {}/{}, which does not exist", rule.origin, key.0, key.1));
+        let Some(service) = snapshot.by_key(key) else {
+            return Err(format!("{origin} leads to service {}/{}, which does not exist", key.0, key.1));
         };
         let at = service.ports.iter().position(|of| {
             of.protocol == Protocol::Tcp
@@ -216,8 +254,8 @@ impl Inbound {
                 }
         });
         let route = at.and_then(|at| self.proxy.routes.find(service, at, Side::Gateway));
-        route.map(|route| (route, filters)).ok_or_else(|| {
-            format!("{} leads to port {port} of service {}/{}, which it does not have", rule.origin, key.0, key.1)
+        route.ok_or_else(|| {
+            format!("{origin} leads to port {port} of service {}/{}, which it does not have", key.0, key.1)
         })
     }
 

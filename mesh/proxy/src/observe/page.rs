@@ -69,6 +69,12 @@ impl Page {
                 })
             },
         );
+        page.family(
+            "coracle_gateway_mirrors_total",
+            "counter",
+            "Copies of requests for who is named by RequestMirror, by what has become of them.",
+            |family| proxy.mirrors.each(|result, count| family.say(&format!("result=\"{result}\""), count)),
+        );
         page.text
     }
 

@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use coracle_discovery::SecretKey;
 use coracle_discovery::gateway_api::{PortState, PortStates};
 use http::{Request, Response};
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -16,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::world::*;
-use crate::{Certificate, Certificates, GatewayRoutes, Listener, Listening, Local, OwnPort};
+use crate::{Body, Certificate, Certificates, GatewayRoutes, Listener, Listening, Local, OwnPort};
 
 /// A mesh with a listener without TLS and one with.
 struct Gateway {
@@ -592,10 +595,15 @@ async fn with_gateways(what: Local, own: Vec<OwnPort>) -> (Gateway, u16, u16, wa
 
 /// Rules of a route of the Gateway, known to the mesh when this returns.
 async fn routed(world: &World, name: &str, rules: Value) {
+    routed_as(world, "httproutes", name, rules).await;
+}
+
+/// The same of a kind of route.
+async fn routed_as(world: &World, kind: &'static str, name: &str, rules: Value) {
     let mut generations = world.gateways.subscribe();
     generations.borrow_and_update();
     let spec = json!({"parentRefs": [{"name": "g"}], "rules": rules});
-    world.gateway_object("httproutes", name, json!({"spec": spec}));
+    world.gateway_object(kind, name, json!({"spec": spec}));
     tokio::time::timeout(SOON, generations.changed()).await.expect("routes are known").unwrap();
 }
 
@@ -620,7 +628,7 @@ async fn a_gateway_s_port_does_what_its_routes_say() {
         {"matches": prefix("/late"), "backendRefs": to("late"), "timeouts": {"request": "50ms"}},
         {"matches": prefix("/missing"), "backendRefs": to("missing")},
         {"matches": prefix("/nobody")},
-        {"matches": prefix("/odd"), "filters": [{"type": "RequestMirror", "requestMirror": {}}], "backendRefs": to("web")},
+        {"matches": prefix("/odd"), "filters": [{"type": "CORS", "cors": {}}], "backendRefs": to("web")},
         {"matches": prefix("/else"), "filters": [{"type": "RequestRedirect", "requestRedirect": {"scheme": "https"}}]},
         {"matches": [{"path": {"type": "PathPrefix", "value": "/a"}, "headers": [{"name": "to", "value": "none"}]}],
             "backendRefs": [{"name": "web", "port": 80, "weight": 0}]},
@@ -642,7 +650,7 @@ async fn a_gateway_s_port_does_what_its_routes_say() {
             vec!["HTTPRoute n/r leads to service n/missing, which does not exist"],
         ),
         ("GET /nobody HTTP/1.1\r\nhost: a.x\r\n", "500", vec!["its rule has no backend"]),
-        ("GET /odd HTTP/1.1\r\nhost: a.x\r\n", "500", vec!["filter RequestMirror is not supported"]),
+        ("GET /odd HTTP/1.1\r\nhost: a.x\r\n", "500", vec!["filter CORS is not supported"]),
         ("GET /else/p?q HTTP/1.1\r\nhost: a.x\r\n", "302", vec!["location: https://a.x/else/p?q\r\n"]),
         ("GET /own HTTP/1.1\r\nhost: a.x\r\n", "200", vec!["x-one: own\n"]),
         (
@@ -811,4 +819,159 @@ async fn a_gateway_takes_a_host_from_an_ingress_only_with_a_certificate_and_if_i
     assert_eq!(gateway.shown("a.x").await, "renewed.x");
     let answer = asked().await;
     assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
+}
+
+/// Answers a call of gRPC with how it came and what it brought, and `grpc-status: 0` behind that.
+async fn answer_call(request: Request<Body>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let header = |name: &str| head.headers.get(name).map_or("-", |value| value.to_str().unwrap()).to_owned();
+    let text = format!("{:?} {} host={} te={} {body:?}", head.version, head.uri, header("host"), header("te"));
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("grpc-status", "0".parse().unwrap());
+    let frames = [Frame::data(Bytes::from(text)), Frame::trailers(trailers)].map(Ok::<_, crate::BoxError>);
+    let mut response = Response::new(StreamBody::new(futures::stream::iter(frames)).boxed_unsync());
+    response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    response
+}
+
+/// A call of gRPC in HTTP/2, without TLS: the head of the answer, its body, and what comes behind.
+async fn call(port: u16, path: &str, body: &str) -> (http::response::Parts, String, http::HeaderMap) {
+    let stream = TokioIo::new(connect(port).await);
+    let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
+    let (mut sender, connection) = shaken.await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post(format!("http://a.x{path}")).header("content-type", "application/grpc");
+    let request = request.header("te", "trailers").body(text(body.to_owned())).unwrap();
+    let answered = tokio::time::timeout(SOON, async {
+        let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+        let all = body.collect().await.unwrap();
+        let trailers = all.trailers().cloned().unwrap_or_default();
+        (head, String::from_utf8(all.to_bytes().to_vec()).unwrap(), trailers)
+    });
+    answered.await.expect("an answer")
+}
+
+#[tokio::test]
+async fn calls_of_grpc_go_where_their_routes_say_in_http2_with_what_comes_behind_them() {
+    let answers = || called(|request| async move { Ok(answer_call(request).await) });
+    let (gateway, plain, ..) = with_gateways(answers().1, Vec::new()).await;
+    let world = &gateway.world;
+    // A guest that listens itself, a component of another node, and nobody.
+    let (listens, _) = listening(|stream| async move {
+        let answer = |request| async move { Ok(answer_call(request).await) };
+        let _ = crate::serve::serve(stream, Arc::default(), Default::default(), answer).await;
+    })
+    .await;
+    world.start(2, listens);
+    world.start_elsewhere(3, answers().0);
+    for (at, (name, pods)) in [("listens", vec![2]), ("far", vec![3]), ("empty", vec![])].into_iter().enumerate() {
+        world.service(name, &format!("10.96.0.{}", 20 + at), json!([{"port": 80}]));
+        world.ready(name, &pods, json!([{"port": 8080}]));
+        world.known(name, pods.len()).await;
+    }
+    let rule = |service: &str, to: &str| {
+        let backends = json!([{"name": to, "port": 80}]);
+        json!({"matches": [{"method": {"service": service}}], "backendRefs": backends})
+    };
+    let all =
+        [("a.Called", "web"), ("a.Listens", "listens"), ("a.Far", "far"), ("a.Empty", "empty"), ("a.Gone", "gone")];
+    routed_as(world, "grpcroutes", "r", all.iter().map(|(service, to)| rule(service, to)).collect()).await;
+    for (path, came) in [
+        ("/a.Called/Get", "HTTP/2.0 /a.Called/Get host=a.x te=-"),
+        ("/a.Listens/Get", "HTTP/2.0 http://a.x/a.Listens/Get host=a.x te=trailers"),
+        ("/a.Far/Get", "HTTP/2.0 /a.Far/Get host=a.x te=trailers"),
+    ] {
+        // The second time on a connection that is there.
+        for body in ["once", "again"] {
+            let (head, said, trailers) = call(plain, path, body).await;
+            assert_eq!((head.status.as_u16(), said), (200, format!("{came} b{body:?}")), "{path}");
+            assert_eq!(trailers["grpc-status"], "0", "{path}");
+        }
+    }
+    for (path, status, said) in [
+        ("/a.Empty/Get", "14", "no endpoints available for service n/empty"),
+        ("/a.Gone/Get", "14", "GRPCRoute n/r leads to service n/gone, which does not exist"),
+        ("/a.None/Get", "12", "no GRPCRoute has a rule for host"),
+    ] {
+        let (head, body, trailers) = call(plain, path, "").await;
+        let header = |name: &str| head.headers[name].to_str().unwrap();
+        assert_eq!((head.status.as_u16(), header("grpc-status"), &*body), (200, status, ""), "{path}");
+        assert!(header("grpc-message").starts_with(said) && trailers.is_empty(), "{head:?}");
+        assert_eq!(header("content-type"), "application/grpc");
+    }
+    let answer = exchange(&mut connect(plain).await, "POST /a.Called/Get HTTP/1.1\r\nhost: a.x\r\n", "").await;
+    assert!(answer.starts_with("HTTP/1.1 505") && answer.contains("GRPCRoute n/r is for gRPC"), "{answer}");
+}
+
+#[tokio::test]
+async fn copies_of_requests_go_to_mirrors_and_nobody_waits_for_them() {
+    let (gateway, plain, ..) = with_gateways(mirror(), Vec::new()).await;
+    let world = &gateway.world;
+    let (came, mut comes) = mpsc::unbounded_channel();
+    let copies = called(move |request: Request<Body>| {
+        let came = came.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await?.to_bytes();
+            let header = |name: &str| head.headers.get(name).map_or("-", |value| value.to_str().unwrap()).to_owned();
+            let said = format!("{} {} {} {} {body:?}", head.method, head.uri, header("x-one"), header("x-own"));
+            came.send(said).unwrap();
+            // It takes its time.
+            if head.uri.path() == "/late" {
+                std::future::pending::<()>().await;
+            }
+            Ok(Response::new(text("thrown away".to_owned())))
+        }
+    });
+    world.start(2, copies.1);
+    world.service("copies", "10.96.0.8", json!([{"port": 80}]));
+    world.ready("copies", &[2], json!([{"port": 8080}]));
+    world.known("copies", 1).await;
+    let copy = |more: Value| {
+        let mut spec = json!({"backendRef": {"name": "copies", "port": 80}});
+        spec.as_object_mut().unwrap().append(&mut more.as_object().unwrap().clone());
+        json!({"type": "RequestMirror", "requestMirror": spec})
+    };
+    let set = |name: &str| {
+        let set = json!({"set": [{"name": name, "value": "1"}]});
+        json!({"type": "RequestHeaderModifier", "requestHeaderModifier": set})
+    };
+    let prefix = |value: &str| json!([{"path": {"type": "PathPrefix", "value": value}}]);
+    let own = json!([{"name": "web", "port": 80, "filters": [set("x-own")]}]);
+    let web = json!([{"name": "web", "port": 80}]);
+    let gone = copy(json!({"backendRef": {"name": "gone", "port": 80}}));
+    let rules = json!([
+        {"matches": prefix("/both"), "filters": [set("x-one"), copy(json!({})), gone], "backendRefs": own},
+        {"matches": prefix("/late"), "filters": [copy(json!({}))], "backendRefs": web},
+        {"matches": prefix("/never"), "filters": [copy(json!({"percent": 0}))], "backendRefs": web},
+    ]);
+    routed(world, "r", rules).await;
+    let post = |path: &str| format!("POST {path} HTTP/1.1\r\nhost: a.x\r\ncontent-length: 4\r\n");
+    let answer = exchange(&mut connect(plain).await, &post("/both"), "body").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("x-own: 1\n") && answer.ends_with("body"),
+        "{answer}"
+    );
+    let said = tokio::time::timeout(SOON, comes.recv()).await.expect("a copy comes").unwrap();
+    assert_eq!(said, "POST /both 1 - b\"body\"");
+    for path in ["/late", "/never"] {
+        let answer = exchange(&mut connect(plain).await, &post(path), "body").await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("body"), "{answer}");
+    }
+    let said = tokio::time::timeout(SOON, comes.recv()).await.expect("a copy comes").unwrap();
+    assert_eq!(said, "POST /late - - b\"body\"");
+    assert!(comes.try_recv().is_err(), "of the others there are none");
+    let counted = |result: &str| {
+        let line = format!("coracle_gateway_mirrors_total{{result=\"{result}\"}} 1\n");
+        world.proxy.metrics().contains(&line)
+    };
+    // The one is counted when its answer has been thrown away.
+    let is_over = async {
+        while !counted("answered") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, is_over).await.expect("it is counted");
+    assert!(counted("nowhere") && !counted("late"));
 }
