@@ -76,6 +76,7 @@ use http_body_util::BodyExt as _;
 
 pub use audit::{AuditLog, Log, Policy, PolicyError};
 use authz::Attributes;
+pub use authz::node::JOINED;
 pub use config::Config;
 pub use identity::Identity;
 pub use in_process::InProcess;

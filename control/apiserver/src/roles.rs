@@ -1,13 +1,15 @@
-//! The roles and bindings that are stored (RBAC, kubernetes-api §19), in the shape in which they are asked: decoded
-//! again only when one of them has changed, and then only that one.
+//! The roles and bindings that are stored (RBAC, kubernetes-api §19), in the shape in which they are asked. When one of them has
+//! changed, that one is decoded and takes its place there, and nothing else is looked at: every request waits for it, and a tenant
+//! may change its own as often as it likes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
 use coracle_api::meta::selector::LabelSelector;
 use coracle_api::meta::text::quote;
-use coracle_keyspace::{Record, Records};
+use coracle_keyspace::{Record, Records, changes};
+use imbl::{OrdMap, OrdSet};
 use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
@@ -227,13 +229,18 @@ impl Rule {
 }
 
 /// A role that is bound: by its record's name, everywhere or in one namespace.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Grant {
     role: String,
     namespace: Option<String>,
 }
 
 impl Grant {
+    /// Whether it holds in `namespace`, which is empty for the cluster.
+    fn is_for(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|place| place == namespace)
+    }
+
     fn of(binding: &Binding) -> Grant {
         let namespace = &binding.metadata.namespace;
         let name = &binding.role_ref.name;
@@ -248,15 +255,19 @@ impl Grant {
     }
 }
 
-/// Who is bound to which roles, and what these say. Roles go by their record's name, which has a namespace or none.
-#[derive(Debug, Default)]
+/// What somebody has, with the names of the records of the bindings that say so. However often it is said that somebody has a role, it
+/// is one of these: they are gone through with each request.
+type Grants = OrdMap<Grant, OrdSet<Arc<str>>>;
+
+/// Who is bound to which roles, and what these say. Roles go by their record's name, which has a namespace or none. Clones share all
+/// that is the same in both.
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Index {
-    roles: HashMap<Arc<str>, Vec<Arc<Role>>>,
-    /// However often it is said that somebody has a role: it is gone through with each request.
-    users: HashMap<String, BTreeSet<Grant>>,
-    groups: HashMap<String, BTreeSet<Grant>>,
-    /// All bindings by the names of their records: for reviews, which tell by what somebody may.
-    bindings: BTreeMap<Arc<str>, Arc<Binding>>,
+    roles: imbl::HashMap<Arc<str>, Arc<[Arc<Role>]>>,
+    users: imbl::HashMap<String, Grants>,
+    groups: imbl::HashMap<String, Grants>,
+    /// Bindings by the names of their records: of the cluster, and of namespaces.
+    bindings: [imbl::HashMap<Arc<str>, Arc<Binding>>; 2],
 }
 
 impl Binding {
@@ -314,43 +325,66 @@ impl Index {
         self.roles.contains_key(role)
     }
 
-    fn grants(&self, identity: &Identity) -> impl Iterator<Item = &Grant> {
+    fn grants(&self, identity: &Identity) -> impl Iterator<Item = (&Grant, &OrdSet<Arc<str>>)> {
         let groups = identity.groups.iter().filter_map(|group| self.groups.get(group));
         self.users.get(&identity.user).into_iter().chain(groups).flatten()
     }
 
     /// What holds for `identity` in `namespace`, which is empty for the cluster.
     pub fn rules(&self, identity: &Identity, namespace: &str) -> impl Iterator<Item = &Rule> {
-        let here = move |grant: &&Grant| grant.namespace.as_deref().is_none_or(|place| place == namespace);
-        self.grants(identity).filter(here).flat_map(|grant| self.of_role(&grant.role))
+        let grants = self.grants(identity).map(|(grant, _)| grant);
+        grants.filter(move |grant| grant.is_for(namespace)).flat_map(|grant| self.of_role(&grant.role))
     }
 
     /// What a role says, by its record's name.
     pub fn of_role(&self, role: &str) -> impl Iterator<Item = &Rule> {
-        self.roles.get(role).into_iter().flatten().flat_map(|role| &role.rules)
+        self.roles.get(role).into_iter().flat_map(|parts| parts.iter()).flat_map(|role| &role.rules)
     }
 
     /// The first binding by which `identity` may, those of the cluster before those of a namespace.
     pub fn reason(&self, identity: &Identity, asked: &Attributes<'_>) -> Option<String> {
-        let (cluster, here): (Vec<_>, Vec<_>) =
-            self.bindings.iter().partition(|(_, binding)| binding.metadata.namespace.is_empty());
-        let here = here.into_iter().filter(|(_, binding)| binding.metadata.namespace == asked.namespace);
-        cluster.into_iter().chain(here).find_map(|(record, binding)| {
-            let namespace = binding.metadata.namespace.as_str();
-            let subject = binding.subjects.iter().find(|subject| subject.is(identity, namespace))?;
-            let role = Grant::of(binding).role;
-            self.of_role(&role).any(|rule| rule.allows(asked)).then(|| {
-                let (kind, name) = match record.split_once('/') {
-                    // The reference has it this way round.
-                    Some((namespace, name)) if !binding.metadata.namespace.is_empty() => {
-                        ("RoleBinding", format!("{name}/{namespace}"))
+        let allowing = self.grants(identity).filter(|(grant, _)| {
+            grant.is_for(asked.namespace) && self.of_role(&grant.role).any(|rule| rule.allows(asked))
+        });
+        let firsts = allowing.filter_map(|(grant, bindings)| Some((grant.namespace.is_some(), bindings.get_min()?)));
+        let (is_here, record) = firsts.min()?;
+        let binding = self.bindings[usize::from(is_here)].get(record)?;
+        let namespace = binding.metadata.namespace.as_str();
+        let subject = binding.subjects.iter().find(|subject| subject.is(identity, namespace))?;
+        let (kind, name) = match record.split_once('/') {
+            // The reference has it this way round.
+            Some((namespace, name)) if is_here => ("RoleBinding", format!("{name}/{namespace}")),
+            _ => ("ClusterRoleBinding", record.to_string()),
+        };
+        let RoleRef { kind: of, name: role } = &binding.role_ref;
+        Some(format!("{kind} {} of {of} {} to {}", quote(&name), quote(role), subject.show(namespace)))
+    }
+
+    /// Puts a binding in the place of another, or of none; `at` as in [`Index::bindings`].
+    fn bind(&mut self, at: usize, record: &Arc<str>, binding: Option<Arc<Binding>>) {
+        let before = match &binding {
+            Some(binding) => self.bindings[at].insert(record.clone(), binding.clone()),
+            None => self.bindings[at].remove(record),
+        };
+        for (binding, is_there) in [(before, false), (binding, true)] {
+            let Some(binding) = binding else { continue };
+            let grant = Grant::of(&binding);
+            for subject in &binding.subjects {
+                let (map, name) = match subject.kind.as_str() {
+                    "User" => (&mut self.users, subject.name.clone()),
+                    "Group" => (&mut self.groups, subject.name.clone()),
+                    "ServiceAccount" => {
+                        let namespace = subject.place(&binding.metadata.namespace);
+                        (&mut self.users, format!("system:serviceaccount:{namespace}:{}", subject.name))
                     }
-                    _ => ("ClusterRoleBinding", record.to_string()),
+                    _ => continue,
                 };
-                let RoleRef { kind: of, name: role } = &binding.role_ref;
-                format!("{kind} {} of {of} {} to {}", quote(&name), quote(role), subject.show(namespace))
-            })
-        })
+                match is_there {
+                    true => drop(map.entry(name).or_default().entry(grant.clone()).or_default().insert(record.clone())),
+                    false => take_away(map, &name, &grant, record),
+                }
+            }
+        }
     }
 
     /// Whether a role that is bound to `identity` says that it may.
@@ -366,76 +400,102 @@ pub(crate) struct Roles(Mutex<Known>);
 #[derive(Default)]
 struct Known {
     stored: [Records; 4],
-    roles: HashMap<Arc<str>, (Arc<Record>, Arc<Role>)>,
-    bindings: HashMap<Arc<str>, (Arc<Record>, Arc<Binding>)>,
+    /// ClusterRoles, of which others may be made.
+    cluster_roles: HashMap<Arc<str>, Arc<Role>>,
+    /// Roles that are made of others.
+    aggregated: HashMap<Arc<str>, Arc<Role>>,
     index: Arc<Index>,
 }
 
 impl Known {
     fn read(&mut self, stored: [Records; 4]) {
-        let [cluster_roles, roles, cluster_bindings, bindings] = &stored;
-        self.roles = read_again(&self.roles, cluster_roles.iter().chain(roles.iter()));
-        self.bindings = read_again(&self.bindings, cluster_bindings.iter().chain(bindings.iter()));
-        let mut index = Index::default();
-        let all: Vec<Arc<Role>> =
-            cluster_roles.keys().filter_map(|name| self.roles.get(name)).map(|(_, role)| role.clone()).collect();
-        for (name, (_, role)) in &self.roles {
-            index.roles.insert(name.clone(), parts(role, &all));
-        }
-        index.bindings = self.bindings.iter().map(|(name, (_, binding))| (name.clone(), binding.clone())).collect();
-        for (_, binding) in self.bindings.values() {
-            for subject in &binding.subjects {
-                let (map, name) = match subject.kind.as_str() {
-                    "User" => (&mut index.users, subject.name.clone()),
-                    "Group" => (&mut index.groups, subject.name.clone()),
-                    "ServiceAccount" => {
-                        let namespace = subject.place(&binding.metadata.namespace);
-                        (&mut index.users, format!("system:serviceaccount:{namespace}:{}", subject.name))
-                    }
-                    _ => continue,
-                };
-                map.entry(name).or_default().insert(Grant::of(binding));
+        // Who asks at this moment has the one before.
+        let mut index = Index::clone(&self.index);
+        let mut is_cluster_role_changed = false;
+        let known = std::mem::take(&mut self.stored);
+        for (at, (before, now)) in known.iter().zip(&stored).enumerate() {
+            for (name, _, record) in changes(before, now) {
+                if at >= 2 {
+                    index.bind(at - 2, name, record.map(|record| decode(name, record)));
+                    continue;
+                }
+                is_cluster_role_changed |= at == 0;
+                self.set_role(&mut index, at == 0, name, record.map(|record| decode(name, record)));
             }
+        }
+        if is_cluster_role_changed {
+            self.aggregate(&mut index);
         }
         self.index = Arc::new(index);
         self.stored = stored;
+    }
+
+    /// Puts a role in the place of another, or of none. What is made of others waits for [`Known::aggregate`], if it is one of those.
+    fn set_role(&mut self, index: &mut Index, is_of_cluster: bool, name: &Arc<str>, role: Option<Arc<Role>>) {
+        if is_of_cluster {
+            match &role {
+                Some(role) => drop(self.cluster_roles.insert(name.clone(), role.clone())),
+                None => drop(self.cluster_roles.remove(name)),
+            }
+        }
+        self.aggregated.remove(name);
+        match role {
+            Some(role) if role.aggregation_rule.cluster_role_selectors.is_empty() => {
+                index.roles.insert(name.clone(), Arc::new([role]));
+            }
+            Some(role) => {
+                index.roles.insert(name.clone(), parts(&role, &self.cluster_roles));
+                self.aggregated.insert(name.clone(), role);
+            }
+            None => drop(index.roles.remove(name)),
+        }
+    }
+
+    /// Makes anew what is made of other roles.
+    fn aggregate(&self, index: &mut Index) {
+        for (name, role) in &self.aggregated {
+            index.roles.insert(name.clone(), parts(role, &self.cluster_roles));
+        }
+    }
+}
+
+/// Takes away what a binding says of somebody, and what is empty then.
+fn take_away(map: &mut imbl::HashMap<String, Grants>, name: &str, grant: &Grant, record: &Arc<str>) {
+    let Some(grants) = map.get_mut(name) else { return };
+    if let Some(bindings) = grants.get_mut(grant) {
+        bindings.remove(record);
+        if bindings.is_empty() {
+            grants.remove(grant);
+        }
+    }
+    if grants.is_empty() {
+        map.remove(name);
     }
 }
 
 /// The roles whose rules `role` has. One that is made of others has theirs and none of its own, as in the reference, where
 /// what it has is written over; and these may be made of others again.
-fn parts(role: &Arc<Role>, all: &[Arc<Role>]) -> Vec<Arc<Role>> {
+fn parts(role: &Arc<Role>, all: &HashMap<Arc<str>, Arc<Role>>) -> Arc<[Arc<Role>]> {
     let (mut parts, mut seen, mut open) = (Vec::new(), HashSet::from([Arc::as_ptr(role)]), vec![role.clone()]);
     while let Some(role) = open.pop() {
         let selectors = &role.aggregation_rule.cluster_role_selectors;
         for selector in selectors.iter().filter_map(|selector| LabelSelector::from_object(selector).ok()) {
-            let selected = all.iter().filter(|other| selector.matches(&other.metadata.labels));
+            let selected = all.values().filter(|other| selector.matches(&other.metadata.labels));
             open.extend(selected.filter(|other| seen.insert(Arc::as_ptr(other))).cloned());
         }
         if selectors.is_empty() {
             parts.push(role);
         }
     }
-    parts
+    parts.into()
 }
 
-/// Reads the records that are not the same as before. What cannot be read allows nothing.
-fn read_again<'a, T: Default + for<'de> Deserialize<'de>>(
-    before: &HashMap<Arc<str>, (Arc<Record>, Arc<T>)>,
-    records: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Record>)>,
-) -> HashMap<Arc<str>, (Arc<Record>, Arc<T>)> {
-    let read = |(name, record): (&Arc<str>, &Arc<Record>)| {
-        let same = before.get(name).filter(|(old, _)| Arc::ptr_eq(old, record));
-        let read_now = || {
-            serde_json::from_slice(&record.bytes).unwrap_or_else(|error| {
-                tracing::error!(%name, %error, "a role or a binding cannot be read: it allows nothing");
-                T::default()
-            })
-        };
-        let read = same.map_or_else(|| Arc::new(read_now()), |(_, read)| read.clone());
-        (name.clone(), (record.clone(), read))
-    };
-    records.map(read).collect()
+/// Reads a record. What cannot be read allows nothing.
+fn decode<T: Default + for<'de> Deserialize<'de>>(name: &str, record: &Record) -> Arc<T> {
+    Arc::new(serde_json::from_slice(&record.bytes).unwrap_or_else(|error| {
+        tracing::error!(%name, %error, "a role or a binding cannot be read: it allows nothing");
+        T::default()
+    }))
 }
 
 impl Roles {
@@ -507,5 +567,122 @@ mod tests {
         assert_eq!(shown, ("list", "apps", "nodes", "", "ns", "b", None));
         assert!(all.iter().any(|asked| (asked.resource, asked.subresource) == ("pods", "log")));
         assert!(all.iter().all(|asked| rule.allows(asked)));
+    }
+
+    fn role(labels: Value, selectors: Value, resource: &str) -> Arc<Role> {
+        let rules = json!([{"verbs": ["get"], "apiGroups": [""], "resources": [resource]}]);
+        let aggregation = json!({ "clusterRoleSelectors": selectors });
+        let role = json!({"metadata": {"labels": labels}, "rules": rules, "aggregationRule": aggregation});
+        Arc::new(serde_json::from_value(role).unwrap())
+    }
+
+    fn binding(namespace: &str, (kind, role): (&str, &str), subjects: &[(&str, &str)]) -> Arc<Binding> {
+        let subjects: Vec<Value> = subjects.iter().map(|(kind, name)| json!({"kind": kind, "name": name})).collect();
+        let binding = json!({"metadata": {"namespace": namespace}, "roleRef": {"kind": kind, "name": role}, "subjects": subjects});
+        Arc::new(serde_json::from_value(binding).unwrap())
+    }
+
+    /// What roles say, in an order.
+    fn said(index: &Index) -> Vec<(Arc<str>, Vec<String>)> {
+        let rules = |name: &Arc<str>| {
+            let mut rules: Vec<String> = index.of_role(name).map(|rule| rule.resources.join(",")).collect();
+            rules.sort();
+            (name.clone(), rules)
+        };
+        let mut roles: Vec<_> = index.roles.keys().map(rules).collect();
+        roles.sort();
+        roles
+    }
+
+    #[test]
+    fn what_has_changed_many_times_is_as_what_was_read_at_once() {
+        use rand::{Rng as _, SeedableRng as _};
+        let mut random = rand::rngs::StdRng::seed_from_u64(7);
+        let (mut known, mut index) = (Known::default(), Index::default());
+        let mut roles: HashMap<(bool, Arc<str>), Arc<Role>> = HashMap::new();
+        let mut bindings: HashMap<(usize, Arc<str>), Arc<Binding>> = HashMap::new();
+        for step in 0..2000 {
+            let stays = random.random_bool(0.7);
+            let number = random.random_range(0..6);
+            if random.random_bool(0.5) {
+                let is_of_cluster = random.random_bool(0.6);
+                let name: Arc<str> = if is_of_cluster { format!("r{number}") } else { format!("n/r{number}") }.into();
+                let selectors = match random.random_range(0..3) {
+                    0 => json!([{"matchLabels": {"in": random.random_range(0..3).to_string()}}]),
+                    _ => json!([]),
+                };
+                let labels = json!({"in": random.random_range(0..3).to_string()});
+                let role = stays.then(|| role(labels, selectors, &format!("s{step}")));
+                match &role {
+                    Some(role) => drop(roles.insert((is_of_cluster, name.clone()), role.clone())),
+                    None => drop(roles.remove(&(is_of_cluster, name.clone()))),
+                }
+                known.set_role(&mut index, is_of_cluster, &name, role);
+                if is_of_cluster {
+                    known.aggregate(&mut index);
+                }
+            } else {
+                let at = random.random_range(0..2);
+                let namespace = ["", "n"][at];
+                let name: Arc<str> = if at == 0 { format!("b{number}") } else { format!("n/b{number}") }.into();
+                let role = format!("r{}", random.random_range(0..3));
+                let of = if at == 1 && random.random_bool(0.5) { "Role" } else { "ClusterRole" };
+                let subjects = [("User", "u"), ("Group", "g"), ("ServiceAccount", "a"), ("User", "u")];
+                let subjects = &subjects[..random.random_range(0..=4)];
+                let binding = stays.then(|| binding(namespace, (of, &role), subjects));
+                match &binding {
+                    Some(binding) => drop(bindings.insert((at, name.clone()), binding.clone())),
+                    None => drop(bindings.remove(&(at, name.clone()))),
+                }
+                index.bind(at, &name, binding);
+            }
+        }
+        let (mut fresh, mut at_once) = (Known::default(), Index::default());
+        roles.into_iter().for_each(|((of, name), role)| fresh.set_role(&mut at_once, of, &name, Some(role)));
+        fresh.aggregate(&mut at_once);
+        bindings.into_iter().for_each(|((at, name), binding)| at_once.bind(at, &name, Some(binding)));
+        assert_eq!(said(&index), said(&at_once));
+        assert!(index.users == at_once.users && index.groups == at_once.groups && !index.users.is_empty());
+    }
+
+    #[test]
+    fn a_binding_that_changes_makes_nothing_else_anew() {
+        let (mut known, mut index) = (Known::default(), Index::default());
+        known.set_role(&mut index, true, &"all".into(), Some(role(json!({}), json!([{}]), "none")));
+        for number in 0..50 {
+            known.set_role(&mut index, true, &format!("r{number}").into(), Some(role(json!({}), json!([]), "pods")));
+        }
+        known.aggregate(&mut index);
+        index.bind(0, &"others".into(), Some(binding("", ("ClusterRole", "all"), &[("User", "other")])));
+        let before = index.clone();
+        index.bind(1, &"n/own".into(), Some(binding("n", ("ClusterRole", "all"), &[("User", "u")])));
+        assert!(Arc::ptr_eq(&before.roles["all"], &index.roles["all"]));
+        assert!(before.users["other"].ptr_eq(&index.users["other"]));
+        assert!(!before.users.contains_key("u"), "who asks at the moment has what was");
+    }
+
+    #[test]
+    fn the_reason_is_the_first_binding_of_the_cluster_and_then_of_the_namespace() {
+        let (mut known, mut index) = (Known::default(), Index::default());
+        for (name, resource) in [("pods", "pods"), ("nodes", "nodes")] {
+            known.set_role(&mut index, true, &name.into(), Some(role(json!({}), json!([]), resource)));
+        }
+        let user = [("User", "u")];
+        index.bind(1, &"n/a".into(), Some(binding("n", ("ClusterRole", "pods"), &user)));
+        index.bind(1, &"m/a".into(), Some(binding("m", ("ClusterRole", "pods"), &user)));
+        index.bind(0, &"a".into(), Some(binding("", ("ClusterRole", "nodes"), &user)));
+        let identity = Identity::authenticated("u", Vec::new());
+        let asked = Attributes { verb: "get", resource: "pods", namespace: "n", ..Attributes::default() };
+        let here = "RoleBinding \"a/n\" of ClusterRole \"pods\" to User \"u\"";
+        assert_eq!(index.reason(&identity, &asked).as_deref(), Some(here));
+        for name in ["z", "b"] {
+            index.bind(0, &name.into(), Some(binding("", ("ClusterRole", "pods"), &user)));
+        }
+        let everywhere = "ClusterRoleBinding \"b\" of ClusterRole \"pods\" to User \"u\"";
+        assert_eq!(index.reason(&identity, &asked).as_deref(), Some(everywhere));
+        index.bind(0, &"b".into(), None);
+        index.bind(0, &"z".into(), None);
+        index.bind(1, &"n/a".into(), None);
+        assert_eq!(index.reason(&identity, &asked), None);
     }
 }

@@ -1,8 +1,5 @@
 //! Requests of controllers: the few shapes they need, as the field manager `kube-controller-manager`.
 
-use std::pin::pin;
-
-use futures::AsyncReadExt as _;
 use http::Request;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, ObjectMeta};
 use serde::de::DeserializeOwned;
@@ -11,8 +8,6 @@ use serde_json::{Value, json};
 
 use crate::informer::{Key, slim};
 
-/// Of the answer of another server so much is held.
-const FOREIGN_BYTES_MAX: u64 = 16 << 20;
 /// Who our writes belong to in `managedFields`.
 pub(crate) const MANAGER: &str = "fieldManager=kube-controller-manager";
 
@@ -66,15 +61,25 @@ pub(crate) fn path(version: &str, plural: &str, namespace: &str, name: &str) -> 
     path.push_str(version);
     if !namespace.is_empty() {
         path.push_str("/namespaces/");
-        path.push_str(namespace);
+        push_segment(&mut path, namespace);
     }
     path.push('/');
     path.push_str(plural);
     if !name.is_empty() {
         path.push('/');
-        path.push_str(name);
+        push_segment(&mut path, name);
     }
     path
+}
+
+/// A segment of a path, whatever it is: names come from what tenants write.
+fn push_segment(path: &mut String, segment: &str) {
+    for byte in segment.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => path.push(char::from(byte)),
+            other => path.push_str(&format!("%{other:02X}")),
+        }
+    }
 }
 
 impl Resource {
@@ -124,7 +129,7 @@ impl DeleteOptions {
     }
 }
 
-/// The API, as a controller uses it. Clones are cheap.
+/// The API, as a controller uses it: what others answer is bounded by [`crate::foreign`]. Clones are cheap.
 #[derive(Clone)]
 pub(crate) struct Client(pub(crate) kube::Client);
 
@@ -228,23 +233,11 @@ impl Client {
         self.send("GET", path, "application/json", None::<&()>).await
     }
 
-    /// GET of what another server may serve: of its answer no more is held than [`FOREIGN_BYTES_MAX`], and one that is longer is an error.
-    pub(crate) async fn get_foreign<T: DeserializeOwned>(&self, path: &str) -> Result<T, kube::Error> {
-        let request = Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
-        let mut answer = pin!(self.0.request_stream(request).await?.take(FOREIGN_BYTES_MAX + 1));
-        let mut bytes = Vec::new();
-        answer.read_to_end(&mut bytes).await.map_err(|error| kube::Error::Service(error.into()))?;
-        if bytes.len() as u64 > FOREIGN_BYTES_MAX {
-            return Err(kube::Error::Service(format!("the answer has more than {FOREIGN_BYTES_MAX} bytes").into()));
-        }
-        serde_json::from_slice(&bytes).map_err(kube::Error::SerdeError)
-    }
-
     /// GET of a collection, of which only metadata is asked for.
     pub(crate) async fn list_meta<T: DeserializeOwned>(&self, path: &str) -> Result<T, kube::Error> {
         let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
         let request = Request::get(path).header(http::header::ACCEPT, accept).body(Vec::new());
-        self.0.request(request.map_err(kube::Error::HttpError)?).await
+        self.ask(request.map_err(kube::Error::HttpError)?).await
     }
 
     /// GET of one object.
@@ -269,7 +262,13 @@ impl Client {
             None => Vec::new(),
         };
         let request = Request::builder().method(method).uri(uri).header(http::header::CONTENT_TYPE, media);
-        self.0.request(request.body(bytes).map_err(kube::Error::HttpError)?).await
+        self.ask(request.body(bytes).map_err(kube::Error::HttpError)?).await
+    }
+
+    /// Asks, and decodes the answer: kube would log all of one that does not decode.
+    async fn ask<T: DeserializeOwned>(&self, request: Request<Vec<u8>>) -> Result<T, kube::Error> {
+        let text = self.0.request_text(request).await?;
+        serde_json::from_str(&text).map_err(kube::Error::SerdeError)
     }
 }
 
@@ -328,6 +327,14 @@ mod tests {
             ("v1", "pods", "a", "b", "/api/v1/namespaces/a/pods/b"),
             ("v1", "nodes", "", "n", "/api/v1/nodes/n"),
             ("apps/v1", "deployments", "a", "", "/apis/apps/v1/namespaces/a/deployments"),
+            ("v1", "pods", "a", "x?y=/../z", "/api/v1/namespaces/a/pods/x%3Fy%3D%2F..%2Fz"),
+            (
+                "rbac.authorization.k8s.io/v1",
+                "clusterroles",
+                "",
+                "system:a",
+                "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:a",
+            ),
         ] {
             assert_eq!(path(version, plural, namespace, name), expected);
         }

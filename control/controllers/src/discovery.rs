@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_api::kinds::is_local_version;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroupList, APIResource, APIResourceList};
 use kube::discovery::ApiResource;
 use parking_lot::RwLock;
@@ -47,6 +48,8 @@ impl Kind {
     }
 }
 
+/// Kinds of a group that another server may serve: each is watched. Those beyond are not known.
+const KINDS_MAX: usize = 500;
 /// Between two readings for kinds that are not served.
 const UNSERVED_FOR: Duration = Duration::from_secs(30);
 
@@ -132,12 +135,21 @@ impl Discovery {
 
 fn add(kinds: &mut Vec<Kind>, group: &str, version: &str, resources: Vec<APIResource>) {
     let (group, version): (Arc<str>, Arc<str>) = (group.into(), version.into());
+    let mut room = match is_local_version(&group, &version) {
+        true => usize::MAX,
+        false => KINDS_MAX.saturating_sub(kinds.iter().filter(|kind| kind.group == group).count()),
+    };
     for resource in resources {
         let can = |verb: &str| resource.verbs.iter().any(|known| known == verb);
         let known = kinds.iter().any(|kind| kind.group == group && *kind.plural == *resource.name);
         if known || resource.name.contains('/') || !["delete", "list", "watch"].into_iter().all(can) {
             continue;
         }
+        if room == 0 {
+            tracing::warn!(%group, "a group has more than {KINDS_MAX} kinds");
+            return;
+        }
+        room -= 1;
         kinds.push(Kind {
             delete_collection: can("deletecollection"),
             group: group.clone(),
@@ -146,5 +158,29 @@ fn add(kinds: &mut Vec<Kind>, group: &str, version: &str, resources: Vec<APIReso
             plural: resource.name.into(),
             namespaced: resource.namespaced,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_of_another_server_has_so_many_kinds_and_no_more() {
+        let resource = |index: usize| APIResource {
+            name: format!("things{index}"),
+            verbs: ["delete", "list", "watch"].map(str::to_owned).into(),
+            ..APIResource::default()
+        };
+        let many = || (0..KINDS_MAX).map(resource).collect::<Vec<_>>();
+        let mut kinds = Vec::new();
+        add(&mut kinds, "apps", "v1", (0..KINDS_MAX + 1).map(resource).collect());
+        assert_eq!(kinds.len(), KINDS_MAX + 1, "ours are as they are");
+        kinds.clear();
+        add(&mut kinds, "other.x", "v1", many());
+        add(&mut kinds, "other.x", "v2", vec![resource(KINDS_MAX)]);
+        assert_eq!(kinds.len(), KINDS_MAX);
+        add(&mut kinds, "good.x", "v1", many());
+        assert_eq!(kinds.len(), 2 * KINDS_MAX);
     }
 }

@@ -16,6 +16,7 @@ mod disruption;
 mod endpoints;
 mod error;
 mod events;
+mod foreign;
 mod garbage;
 mod gateway;
 mod informer;
@@ -80,7 +81,7 @@ fn now_in_seconds() -> Timestamp {
 
 /// Runs all controllers until `shutdown`; returns when their work in progress has ended.
 pub async fn run(client: kube::Client, config: Config, shutdown: CancellationToken) {
-    let api = Client(client.clone());
+    let api = Client(foreign::bounded(client.clone()));
     let mut on = Informers::default();
     let recorder = events::Recorder::new(api.clone());
     let discovery = discovery::Discovery::new(api.clone());
@@ -152,7 +153,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     );
     let ingresses = ingress::Controller::new(api.clone(), &mut on.ingresses, &mut on.ingress_classes, &mut on.nodes);
     let balancers = load_balancer::Controller::new(api.clone(), &mut on.services, &mut on.nodes);
-    let gateways = gateway::Controller::new(api.clone(), &mut on.services, &mut on.namespaces, &mut on.nodes);
+    let gateways =
+        gateway::Controller::new(Client(client.clone()), &mut on.services, &mut on.namespaces, &mut on.nodes);
     let autoscalers =
         autoscaler::Controller::new(api.clone(), recorder.clone(), discovery.clone(), &mut on.autoscalers, &on.pods);
     let scaled = concurrency::Controller::new(

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_tolerant::nullable;
+use coracle_tolerant::{cut, nullable};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, Time};
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::client::{self, Client, DeleteOptions, Meta, NAMESPACES};
 use crate::discovery::{Discovery, Kind, Kinds};
 use crate::error::chain;
+use crate::foreign;
 use crate::informer::{Informer, Key, Object as _, Store};
 use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
@@ -176,7 +177,7 @@ impl Controller {
             }
             // Nobody serves it any more.
             Err(error) if client::is_not_found(&error) => {}
-            Err(error) => remaining.failures.push(format!("{name}: {}", chain(&error))),
+            Err(error) => remaining.failures.push(format!("{name}: {}", cut(&chain(&error)))),
         }
     }
 
@@ -189,8 +190,11 @@ impl Controller {
         while let Some(after) = next {
             let page = match self.list(&path, &after).await {
                 Ok(page) => page,
-                // One that cannot be read fails the list; whoever deletes all of them need not read it.
-                Err(error) if kind.delete_collection && client::code(&error) == Some(500) => {
+                // One that cannot be read fails the list, and so do many large ones; whoever deletes all of them need not read them.
+                Err(error)
+                    if kind.delete_collection
+                        && (client::code(&error) == Some(500) || foreign::is_too_long(&error)) =>
+                {
                     self.client.delete_at(&path, &options).await?;
                     asked = true;
                     break;

@@ -59,7 +59,7 @@ pub use record::{
 pub use recover::{Lost, RecoverError, Survivor};
 pub use renewals::Renewal;
 pub use seal::{Sealing, SealingError, SecretKey};
-pub use state::{GuardFailed, Records, Retention};
+pub use state::{GuardFailed, Records, Retention, changes};
 pub use watcher::{Batch, Compacted, WatchEnded, Watcher};
 
 use crate::dir::Dir;

@@ -160,7 +160,8 @@ struct Kept {
     unreadable: Option<String>,
 }
 
-/// A record as it is kept: final bytes, with the revision in them.
+/// A record as it is kept: final bytes, with the revision in them. Two are the same that are at the same place, were written at
+/// the same revision, and are opened or not.
 pub struct Record {
     /// Where it is kept.
     pub key: Key,
@@ -175,6 +176,12 @@ pub struct Record {
     memo: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
     /// The memo was asked for since the last [`Record::rest`].
     memo_used: AtomicBool,
+}
+
+impl PartialEq for Record {
+    fn eq(&self, other: &Record) -> bool {
+        self.revision == other.revision && self.key == other.key && self.bytes == other.bytes
+    }
 }
 
 impl Record {

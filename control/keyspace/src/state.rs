@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use tokio::sync::watch;
 
 use crate::record::{Committed, Event, EventKind, Key, Op, Record, Revision, duplicate};
@@ -17,6 +18,18 @@ use crate::seal::{KEYS, Keyring, SecretKey};
 
 /// Records of one collection by name.
 pub type Records = OrdMap<Arc<str>, Arc<Record>>;
+
+/// What is different in `now`, by name: the record that was there, and the one that is. What both share is not looked at.
+pub fn changes<'a>(
+    before: &'a Records,
+    now: &'a Records,
+) -> impl Iterator<Item = (&'a Arc<str>, Option<&'a Arc<Record>>, Option<&'a Arc<Record>>)> {
+    before.diff(now).map(|item| match item {
+        DiffItem::Add(name, record) => (name, None, Some(record)),
+        DiffItem::Update { old: (_, old), new: (name, new) } => (name, Some(old), Some(new)),
+        DiffItem::Remove(name, record) => (name, Some(record), None),
+    })
+}
 
 /// How much of the past is kept.
 #[derive(Clone, Copy, Debug)]

@@ -36,7 +36,8 @@ use crate::authority::Authority;
 const BODY_BYTES_MAX: usize = 64 << 10;
 /// A client that has not sent all of it by then is let go.
 const BODY_MAX: Duration = Duration::from_secs(10);
-/// Requests at work at the same time: a signature is checked and another made for each. More are told to come again.
+/// Requests at work at the same time, all of which have come: a signature is checked and another made for each. More are told to come
+/// again.
 const AT_WORK_MAX: usize = 16;
 /// Longest name of a node (RFC 1123 label; the API would allow more, host names of machines do not).
 const NAME_CHARS_MAX: usize = 63;
@@ -44,8 +45,8 @@ const NAME_CHARS_MAX: usize = 63;
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 const PREFIX: &str = "coracle-join-";
 
-/// The annotation of a Node that says when its name was given, and to which key.
-const GIVEN: &str = "coracle.dev/joined";
+/// The annotation of a Node that says when its name was given, and to which key. No node says it of itself.
+const GIVEN: &str = coracle_apiserver::JOINED;
 /// By this a node asks for a range of addresses for its pods.
 const RANGE: &str = "coracle.dev/pod-range";
 /// A name that was given is no other machine's for this long, in seconds; by then its node is Ready, or gone.
@@ -329,9 +330,9 @@ impl Joining {
 
 async fn join(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Body) -> Response {
     let joined = async {
+        let body = body(sent).await?;
         let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
         joining.admit(&headers, For::Node).await?;
-        let body = body(sent).await?;
         let (name, request) = (body["name"].as_str().unwrap_or_default(), body["request"].as_str().unwrap_or_default());
         // What cannot be signed takes no name.
         let signed = check_name(name).map_err(Refusal::Request).and_then(|()| joining.sign(name, request))?;
@@ -344,9 +345,9 @@ async fn join(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Bod
 
 async fn join_server(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Body) -> Response {
     let joined = async {
+        let body = body(sent).await?;
         let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
         joining.admit(&headers, For::Server).await?;
-        let body = body(sent).await?;
         let text = |field: &str| body[field].as_str().unwrap_or_default();
         let formats = match body.get("formats") {
             None => Formats::FIRST,
@@ -386,12 +387,17 @@ fn may_be_given(name: &str, node: &Value, hash: &str, now: u64) -> Result<(), Re
 
 async fn renew(State(joining): State<Arc<Joining>>, request: Request) -> Response {
     let renewed = async {
-        let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
         let node = request.extensions().get::<Identity>().and_then(Identity::node).map(str::to_owned);
         let node = node.ok_or_else(|| Refusal::Request("only a node may ask for its next certificate".to_owned()))?;
-        // Whom somebody has removed from the cluster does not stay in it for longer than its certificate.
-        if joining.read(&format!("/api/v1/nodes/{node}")).await?.is_none() {
-            return Err(Refusal::Name(format!("there is no node {node} any more: it may join again with a token")));
+        let body = body(request.into_body()).await?;
+        let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
+        // Whom somebody has removed from the cluster does not stay in it for longer than its certificate. It may well have made its
+        // Node anew, as an agent does that finds none; that it joined it cannot say of itself.
+        let found = joining.read(&format!("/api/v1/nodes/{node}")).await?;
+        if !found.is_some_and(|node| node["metadata"]["annotations"][GIVEN].is_string()) {
+            return Err(Refusal::Name(format!(
+                "there is no node {node} that joined and was not removed since: it may join again with a token"
+            )));
         }
         // A server that came later is reached by it. One that only may come takes no node's place: that one may never.
         if joining.is_reached_by(&node) {
@@ -399,7 +405,6 @@ async fn renew(State(joining): State<Arc<Joining>>, request: Request) -> Respons
                 format!("the name {node} belongs to a server itself: let this node join again with another --name");
             return Err(Refusal::Name(message));
         }
-        let body = body(request.into_body()).await?;
         joining.sign(&node, body["request"].as_str().unwrap_or_default())
     };
     renewed.await.unwrap_or_else(|refusal| refuse(&refusal))
@@ -488,7 +493,8 @@ mod tests {
             let request = http::Request::post(path).header("content-type", "application/json");
             client.request::<Value>(request.body(body.to_string().into_bytes()).unwrap()).await
         };
-        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "laptop"}});
+        let joined = json!({"name": "laptop", "annotations": {GIVEN: "1 x"}});
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": joined});
         post(server.admin(), "/api/v1/nodes", node).await.unwrap();
         let params = rcgen::CertificateParams::new(vec!["laptop".to_owned()]).unwrap();
         let request = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
@@ -497,6 +503,58 @@ mod tests {
         server.keyspace().introduce("boat", &["laptop".to_owned()]).await.unwrap();
         let refused = renew().await.unwrap_err();
         assert!(refused.to_string().contains("belongs to a server itself"), "{refused}");
+        server.shutdown().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_that_was_removed_comes_back_for_no_longer_than_its_certificate() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = crate::Server::start(crate::tests::config(dir.path())).await.unwrap();
+        let send = |client: kube::Client, method: Method, path: &'static str, body: Value| async move {
+            let form = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+            let request = http::Request::builder().method(method).uri(path).header("content-type", form);
+            client.request::<Value>(request.body(body.to_string().into_bytes()).unwrap()).await
+        };
+        let joining = Joining::new(server.authority.clone(), server.admin(), server.keyspace().clone());
+        joining.give_name("laptop", "a request").await.unwrap();
+        let params = rcgen::CertificateParams::new(vec!["laptop".to_owned()]).unwrap();
+        let request = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+        let as_node = || server.node_client("laptop");
+        let renew = || send(as_node(), Method::POST, "/coracle/v1/renew", json!({"request": request}));
+        let object = "/api/v1/nodes/laptop";
+        assert!(renew().await.unwrap()["certificate"].is_string());
+        send(server.admin(), Method::DELETE, object, json!({})).await.unwrap();
+        assert!(renew().await.unwrap_err().to_string().contains("join again"));
+        // As an honest agent makes it, and as one would that is in strange hands.
+        let node = |annotations: Value| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "laptop", "annotations": annotations}});
+        let forged = send(as_node(), Method::POST, "/api/v1/nodes", node(json!({GIVEN: "1 x"}))).await.unwrap_err();
+        assert!(forged.to_string().contains("coracle.dev/joined"), "{forged}");
+        send(as_node(), Method::POST, "/api/v1/nodes", node(json!({}))).await.unwrap();
+        let patch = json!({"metadata": {"annotations": {GIVEN: "1 x"}}});
+        let forged = send(as_node(), Method::PATCH, object, patch).await.unwrap_err();
+        assert!(forged.to_string().contains("coracle.dev/joined"), "{forged}");
+        assert!(renew().await.unwrap_err().to_string().contains("join again"));
+        // It joins again.
+        joining.give_name("laptop", "another request").await.unwrap();
+        assert!(renew().await.unwrap()["certificate"].is_string());
+        server.shutdown().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_sends_half_a_request_holds_no_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = crate::Server::start(crate::tests::config(dir.path())).await.unwrap();
+        let joining = Joining::new(server.authority.clone(), server.admin(), server.keyspace().clone());
+        let slow = || Body::from_stream(futures::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+        let mut waiting = Vec::new();
+        for _ in 0..AT_WORK_MAX {
+            waiting.push(Box::pin(join(State(joining.clone()), HeaderMap::new(), slow())));
+        }
+        for one in &mut waiting {
+            assert!(futures::poll!(one).is_pending(), "it sends nothing");
+        }
+        let answer = join(State(joining.clone()), HeaderMap::new(), Body::from("{}")).await;
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "there is a place for who has sent all");
         server.shutdown().await;
     }
 
@@ -539,7 +597,8 @@ mod tests {
         let refused = admit("three", address).await.unwrap_err();
         assert!(refused.to_string().contains("another machine has joined as three"), "{refused}");
         // Whoever was a node of that name before goes on with it: that server may never come.
-        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "four"}}).to_string();
+        let joined = json!({"name": "four", "annotations": {GIVEN: "1 x"}});
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": joined}).to_string();
         let made = http::Request::post("/api/v1/nodes").header("content-type", "application/json");
         server.admin().request::<Value>(made.body(node.into_bytes()).unwrap()).await.unwrap();
         let four = admit("four", address).await.unwrap().admission.member;

@@ -33,6 +33,8 @@ pub(crate) struct Door {
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     pub places: Arc<Places>,
+    /// Whose clients come here: of the namespace of the Service that has the port now, or nobody's.
+    pub whose: Arc<dyn Fn() -> Option<Arc<str>> + Send + Sync>,
 }
 
 /// Accepts until told to stop; `serve` gets each connection, its client and its turns.
@@ -52,10 +54,10 @@ where
             // One that was among the last is served for others that leave.
             Ok((stream, client)) if spare::is_spare(&stream) || door.places.make_way() => {
                 wait = ACCEPT_RETRY_FIRST;
-                let over = CancellationToken::new();
+                let (over, whose) = (CancellationToken::new(), (door.whose)());
                 let place = tokio::select! {
                     () = door.stop.cancelled() => None,
-                    place = door.places.enter(door.key, &over) => Some(place),
+                    place = door.places.enter(door.key, whose.as_ref(), &over) => Some(place),
                 };
                 let turns = turns_of(place.as_ref());
                 spawn(&door, serve(stream, client, turns), over, place);

@@ -1,5 +1,7 @@
 //! Places at this node's ports, of a port and of the node. When all are taken, clients for whom nothing is under way give way to
-//! new ones, so that nobody shuts a port by connecting often and saying little.
+//! new ones, so that nobody shuts a port by connecting often and saying little. Of those at ports of Services the Service's namespace
+//! has a share ([`Shares`]), however many ports it has: a tenant whose pods do not answer keeps nobody else's clients out. At a port
+//! for Ingresses or of Gateways a connection is nobody's, and each request is of the namespace whose route takes it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use coracle_discovery::Protocol;
 use tokio_util::sync::CancellationToken;
 
+use crate::shares::{Share, Shares};
 use crate::turns::{PASSING_REST, Turns, Wanted};
 
 /// A listener's number and protocol.
@@ -14,7 +17,7 @@ pub(crate) type Key = (u16, Protocol);
 
 /// Connections at a time, of node ports and of what serves Ingresses. Of more, those for which nothing is under way give way; while
 /// there are none, more wait in the kernel's queues.
-pub(crate) const CONNECTIONS_MAX: Bounds = Bounds { node: 20_000, port: 10_000 };
+pub(crate) const CONNECTIONS_MAX: Bounds = Bounds { node: 20_000, port: 10_000, shared: 20_000 };
 
 /// One in so many gives way at a time, so that not each new client costs a look at all.
 const SHARE: usize = 64;
@@ -24,11 +27,14 @@ const SHARE: usize = 64;
 pub(crate) struct Bounds {
     pub node: usize,
     pub port: usize,
+    /// Of this the clients of Services' ports have their namespaces' shares.
+    pub shared: usize,
 }
 
 #[derive(Debug)]
 pub(crate) struct Places {
     bounds: Bounds,
+    shares: Arc<Shares<Arc<str>>>,
     table: Mutex<Table>,
     wanted: Arc<Wanted>,
 }
@@ -36,8 +42,15 @@ pub(crate) struct Places {
 #[derive(Debug, Default)]
 struct Table {
     next: u64,
-    clients: HashMap<u64, (Key, Arc<Turns>)>,
+    clients: HashMap<u64, Client>,
     by_port: HashMap<Key, usize>,
+}
+
+#[derive(Debug)]
+struct Client {
+    port: Key,
+    share: Option<Share<Arc<str>>>,
+    turns: Arc<Turns>,
 }
 
 /// A client's place, until it is dropped.
@@ -57,7 +70,7 @@ impl Drop for Place {
 
 impl Table {
     fn remove(&mut self, number: u64) {
-        let Some((port, _)) = self.clients.remove(&number) else { return };
+        let Some(Client { port, .. }) = self.clients.remove(&number) else { return };
         if let Some(count) = self.by_port.get_mut(&port) {
             *count -= 1;
             if *count == 0 {
@@ -66,10 +79,9 @@ impl Table {
         }
     }
 
-    /// Has some clients (of the port, if one is named) give way, unless some are about to leave; says whether some are.
-    fn make_way(&self, port: Option<Key>) -> bool {
-        let clients =
-            || self.clients.values().filter(|(of, _)| port.is_none_or(|port| port == *of)).map(|(_, turns)| turns);
+    /// Has some of these clients give way, unless some are about to leave; says whether some are.
+    fn make_way(&self, is_one: impl Fn(&Client) -> bool) -> bool {
+        let clients = || self.clients.values().filter(|client| is_one(client)).map(|client| &client.turns);
         if clients().any(|turns| turns.has_given_way()) {
             return true;
         }
@@ -85,36 +97,47 @@ impl Table {
 
 impl Places {
     pub fn new(bounds: Bounds) -> Arc<Places> {
-        Arc::new(Places { bounds, table: Mutex::default(), wanted: Arc::default() })
+        Arc::new(Places { bounds, shares: Shares::new(bounds.shared), table: Mutex::default(), wanted: Arc::default() })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place at a port, if one is free; else others are asked to leave. `over` is cancelled when this one is.
-    pub fn try_enter(self: &Arc<Self>, port: Key, over: &CancellationToken) -> Option<Place> {
+    /// A place at a port, which is that of a namespace's Service or nobody's, if one is free; else others are asked to leave. `over` is
+    /// cancelled when this one is.
+    pub fn try_enter(
+        self: &Arc<Self>,
+        port: Key,
+        namespace: Option<&Arc<str>>,
+        over: &CancellationToken,
+    ) -> Option<Place> {
         let mut table = self.table();
         if table.by_port.get(&port).is_some_and(|count| *count >= self.bounds.port) {
-            table.make_way(Some(port));
+            table.make_way(|client| client.port == port);
             return None;
         }
         if table.clients.len() >= self.bounds.node {
-            table.make_way(None);
+            table.make_way(|_| true);
+            return None;
+        }
+        let share = namespace.map(|namespace| self.shares.take(namespace.clone(), 1));
+        if let (Some(None), Some(namespace)) = (&share, namespace) {
+            table.make_way(|client| client.share.as_ref().is_some_and(|share| share.by() == namespace));
             return None;
         }
         let (number, turns) = (table.next, Arc::new(Turns::new(over.clone(), self.wanted.clone())));
         table.next += 1;
-        table.clients.insert(number, (port, turns.clone()));
+        table.clients.insert(number, Client { port, share: share.flatten(), turns: turns.clone() });
         *table.by_port.entry(port).or_default() += 1;
         Some(Place { places: self.clone(), number, turns })
     }
 
     /// A place at a port, as soon as there is one.
-    pub async fn enter(self: &Arc<Self>, port: Key, over: &CancellationToken) -> Place {
+    pub async fn enter(self: &Arc<Self>, port: Key, namespace: Option<&Arc<str>>, over: &CancellationToken) -> Place {
         loop {
             let listening = self.wanted.listen();
-            if let Some(place) = self.try_enter(port, over) {
+            if let Some(place) = self.try_enter(port, namespace, over) {
                 return place;
             }
             // That nothing moves for somebody any more is told by nobody.
@@ -129,7 +152,7 @@ impl Places {
 
     /// Has some clients of the node leave, for what bounds all of them; says whether any does.
     pub fn make_way(&self) -> bool {
-        self.table().make_way(None)
+        self.table().make_way(|_| true)
     }
 }
 
@@ -143,12 +166,12 @@ mod tests {
     const B: Key = (30_002, Tcp);
 
     fn enter(places: &Arc<Places>, port: Key) -> Option<Place> {
-        places.try_enter(port, &CancellationToken::new())
+        places.try_enter(port, None, &CancellationToken::new())
     }
 
     #[test]
     fn who_never_asked_gives_way_before_who_rests_and_who_is_answered_never() {
-        let places = Places::new(Bounds { node: 4, port: 3 });
+        let places = Places::new(Bounds { node: 4, port: 3, shared: 100 });
         let [rests, busy, silent] = [(); 3].map(|()| enter(&places, A).unwrap());
         drop(rests.turns.begin());
         let turn = busy.turns.begin().unwrap();
@@ -170,15 +193,34 @@ mod tests {
         assert!(!busy.turns.is_busy());
     }
 
+    #[test]
+    fn a_namespace_has_a_share_of_all_ports_and_its_own_clients_give_way() {
+        let places = Places::new(Bounds { node: 100, port: 100, shared: 9 });
+        let (greedy, other): (Arc<str>, Arc<str>) = (Arc::from("greedy"), Arc::from("other"));
+        let enter =
+            |port: Key, namespace: &Arc<str>| places.try_enter(port, Some(namespace), &CancellationToken::new());
+        let bystander = places.try_enter(B, None, &CancellationToken::new()).unwrap();
+        let own: Vec<Place> = [A, B, A].map(|port| enter(port, &greedy).unwrap()).into();
+        let turns: Vec<_> = own.iter().map(|place| place.turns.begin().unwrap()).collect();
+        assert!(enter(A, &greedy).is_none() && enter(B, &greedy).is_none(), "it has a third, all of which is busy");
+        assert!(enter(A, &other).is_some_and(|place| !place.turns.has_given_way()));
+        drop(turns);
+        assert!(enter(A, &greedy).is_none());
+        assert_eq!(own.iter().filter(|place| place.turns.has_given_way()).count(), 1);
+        assert!(!bystander.turns.has_given_way(), "somebody else's does not");
+        drop((own, bystander));
+        assert!(places.shares.of(&*greedy) == 0 && enter(A, &greedy).is_some());
+    }
+
     #[tokio::test]
     async fn a_new_client_waits_for_a_place_of_its_port_and_of_the_node() {
-        let places = Places::new(Bounds { node: 3, port: 2 });
+        let places = Places::new(Bounds { node: 3, port: 2, shared: 100 });
         let over = CancellationToken::new();
         let [one, two] = [(); 2].map(|()| enter(&places, A).unwrap());
         let turns = [&one, &two].map(|place| place.turns.begin().unwrap());
         let entering = tokio::spawn({
             let (places, over) = (places.clone(), over.clone());
-            async move { places.enter(A, &over).await }
+            async move { places.enter(A, None, &over).await }
         });
         tokio::task::yield_now().await;
         assert!(!entering.is_finished(), "all are busy");

@@ -161,6 +161,7 @@ where
                     Err(error) => Err(error),
                 };
                 let mut response = answered.unwrap_or_else(|error| refuse(&error));
+                turn.charge(response.extensions_mut().remove());
                 if let Some((client, changed)) = changed
                     && response.status() == StatusCode::SWITCHING_PROTOCOLS
                 {

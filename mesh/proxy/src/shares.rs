@@ -65,6 +65,13 @@ impl<K: Eq + Hash> Shares<K> {
     }
 }
 
+impl<K: Eq + Hash> Share<K> {
+    /// Whose it is.
+    pub fn by(&self) -> &K {
+        &self.by
+    }
+}
+
 impl<K: Eq + Hash> Drop for Share<K> {
     fn drop(&mut self) {
         let mut taken = self.shares.taken();

@@ -15,6 +15,8 @@ use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::shares::Share;
+
 /// A client for whom bytes are passed on, and none has moved for so long, gives way to others.
 pub(crate) const PASSING_REST: Duration = Duration::from_secs(60);
 
@@ -81,7 +83,7 @@ impl Turns {
             State::GivenUp => return None,
         };
         self.begun.fetch_add(1, Relaxed);
-        Some(Turn { passing: Arc::new(Passing { of: self.clone(), ways: Mutex::default() }) })
+        Some(Turn { passing: Arc::new(Passing { of: self.clone(), ways: Mutex::default() }), charged: None })
     }
 
     /// Something was said that is no request: the client has not waited since.
@@ -178,16 +180,28 @@ impl Passing {
     }
 }
 
+/// Of whose share a request is, until it is over. An answer brings it as an extension.
+#[derive(Debug, Clone)]
+pub(crate) struct Charged(#[expect(dead_code, reason = "it is held")] pub Arc<Share<Arc<str>>>);
+
 /// A request under way.
 #[derive(Debug)]
 pub(crate) struct Turn {
     passing: Arc<Passing>,
+    charged: Option<Charged>,
 }
 
 impl Turn {
-    /// Another one of the same connection.
+    /// Another one of the same connection, for what the request has become.
     pub fn again(&self) -> Option<Turn> {
-        self.passing.of.begin()
+        let mut again = self.passing.of.begin()?;
+        again.charge(self.charged.clone());
+        Some(again)
+    }
+
+    /// From now on it is of this share.
+    pub fn charge(&mut self, charged: Option<Charged>) {
+        self.charged = charged;
     }
 
     /// From now on bytes are passed on.

@@ -23,6 +23,9 @@ use crate::request::call::Call;
 use crate::store::keyed::NODE;
 use crate::store::{self, Seen};
 
+/// The annotation of a Node that joined, which is written by who gives out its name: a node that was removed makes its object anew, and
+/// is not taken for one that joined again.
+pub const JOINED: &str = "coracle.dev/joined";
 /// Of Secrets that hold a certificate.
 const TYPE: &str = "type";
 const TLS: &str = "kubernetes.io/tls";
@@ -31,8 +34,9 @@ const READS: [&str; 3] = ["get", "list", "watch"];
 /// Whether a node agent may ask for this.
 pub(super) fn allows(node: &str, asked: &Attributes<'_>) -> bool {
     let reads = READS.contains(&asked.verb);
+    // Paths are for it what they are for everybody: an agent asks for objects alone.
     if asked.path.is_some() {
-        return asked.verb == "get";
+        return false;
     }
     let creates = asked.verb == "create";
     match (asked.group, asked.resource, asked.subresource) {
@@ -223,6 +227,9 @@ pub(crate) fn creates(caller: &Identity, resource: &Resource, object: &Value) ->
             if !owners(object).is_empty() {
                 return refused(format!("node {quoted} is not allowed to set owner references"));
             }
+            if !object["metadata"]["annotations"][JOINED].is_null() {
+                return refused(format!("node {quoted} is not allowed to set the annotation {JOINED}"));
+            }
             own_node(node, resource, object)
         }
         ("coordination.k8s.io", "leases") if meta::name(object) != node => {
@@ -259,6 +266,9 @@ pub(crate) fn changes(caller: &Identity, resource: &Resource, object: &Value, ol
             // The reference lets it: it could have itself collected, and come back without its taints and labels.
             if owners(object) != owners(old) {
                 return refused(format!("node {quoted} is not allowed to modify owner references"));
+            }
+            if object["metadata"]["annotations"][JOINED] != old["metadata"]["annotations"][JOINED] {
+                return refused(format!("node {quoted} is not allowed to modify the annotation {JOINED}"));
             }
             Ok(())
         }
@@ -461,6 +471,10 @@ mod tests {
             (ask("watch", "certificates.k8s.io", "clustertrustbundles", "", "", ""), true),
         ] {
             assert_eq!(allows("a", &asked), expected, "{asked:?}");
+        }
+        for path in ["/metrics", "/debug/api_priority_and_fairness/dump_requests", "/openapi/v2"] {
+            let asked = Attributes { verb: "get", path: Some(path), ..Attributes::default() };
+            assert!(!allows("a", &asked), "{path}");
         }
     }
 

@@ -15,6 +15,12 @@ impl Query {
         Query(pairs.collect())
     }
 
+    /// Says `value` of `key`, and nothing else of it.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.0.retain(|(known, _)| known != key);
+        self.0.push((key.to_owned(), value.to_owned()));
+    }
+
     /// The first value of `key`.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())

@@ -31,6 +31,8 @@ use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::nodes::{self, At, Endpoint, Nodes};
 use crate::request::call::Call;
+use crate::request::path::ResourcePath;
+use crate::request::query::decode;
 use crate::store::Seen;
 
 /// A client that has ended its side is answered for so long; Kubernetes' API server ends both sides at once.
@@ -155,7 +157,7 @@ pub(super) async fn proxy(
         let is_kubelet = port.is_empty() || number(port)? == kubelet.port;
         let to = node_endpoint(kubelet, scheme, port)?;
         if is_kubelet {
-            permit_own(cluster, call, name, rest)?;
+            permit_own(cluster, call, name, rest).await?;
         }
         return pass(nodes, &to, &path, passing, Some(&below)).await;
     }
@@ -188,10 +190,26 @@ pub(super) async fn proxy(
 }
 
 /// What a node's own server tells and does beyond a kubelet: it trusts this server, so that whoever may look at nodes would may all of it.
-/// What has a right of its own elsewhere has the same here.
-fn permit_own(cluster: &Cluster, call: &Call, node: &str, path: &str) -> Result<(), Status> {
-    let Some(own) = path.strip_prefix("/coracle/") else { return Ok(()) };
-    let asked = match own.strip_prefix("v1/").unwrap_or_default().split('/').collect::<Vec<_>>().as_slice() {
+/// What has a right of its own elsewhere has the same here, and what a kubelet does to a pod is asked for as it is for the pod.
+async fn permit_own(cluster: &Cluster, call: &Call, node: &str, path: &str) -> Result<(), Status> {
+    // As the node reads them: taken apart first, and decoded then.
+    let segments: Vec<String> = path.split('/').skip(1).map(|segment| decode(segment, false)).collect();
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let own = match segments.as_slice() {
+        ["coracle", own @ ..] => own,
+        [verb @ ("exec" | "attach" | "run"), namespace, pod, .., container] => {
+            let verb = if *verb == "attach" { "attach" } else { "exec" };
+            return permit_pod(cluster, call, ("create", verb), (namespace, pod), Some(container)).await;
+        }
+        ["portForward", namespace, pod, ..] => {
+            return permit_pod(cluster, call, ("create", "portforward"), (namespace, pod), None).await;
+        }
+        ["containerLogs", namespace, pod, ..] => {
+            return permit_pod(cluster, call, ("get", "log"), (namespace, pod), None).await;
+        }
+        _ => return Ok(()),
+    };
+    let asked = match own.strip_prefix(&["v1"]).unwrap_or_default() {
         // Of Services of all namespaces, whatever the query says.
         ["tap"] => Attributes { verb: "get", resource: "services", subresource: "tap", ..Attributes::default() },
         ["routes"] => Attributes { verb: "get", resource: "services", subresource: "routes", ..Attributes::default() },
@@ -216,6 +234,32 @@ fn permit_own(cluster: &Cluster, call: &Call, node: &str, path: &str) -> Result<
         _ => return Err(Status::path_not_found()),
     };
     authz::check(cluster, &call.identity, &asked)
+}
+
+/// What is done to a pod by way of its node is permitted, and admitted, as it is by way of the pod.
+async fn permit_pod(
+    cluster: &Cluster,
+    call: &Call,
+    (verb, subresource): (&str, &str),
+    (namespace, pod): (&str, &str),
+    container: Option<&str>,
+) -> Result<(), Status> {
+    let asked = Attributes { verb, resource: "pods", subresource, namespace, name: pod, ..Attributes::default() };
+    authz::check(cluster, &call.identity, &asked)?;
+    let pods = cluster.catalog.named("", "pods").ok_or_else(Status::path_not_found)?;
+    let target = ResourcePath {
+        version: "v1".to_owned(),
+        namespace: Some(namespace.to_owned()),
+        resource: "pods".to_owned(),
+        name: Some(pod.to_owned()),
+        subresource: Some(subresource.to_owned()),
+        ..ResourcePath::default()
+    };
+    let mut on_pod = Call::acting_on(call, target);
+    if let Some(container) = container {
+        on_pod.query.set("container", container);
+    }
+    super::connects(cluster, &on_pod, pods).await
 }
 
 /// A node's own server, or another port of the node: but nothing that only this machine itself can reach.

@@ -170,6 +170,14 @@ async fn who_may_look_at_a_node_may_not_look_at_all_that_it_sees_and_reaches() {
         ("/coracle/v1/program", 403),
         ("/coracle/v1/other", 404),
         ("/coracle/v2/tap", 404),
+        // What is done to pods.
+        ("/exec/default/web/c?command=sh&input=1", 403),
+        ("/exec/default/web/uid/c?command=sh&input=1", 403),
+        ("/%65xec/default/web/c?command=sh", 403),
+        ("/attach/default/web/c", 403),
+        ("/run/default/web/c", 403),
+        ("/portForward/default/web", 403),
+        ("/containerLogs/default/web/c", 403),
     ] {
         assert_eq!(guest(&server, &format!("{node}{path}")).await.0, code, "{path}");
         let asked = asks.try_recv().ok().filter(|asked| asked != "closed");
@@ -180,4 +188,16 @@ async fn who_may_look_at_a_node_may_not_look_at_all_that_it_sees_and_reaches() {
     }
     grant(&server, ("services", "tap"), true).await;
     assert_eq!(guest(&server, &format!("{node}/coracle/v1/tap")).await.0, 200);
+    // Who may do it to the pod may do it by way of its node; to look at one is not to run something in it.
+    grant(&server, ("pods", "exec"), false).await;
+    grant(&server, ("pods", "log"), false).await;
+    let code = async |path: &str| guest(&server, &format!("{node}{path}")).await.0;
+    assert_eq!(code("/exec/default/web/c?command=sh").await, 403);
+    assert_eq!(code("/containerLogs/default/w%65b/c").await, 200);
+    assert_eq!(code("/containerLogs/kube-system/web/c").await, 403);
+    let rules = json!([{"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create"]}]);
+    let roles = format!("{RBAC}/namespaces/default/roles");
+    let (changed, _) = server.call("PATCH", &format!("{roles}/pods-exec"), json!({"rules": rules})).await;
+    assert_eq!(changed, 200);
+    assert_eq!(code("/exec/default/web/c?command=sh").await, 200);
 }

@@ -505,6 +505,29 @@ async fn subresources_are_admitted_as_what_is_written_to_them() {
 }
 
 #[tokio::test]
+async fn what_runs_in_a_pod_by_way_of_its_node_is_admitted_as_by_way_of_the_pod() {
+    let server = Server::start().await.with_account().await;
+    let hook =
+        Hook::start(|review| answer(review, json!({"allowed": false, "status": {"code": 403, "message": "stay"}})))
+            .await;
+    configure(&server, VALIDATING, "v", vec![webhook("v", hook.url(), &["pods/exec"])]).await;
+    server.make("/api/v1/nodes", json!({"metadata": {"name": "n"}})).await;
+    let says = json!({"status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": 1}}}});
+    assert_eq!(server.call("PATCH", "/api/v1/nodes/n/status", says).await.0, 200);
+    server.make(PODS, pod("p")).await;
+    let (code, status) = server.get("/api/v1/nodes/n/proxy/exec/default/p/c?command=ls").await;
+    assert_eq!((code, status["message"].as_str().unwrap().ends_with("stay")), (403, true), "{status}");
+    let heard = hook.heard();
+    let [request] = heard.as_slice() else { panic!("{heard:?}") };
+    assert_eq!((&request["name"], &request["subResource"]), (&json!("p"), &json!("exec")));
+    assert_eq!(
+        request["object"],
+        json!({"kind": "PodExecOptions", "apiVersion": "v1", "command": ["ls"], "container": "c"})
+    );
+}
+
+#[tokio::test]
 async fn a_scale_that_a_webhook_changes_is_what_is_set() {
     let server = Server::start().await;
     let deployment = json!({"metadata": {"name": "d"}, "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}},

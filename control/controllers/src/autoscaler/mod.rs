@@ -208,8 +208,12 @@ impl Controller {
         };
         let found = self.discovery.find(group, &target.kind).await.map_err(|error| chain(&error))?;
         let kind = found.ok_or_else(|| format!("no matches for kind {:?} in group {group:?}", target.kind))?;
+        // What is in no namespace is no tenant's: the reference, which asks in the namespace, is answered so.
+        if !kind.namespaced {
+            return Err("the server could not find the requested resource".to_owned());
+        }
         let path = format!("{}/scale", kind.path(&key.namespace, &target.name));
-        let scale = self.client.get(&path).await.map_err(|error| chain(&error))?;
+        let scale = self.client.get(&path).await.map_err(|error| cut(&chain(&error)).to_owned())?;
         Ok((path, scale))
     }
 
@@ -233,7 +237,7 @@ impl Controller {
             return (pods, Ok(Measures::default()));
         }
         let path = client::path("metrics.k8s.io/v1beta1", "pods", &key.namespace, "");
-        let measures = self.client.get_foreign(&format!("{path}?labelSelector={}", escaped(text))).await;
+        let measures = self.client.get(&format!("{path}?labelSelector={}", escaped(text))).await;
         (pods, measures.map_err(|error| cut(&chain(&error)).to_owned()))
     }
 

@@ -210,7 +210,7 @@ impl Asked<'_> {
     }
 
     async fn get(&self, path: &str, selected: &str) -> Result<Vec<Item>, kube::Error> {
-        let values: Values = self.client.get_foreign(&format!("{path}{selected}")).await?;
+        let values: Values = self.client.get(&format!("{path}{selected}")).await?;
         Ok(values.items)
     }
 }
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     async fn ask(api: &Scripted, names: &[&str]) -> Others {
-        let client = Client(api.client());
+        let client = Client(crate::foreign::bounded(api.client()));
         let discovery = Discovery::new(client.clone());
         let external = |name: &&str| {
             let target = json!({"type": "AverageValue", "averageValue": "5"});

@@ -438,7 +438,8 @@ impl Controller {
                         News::Ear => this.all(),
                         News::Asked(service) => this.asked(service),
                     };
-                    this.reports.listen(&this.client, &node, stop, tell).await;
+                    let is_known = |service: &Key| this.is_known(service);
+                    this.reports.listen(&this.client, &node, stop, is_known, tell).await;
                 });
             }
             // Waiting is all that is cut here.
@@ -450,6 +451,12 @@ impl Controller {
         self.reports.follow(&HashSet::new());
         tasks.close();
         tasks.wait().await;
+    }
+
+    /// Whether a Service may be one of those that are marked: it is there, and somebody in its namespace asks to be scaled. That it is
+    /// marked itself a node may know before we do.
+    fn is_known(&self, service: &Key) -> bool {
+        self.asking.lock().contains_key(&service.namespace) && self.services.get(service).is_some()
     }
 
     /// Something is asked of a Service.

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
+use crate::foreign::Lines;
 use crate::informer::Key;
 
 /// A node says something every five seconds at least (its `kubelet/demand.rs`): one that does not is not heard any more.
@@ -26,6 +27,11 @@ const HOLDS: Duration = Duration::from_secs(5);
 const OVER_HOLDS: Duration = Duration::from_secs(1);
 /// Bytes of one line: some ten thousand Services.
 const LINE_BYTES_MAX: usize = 4 << 20;
+/// Services of which a node may say something at a time; what it says of more is not kept.
+const SERVICES_MAX: usize = 10_000;
+/// More than so many requests to one Service are under way at no node, nor wait there: a node has as many connections
+/// (`coracle_proxy`'s bound). What says more may be one in strange hands, and makes pods all the same.
+const ASKED_MAX: usize = 20_000;
 /// Wait before a node is asked again; doubles,
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
 /// up to this.
@@ -77,7 +83,7 @@ pub(super) struct Asked {
     pub held: usize,
 }
 
-/// What all nodes have said. As large as what they say.
+/// What all nodes have said: of each no more than [`SERVICES_MAX`] entries.
 pub(super) struct Reports {
     begun: Instant,
     nodes: Mutex<HashMap<Arc<str>, Heard>>,
@@ -143,12 +149,13 @@ impl Reports {
         client: &Client,
         node: &str,
         stop: CancellationToken,
+        is_known: impl Fn(&Key) -> bool + Send,
         tell: impl Fn(News<'_>) + Send,
     ) {
         let listen = async {
             let mut wait = AGAIN_FIRST;
             loop {
-                let ended = self.hear(client, node, &tell).await;
+                let ended = self.hear(client, node, &is_known, &tell).await;
                 if self.lose(node) {
                     tell(News::Ear);
                     wait = AGAIN_FIRST;
@@ -166,9 +173,15 @@ impl Reports {
     }
 
     /// Reads what a node says, to its end.
-    async fn hear(&self, client: &Client, node: &str, tell: &impl Fn(News<'_>)) -> Result<(), kube::Error> {
+    async fn hear(
+        &self,
+        client: &Client,
+        node: &str,
+        is_known: &impl Fn(&Key) -> bool,
+        tell: &impl Fn(News<'_>),
+    ) -> Result<(), kube::Error> {
         let path = format!("/api/v1/nodes/{node}/proxy/coracle/v1/demand");
-        let request = Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        let request = Request::get(path).extension(Lines).body(Vec::new()).map_err(kube::Error::HttpError)?;
         let begun = tokio::time::timeout(SILENCE_MAX, client.0.request_stream(request)).await;
         // One that takes the question and says nothing is silent.
         let Ok(begun) = begun else { return Ok(()) };
@@ -186,7 +199,7 @@ impl Reports {
                 self.begin(node, now);
                 tell(News::Ear);
             }
-            for service in self.take(node, line, now) {
+            for service in self.take(node, line, now, is_known) {
                 tell(News::Asked(&service));
             }
         }
@@ -204,8 +217,8 @@ impl Reports {
         self.nodes.lock().get_mut(node).is_some_and(|heard| heard.since.take().is_some())
     }
 
-    /// Keeps what a node says; gives the Services of which it is news.
-    fn take(&self, node: &str, line: Line, now: Instant) -> Vec<Key> {
+    /// Keeps what a node says of Services that are known; gives those of which it is news.
+    fn take(&self, node: &str, line: Line, now: Instant, is_known: &impl Fn(&Key) -> bool) -> Vec<Key> {
         let mut nodes = self.nodes.lock();
         let Some(heard) = nodes.get_mut(node) else { return Vec::new() };
         heard.said.retain(|_, sample| sample.holds(now));
@@ -221,7 +234,12 @@ impl Reports {
                 }
                 continue;
             }
-            let sample = Sample { average, held: said.held, at: now, is_over: false };
+            let has_room = heard.said.len() < SERVICES_MAX || heard.said.contains_key(&key);
+            if !has_room || !is_known(&key) {
+                continue;
+            }
+            let (average, held) = (average.min(ASKED_MAX as f64), said.held.min(ASKED_MAX));
+            let sample = Sample { average, held, at: now, is_over: false };
             if heard.said.insert(key.clone(), sample).is_none() || said.held > 0 {
                 news.push(key);
             }
@@ -270,25 +288,58 @@ mod tests {
         assert_eq!(reports.follow(&all).len(), 2);
         assert!(reports.follow(&all).is_empty());
         let web = Key::new("n", "web");
+        let all_known = |_: &Key| true;
         let asked = r#"{"services": [{"namespace": "n", "name": "web", "average": 1.5, "held": 0}]}"#;
-        assert_eq!(reports.take("a", says(asked), now), std::slice::from_ref(&web));
-        assert_eq!(reports.take("a", says(asked), now), [], "it is the same as before");
+        assert_eq!(reports.take("a", says(asked), now, &all_known), std::slice::from_ref(&web));
+        assert_eq!(reports.take("a", says(asked), now, &all_known), [], "it is the same as before");
         let held = r#"{"services": [{"namespace": "n", "name": "web", "average": 2, "held": 2}]}"#;
-        assert_eq!(reports.take("b", says(held), now), std::slice::from_ref(&web));
-        assert_eq!(reports.take("b", says(held), now).len(), 1, "somebody waits");
-        assert!(reports.take("c", says(held), now).is_empty(), "nobody listens to it");
+        assert_eq!(reports.take("b", says(held), now, &all_known), std::slice::from_ref(&web));
+        assert_eq!(reports.take("b", says(held), now, &all_known).len(), 1, "somebody waits");
+        assert!(reports.take("c", says(held), now, &all_known).is_empty(), "nobody listens to it");
         let services = [web.clone(), Key::new("n", "other")];
         assert_eq!(reports.asked(&services, now), Asked { average: 3.5, held: 2 });
         assert_eq!(reports.asked(&services, now + HOLDS), Asked::default());
         // What is over counts a moment longer, and nobody waits any more.
         let over = r#"{"services": [{"namespace": "n", "name": "web", "average": 0, "held": 0}]}"#;
-        reports.take("b", says(over), now);
+        reports.take("b", says(over), now, &all_known);
         assert_eq!(reports.asked(&services, now), Asked { average: 3.5, held: 0 });
         assert_eq!(reports.asked(&services, now + OVER_HOLDS), Asked { average: 1.5, held: 0 });
         // What holds no longer hides nothing.
-        assert_eq!(reports.take("a", says(asked), now + HOLDS), [web], "it is news again");
+        assert_eq!(reports.take("a", says(asked), now + HOLDS, &all_known), [web], "it is news again");
         reports.begin("a", now + HOLDS);
         assert_eq!(reports.asked(&services, now + HOLDS), Asked::default(), "a new stream tells all of it");
+    }
+
+    #[test]
+    fn a_node_in_strange_hands_says_much_and_little_of_it_is_kept() {
+        let reports = Reports::default();
+        let now = Instant::now();
+        reports.follow(&[Arc::from("a"), Arc::from("b")].into());
+        let all = |names: std::ops::Range<usize>| Line {
+            services: names
+                .map(|index| Said {
+                    namespace: "n".into(),
+                    name: format!("s{index}"),
+                    average: 1e308,
+                    held: usize::MAX,
+                })
+                .collect(),
+        };
+        let kept = || reports.nodes.lock()["a"].said.len();
+        reports.take("a", all(0..100), now, &|service: &Key| *service.name == *"s1");
+        assert_eq!(kept(), 1, "of what nobody knows nothing is kept");
+        let most = Asked { average: ASKED_MAX as f64, held: ASKED_MAX };
+        assert_eq!(reports.asked(&[Key::new("n", "s1")], now), most);
+        reports.take("b", all(1..2), now, &|_: &Key| true);
+        let both = Asked { average: 2.0 * most.average, held: 2 * most.held };
+        assert_eq!(reports.asked(&[Key::new("n", "s1")], now), both);
+        reports.take("a", all(0..SERVICES_MAX + 10), now, &|_: &Key| true);
+        assert_eq!(kept(), SERVICES_MAX);
+        assert_eq!(
+            reports.take("a", all(0..1), now, &|_: &Key| true).len(),
+            1,
+            "what is there already is kept as it is now"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_api::kinds::is_local_version;
 use coracle_tolerant::Tolerant;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -24,6 +25,10 @@ use crate::informer::{AnyObject, Change, Informer, Key, Object, version};
 const SETTLE: Duration = Duration::from_millis(300);
 /// Between attempts to discover kinds, and all kinds where some could not be asked for.
 const RETRY: Duration = Duration::from_secs(2);
+/// Objects of a group that another server may keep: it may say that there are any number. The others are not collected.
+pub(super) const OTHERS_MAX: usize = if cfg!(test) { 100 } else { 100_000 };
+/// Bytes of each name in the metadata of such an object: what has more is none.
+pub(super) const NAME_BYTES_MAX: usize = 512;
 /// How long the first lists of unshared kinds are waited for.
 const SYNC_MAX: Duration = Duration::from_secs(20);
 
@@ -91,7 +96,7 @@ impl Controller {
         self.enqueue(work);
     }
 
-    fn gone(&self, kind: &Kind, uid: &str, key: &Key) {
+    pub(super) fn gone(&self, kind: &Kind, uid: &str, key: &Key) {
         let work = self.graph.lock().remove(uid);
         self.enqueue(work);
         if !key.namespace.is_empty() {
@@ -200,6 +205,7 @@ impl Controller {
         let mut events = watcher(api, watcher::Config::default().streaming_lists()).default_backoff().boxed();
         let mut absent: HashSet<Uid> = HashSet::new();
         let definitions = matches!(&*kind.plural, "customresourcedefinitions" | "apiservices");
+        let mut is_crowded = false;
         loop {
             // Waiting is all that is cut here.
             let event = tokio::select! {
@@ -210,14 +216,14 @@ impl Controller {
                 Ok(Some(watcher::Event::Init)) => absent = self.graph.lock().of_kind(&kind),
                 Ok(Some(watcher::Event::InitApply(object))) => {
                     absent.remove(object.meta().uid.as_deref().unwrap_or_default());
-                    self.seen_object(&kind, &object);
+                    self.seen_object(&kind, &object, &mut is_crowded);
                 }
                 Ok(Some(watcher::Event::InitDone)) => {
                     self.drop_all(std::mem::take(&mut absent));
                     ready.take().map(|ready| ready.send(()));
                 }
                 Ok(Some(watcher::Event::Apply(object))) => {
-                    self.seen_object(&kind, &object);
+                    self.seen_object(&kind, &object, &mut is_crowded);
                     if definitions {
                         self.definitions_changed.notify_one();
                     }
@@ -239,7 +245,7 @@ impl Controller {
         }
     }
 
-    fn seen_object(&self, kind: &Arc<Kind>, object: &Tolerant<AnyObject>) {
+    pub(super) fn seen_object(&self, kind: &Arc<Kind>, object: &Tolerant<AnyObject>, is_crowded: &mut bool) {
         let meta = match object {
             Tolerant::Good(object) => &object.metadata,
             Tolerant::Odd { meta, why } => {
@@ -247,6 +253,12 @@ impl Controller {
                 return;
             }
         };
+        if !is_local_version(&kind.group, &kind.version) && !self.has_room(kind, meta) {
+            if !std::mem::replace(is_crowded, true) {
+                tracing::warn!(kind = %kind.plural, group = %kind.group, "objects beyond the bound are not collected");
+            }
+            return;
+        }
         self.seen(
             kind,
             meta.uid.as_deref().unwrap_or_default(),
@@ -256,6 +268,19 @@ impl Controller {
             meta.finalizers.as_deref().unwrap_or_default(),
             meta.deletion_timestamp.is_some(),
         );
+    }
+
+    /// Whether an object that another server may have made up is one, and there is room for what is known of it.
+    fn has_room(&self, kind: &Kind, meta: &ObjectMeta) -> bool {
+        let own = [&meta.name, &meta.namespace, &meta.uid].into_iter().flatten();
+        let owners = meta.owner_references.iter().flatten();
+        let owners = owners.flat_map(|owner| [&owner.api_version, &owner.kind, &owner.name, &owner.uid]);
+        if own.chain(owners).any(|name| name.len() > NAME_BYTES_MAX) {
+            return false;
+        }
+        let graph = self.graph.lock();
+        let is_known = meta.uid.as_deref().is_some_and(|uid| graph.get(uid).is_some());
+        is_known || graph.count(&kind.group) < OTHERS_MAX
     }
 
     /// The kind is no longer served.

@@ -43,8 +43,11 @@ impl Seen {
         self.deleting && self.orphan
     }
 
-    fn blocks(&self, owner: &str) -> bool {
-        self.owners.iter().any(|reference| &*reference.uid == owner && reference.block)
+    /// Whether it holds up an owner of this uid. A reference that means another one, as a whole, holds nobody up: who may write a
+    /// ConfigMap could keep anybody's object otherwise.
+    fn blocks(&self, uid: &str, owner: Option<&Seen>) -> bool {
+        let is_meant = |reference: &Owner| owner.is_none_or(|owner| is_meant(owner, self, reference));
+        self.owners.iter().any(|reference| &*reference.uid == uid && reference.block && is_meant(reference))
     }
 }
 
@@ -83,6 +86,8 @@ struct Node {
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
     nodes: HashMap<Uid, Node>,
+    /// Objects by the group of their kind.
+    counts: HashMap<Arc<str>, usize>,
     /// Owner references that were made before: dependents of one owner share one.
     shared: HashMap<(Uid, bool), Arc<[Owner]>>,
     /// When `shared` is cleaned of what nobody uses.
@@ -128,6 +133,20 @@ impl Graph {
             .collect()
     }
 
+    /// Objects of all kinds of a group.
+    pub(crate) fn count(&self, group: &str) -> usize {
+        self.counts.get(group).copied().unwrap_or_default()
+    }
+
+    fn uncount(&mut self, group: &str) {
+        if let Some(count) = self.counts.get_mut(group) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(group);
+            }
+        }
+    }
+
     /// Uids of all objects of a kind.
     pub(crate) fn of_kind(&self, kind: &Kind) -> HashSet<Uid> {
         let nodes = self.nodes.iter().filter(|(_, node)| node.seen.as_ref().is_some_and(|seen| *seen.kind == *kind));
@@ -171,6 +190,11 @@ impl Graph {
     /// An object is as told.
     pub(crate) fn put(&mut self, uid: &Uid, seen: Seen) -> Work {
         let mut work = Work::default();
+        let known = self.nodes.get(uid).and_then(|node| node.seen.as_ref()).map(|seen| seen.kind.group.clone());
+        if known.as_ref() != Some(&seen.kind.group) {
+            known.inspect(|group| self.uncount(group));
+            *self.counts.entry(seen.kind.group.clone()).or_default() += 1;
+        }
         let node = self.nodes.entry(uid.clone()).or_default();
         let before = node.seen.replace(seen.clone());
         let (was_waiting, was_orphaning) =
@@ -247,6 +271,7 @@ impl Graph {
         if node.dependents.is_empty() {
             self.nodes.remove(uid);
         }
+        seen.iter().for_each(|seen| self.uncount(&seen.kind.group));
         for owner in seen.iter().flat_map(|seen| seen.owners.iter()) {
             self.unlink(&owner.uid, uid);
             if self.get(&owner.uid).is_some_and(Seen::is_waiting) {
@@ -267,7 +292,8 @@ impl Graph {
     /// Whether dependents that block the owner's deletion are left.
     pub(crate) fn is_blocked(&self, owner: &str) -> bool {
         let Some(node) = self.nodes.get(owner) else { return false };
-        node.dependents.iter().any(|uid| self.get(uid).is_some_and(|seen| seen.blocks(owner)))
+        let seen = node.seen.as_ref();
+        node.dependents.iter().any(|uid| self.get(uid).is_some_and(|dependent| dependent.blocks(owner, seen)))
     }
 }
 

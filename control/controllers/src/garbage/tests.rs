@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use coracle_tolerant::Tolerant;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::Controller;
+use super::feed::{NAME_BYTES_MAX, OTHERS_MAX};
 use super::graph::{Graph, OWNERS_MAX, Owner, Seen, Work};
 use super::plan::{Fate, OwnerState, fate};
 use super::shared_kind;
 use crate::client::Client;
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, Kind};
 use crate::events::Recorder;
-use crate::informer::Key;
+use crate::informer::{AnyObject, Key};
 use crate::queue::{Next, Reconciler as _};
 
 fn seen(graph: &mut Graph, name: &str, owners: &[(&str, bool)]) -> Seen {
@@ -77,6 +79,58 @@ fn an_owner_waits_for_those_that_block_it() {
     assert!(!graph.is_blocked("owner"));
     assert_eq!(now(&put(&mut graph, "late", &[("owner", true)], |_| {})), ["late"]);
     assert_eq!(now(&put(&mut graph, "late", &[("owner", false)], |_| {})), ["late", "owner"]);
+}
+
+#[test]
+fn who_means_another_owner_by_its_uid_holds_nobody_up() {
+    let mut graph = Graph::default();
+    put(&mut graph, "owner", &[], |owner| (owner.deleting, owner.foreground) = (true, true));
+    put(&mut graph, "elsewhere", &[("owner", true)], |dependent| dependent.key = Key::new("m", "elsewhere"));
+    assert!(!graph.is_blocked("owner"), "its owner would be in its own namespace");
+    put(&mut graph, "renamed", &[("owner", true)], |dependent| {
+        let owner = Owner { name: "another".into(), ..dependent.owners[0].clone() };
+        dependent.owners = Arc::new([owner]);
+    });
+    assert!(!graph.is_blocked("owner"), "it names another");
+    put(&mut graph, "right", &[("owner", true)], |_| {});
+    assert!(graph.is_blocked("owner"));
+}
+
+#[test]
+fn objects_are_counted_by_group() {
+    let mut graph = Graph::default();
+    put(&mut graph, "a", &[("b", true)], |_| {});
+    put(&mut graph, "a", &[], |_| {});
+    assert_eq!((graph.count(""), graph.count("other.x")), (1, 0), "an owner that was not seen is none");
+    let other = Arc::new(shared_kind("other.x", "v1", "Thing", "things", true));
+    put(&mut graph, "a", &[], |object| object.kind = other.clone());
+    assert_eq!((graph.count(""), graph.count("other.x")), (0, 1));
+    graph.remove("a");
+    graph.remove("a");
+    assert_eq!(graph.count("other.x"), 0);
+}
+
+#[tokio::test]
+async fn another_server_may_say_that_there_are_any_number_of_objects_of_any_size() {
+    let client = Client(coracle_scripted::Scripted::new().client());
+    let recorder = Recorder::new(client.clone());
+    let controller = Controller::new(client.clone(), recorder, Discovery::new(client), Box::new(|_, _, _| ()));
+    let kind = Arc::new(shared_kind("other.x", "v1", "Thing", "things", true));
+    let see = |kind: &Arc<Kind>, uid: &str, name: &str| {
+        let metadata = ObjectMeta { uid: Some(uid.into()), name: Some(name.into()), ..ObjectMeta::default() };
+        controller.seen_object(kind, &Tolerant::Good(AnyObject { metadata }), &mut false);
+    };
+    let count = || controller.graph.lock().count("other.x");
+    see(&kind, "long", &"x".repeat(NAME_BYTES_MAX + 1));
+    assert_eq!(count(), 0);
+    (0..OTHERS_MAX + 10).for_each(|index| see(&kind, &format!("u{index}"), "name"));
+    assert_eq!(count(), OTHERS_MAX);
+    controller.gone(&kind, "u0", &Key::new("", "name"));
+    see(&kind, "again", "name");
+    assert!(controller.graph.lock().get("again").is_some(), "there is room again");
+    let own = Arc::new(shared_kind("rbac.authorization.k8s.io", "v1", "Role", "roles", true));
+    (0..OTHERS_MAX + 10).for_each(|index| see(&own, &format!("r{index}"), "name"));
+    assert_eq!(controller.graph.lock().count("rbac.authorization.k8s.io"), OTHERS_MAX + 10, "ours are as they are");
 }
 
 #[test]

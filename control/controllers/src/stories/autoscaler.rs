@@ -287,3 +287,23 @@ async fn autoscaler_that_takes_the_last_one_makes_one_again_when_it_is_asked_for
     let (status, ..) = until(api, SCALER, "ScaledToZero", "NotScaledToZero").await;
     assert_eq!(status, "False");
 }
+
+#[tokio::test]
+async fn autoscaler_scales_nothing_that_is_in_no_namespace_nor_elsewhere_by_its_name() {
+    let world = world();
+    let api = &world.api;
+    let target = |kind: &str, version: &str, name: &str| {
+        scaler(json!({"scaleTargetRef": {"apiVersion": version, "kind": kind, "name": name}}))
+    };
+    api.put("/api/v1/nodes/boat", json!({"spec": {"replicas": 1}}));
+    api.put(SCALER, target("Node", "v1", "boat"));
+    let (_, why, _) = until(api, SCALER, "AbleToScale", "FailedGetScale").await;
+    assert!(why.ends_with("the server could not find the requested resource"), "{why}");
+    assert!(api.requests(&Method::GET, "/nodes/boat/scale").is_empty(), "it is not asked for");
+    // A name stays a name.
+    let other = "/apis/autoscaling/v2/namespaces/n/horizontalpodautoscalers/other";
+    api.put(other, target("Deployment", "apps/v1", "x?y"));
+    until(api, other, "AbleToScale", "FailedGetScale").await;
+    let asked = api.requests(&Method::GET, "/deployments/x");
+    assert!(!asked.is_empty() && asked.iter().all(|seen| seen.path.ends_with("/x%3Fy/scale")), "{asked:?}");
+}

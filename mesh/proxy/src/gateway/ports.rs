@@ -17,10 +17,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Certificates, Inbound, connection, tls};
+use super::{Certificates, Inbound, REQUESTS_MAX, connection, tls};
 use crate::Proxy;
 use crate::accept::{self, DRAIN, Door, RETRY_FIRST, RETRY_MAX};
 use crate::opening::Turn;
+use crate::shares::Shares;
 
 /// Routes of Gateways, and the certificates of their listeners.
 #[derive(Clone)]
@@ -262,6 +263,7 @@ impl Listeners {
             gateways: Some(self.of.clone()),
             tls,
             port,
+            requests: Shares::new(REQUESTS_MAX),
             secure_port: None,
             stop: stop.clone(),
         });
@@ -270,6 +272,7 @@ impl Listeners {
             stop: stop.clone(),
             tasks: self.tasks.clone(),
             places: self.proxy.places.clone(),
+            whose: Arc::new(|| None::<Arc<str>>),
         };
         let serve = move |stream, client, turns| connection(inbound.clone(), stream, client, turns);
         let accepting = self.tasks.spawn(accept::accept(door, socket, serve));

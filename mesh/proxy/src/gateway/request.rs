@@ -22,6 +22,7 @@ use super::grpc;
 use crate::http2::InHttp2;
 use crate::routes::{Route, Side};
 use crate::serve::{refuse, say};
+use crate::turns::Charged;
 use crate::{Asker, Body, Deadline, Error, headers, outbound};
 
 /// What the gateway says of who has sent a request. Whatever a client says by a name that looks like one of these is taken away.
@@ -128,6 +129,11 @@ impl Inbound {
                 return Ok(say(status, &why));
             }
         };
+        let namespace = &rule.origin.namespace;
+        let Some(share) = self.requests.take(namespace.clone(), 1) else {
+            count(StatusCode::SERVICE_UNAVAILABLE);
+            return Ok(later(&format!("namespace {namespace} has all requests under way here that it may have")));
+        };
         let local_port = self.port;
         // Before it is said who asks: what a client names as its connection's own is taken away, and that is not.
         let protocol = headers::upgrade(request.headers());
@@ -169,6 +175,7 @@ impl Inbound {
             {
                 response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts);
             }
+            response.extensions_mut().insert(Charged(Arc::new(share)));
             response
         })
     }

@@ -34,7 +34,7 @@ use crate::{Asker, Body, BoxError, Error, Proxy, ServiceFailure, serve};
 
 /// Clients that send datagrams at a time, each with a descriptor. Of more, those give way that got no answer yet, then those
 /// that have rested longest.
-const UDP_CLIENTS_MAX: Bounds = Bounds { node: 8192, port: 4096 };
+const UDP_CLIENTS_MAX: Bounds = Bounds { node: 8192, port: 4096, shared: 8192 };
 
 /// Ports that a Service does not get, and of which that is told; of more it only stands in its status.
 const TOLD_MAX: usize = 8;
@@ -54,7 +54,10 @@ struct Inbound {
 
 impl Inbound {
     fn door(&self) -> Door {
-        Door { key: self.key, stop: self.stop.clone(), tasks: self.tasks.clone(), places: self.places.clone() }
+        let target = self.target.clone();
+        let whose = Arc::new(move || Some(target.load().service.namespace.clone()));
+        let (key, stop, tasks, places) = (self.key, self.stop.clone(), self.tasks.clone(), self.places.clone());
+        Door { key, stop, tasks, places, whose }
     }
 
     /// For whom the way to other nodes is used.

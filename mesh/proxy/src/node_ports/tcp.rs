@@ -179,7 +179,7 @@ mod tests {
             target: Arc::new(ArcSwap::from_pointee(Target { service, at: 0, purpose: Purpose::NodePort })),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            places: Places::new(Bounds { node: places, port: places }),
+            places: Places::new(Bounds { node: places, port: places, shared: 1000 }),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

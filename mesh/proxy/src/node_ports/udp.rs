@@ -182,7 +182,8 @@ async fn connect(inbound: &Inbound, source: &Source) -> Option<Flow> {
     picked.answered();
     // Only now: others may give way for it.
     let over = inbound.stop.child_token();
-    let place = inbound.places.try_enter(inbound.key, &over)?;
+    let namespace = inbound.target.load().service.namespace.clone();
+    let place = inbound.places.try_enter(inbound.key, Some(&namespace), &over)?;
     let upstream = UdpSocket::bind((inbound.proxy.local.source(to.ip()), 0)).await.ok()?;
     upstream.connect(to).await.ok().filter(|()| spare::is_spare(&upstream))?;
     let known = inbound.proxy.upstreams.add(to.ip(), upstream.local_addr().ok()?.port());
@@ -252,7 +253,7 @@ mod tests {
             target: Arc::new(ArcSwap::from_pointee(Target { service, at: 0, purpose: Purpose::NodePort })),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            places: Places::new(Bounds { node: places, port: places }),
+            places: Places::new(Bounds { node: places, port: places, shared: 1000 }),
         }
     }
 

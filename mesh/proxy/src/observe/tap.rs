@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::Asker;
 
-/// Who looks at the same time on this node.
+/// Who looks at the same time on this node; of them those who look at one namespace, or at all, are half at most.
 pub const TAPS_MAX: usize = 32;
 /// Requests that wait for one of them: they have about a kilobyte each, and those who look at the same share it.
 const QUEUED_MAX: usize = 1024;
@@ -94,11 +94,12 @@ pub enum Sight {
 }
 
 impl Taps {
-    /// Begins to look; `None` when too many do.
+    /// Begins to look; `None` when too many do, or too many at the same namespace.
     pub fn open(self: &Arc<Self>, filter: Filter) -> Option<Tapping> {
         let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
         taps.retain(|tap| !tap.queue.is_closed());
-        if taps.len() >= TAPS_MAX {
+        let like = taps.iter().filter(|tap| tap.filter.namespace == filter.namespace).count();
+        if taps.len() >= TAPS_MAX || like >= TAPS_MAX / 2 {
             return None;
         }
         let (sender, queue) = mpsc::channel(QUEUED_MAX);
@@ -212,10 +213,17 @@ mod tests {
     #[test]
     fn so_many_look_and_a_place_is_given_back() {
         let taps = Arc::<Taps>::default();
-        let mut all: Vec<_> = (0..TAPS_MAX).map(|_| taps.open(Filter::default()).unwrap()).collect();
-        assert!(taps.open(Filter::default()).is_none());
+        let of = |namespace: &str| Filter { namespace: Some(namespace.to_owned()), service: None };
+        let mut all: Vec<_> = (0..TAPS_MAX / 2).map(|_| taps.open(Filter::default()).unwrap()).collect();
+        assert!(taps.open(Filter::default()).is_none(), "those who look at everything have half");
+        all.extend((0..TAPS_MAX / 2 - 1).map(|_| taps.open(of("greedy")).unwrap()));
+        all.push(taps.open(of("other")).unwrap());
+        assert!(taps.open(of("other")).is_none());
         all.pop();
-        assert!(taps.open(Filter::default()).is_some());
+        assert!(taps.open(of("other")).is_some());
+        all.truncate(0);
+        all.extend((0..TAPS_MAX / 2).map(|_| taps.open(of("greedy")).unwrap()));
+        assert!(taps.open(of("greedy")).is_none() && taps.open(of("other")).is_some(), "a tenant has half");
     }
 
     #[test]

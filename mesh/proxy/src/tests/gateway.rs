@@ -550,6 +550,60 @@ async fn each_namespace_has_its_own_share_of_the_way_to_another_node() {
 }
 
 #[tokio::test]
+async fn a_namespace_whose_pods_do_not_answer_has_no_more_than_its_share_of_a_port() {
+    let reached = Arc::new(Mutex::new(0));
+    let counted = reached.clone();
+    let script = move |mut stream: TcpStream| {
+        let counted = counted.clone();
+        async move {
+            let head = read_head(&mut stream).await;
+            if head.starts_with("GET /fast") {
+                return write(&mut stream, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+            }
+            *counted.lock().unwrap() += 1;
+            if head.starts_with("GET /chat") {
+                let changes = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+                write(&mut stream, changes).await;
+            }
+            // Until the other side goes.
+            let _ = stream.read_u8().await;
+        }
+    };
+    let gateway = Gateway::new(listening(script).await.0).await;
+    gateway.ingress("i", json!({}), json!({"rules": [rule("a.x", "web")]})).await;
+    let fast = async || {
+        let answer = exchange(&mut gateway.connect().await, "GET /fast HTTP/1.1\r\nhost: a.x\r\n", "").await;
+        answer[..12].to_owned()
+    };
+    let mut waiting = Vec::new();
+    for number in 1..=crate::gateway::REQUESTS_MAX / 3 {
+        let mut stream = gateway.connect().await;
+        let what = match number % 2 {
+            0 => "GET /never HTTP/1.1\r\nhost: a.x\r\n\r\n",
+            _ => "GET /chat HTTP/1.1\r\nhost: a.x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n",
+        };
+        stream.write_all(what.as_bytes()).await.unwrap();
+        if number % 2 == 1 {
+            assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 101"));
+        }
+        waiting.push(stream);
+        let until = async {
+            while *reached.lock().unwrap() < number {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(SOON, until).await.expect("it is there");
+    }
+    let answer = exchange(&mut gateway.connect().await, "GET /fast HTTP/1.1\r\nhost: a.x\r\n", "").await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("namespace n has all requests"), "{answer}");
+    assert!(answer.to_lowercase().contains("retry-after: 1"), "{answer}");
+    waiting.pop();
+    waiting.remove(0);
+    let until = async { while fast().await != "HTTP/1.1 200" {} };
+    tokio::time::timeout(SOON, until).await.expect("a share is given back");
+}
+
+#[tokio::test]
 async fn who_does_not_end_a_handshake_keeps_nobody_out() {
     let gateway = Gateway::new(echo().1).await;
     gateway.ingress("i", json!({}), json!({"tls": [{"hosts": ["a.x"]}], "rules": [rule("a.x", "web")]})).await;

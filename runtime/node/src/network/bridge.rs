@@ -12,7 +12,9 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use coracle_policy::Source;
-use coracle_proxy::{Asker, Body, BoxError, HttpService, Local, LocalEndpoints as _, Proxy, serve_stream};
+use coracle_proxy::{
+    Asker, Body, BoxError, HttpService, Local, LocalEndpoints as _, Proxy, Share, Shares, serve_stream,
+};
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use parking_lot::Mutex;
@@ -21,19 +23,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Table, pass};
 
-/// Listeners at the same time; beyond it one that nobody is connected to is closed, or a connection is refused.
+/// Listeners at the same time, of which each namespace has a share ([`Shares`]) for what its pods ask for; beyond it one that nobody is
+/// connected to is closed, or a connection is refused.
 const BRIDGES_MAX: usize = 1024;
 /// Listeners of one pod at ports that it does not declare: its only component answers at any port, and a guest may ask for all
 /// of them. Beyond it one that nobody is connected to is closed. Ports that are declared always get theirs.
 const BRIDGES_PER_POD_MAX: usize = 16;
-/// Listeners that lead to pods of other nodes, and those that lead to one of them. Beyond it one that nobody is connected to is
-/// closed, or a connection is refused.
+/// Listeners that lead to pods of other nodes, shared in the same way, and those that lead to one of them. Beyond it one that nobody is
+/// connected to is closed, or a connection is refused.
 const ELSEWHERE_MAX: usize = 4096;
 const ELSEWHERE_PER_POD_MAX: usize = 64;
 /// A listener that leads to another node's pod is closed when nobody was connected to it, or asked for it, for so long.
 const ELSEWHERE_IDLE_MAX: Duration = Duration::from_secs(60);
-/// Connections of one listener, and those of one pod among them. More are reset: whoever connects hears of it at once, and one
-/// pod takes no other's place.
+/// Connections of one listener, shared by the namespaces of those who connect, and those of one pod among them. More are reset: whoever
+/// connects hears of it at once, and one pod takes no other's place, nor do those of one tenant together.
 const CONNECTIONS_MAX: usize = 4096;
 const CONNECTIONS_PER_POD_MAX: usize = if cfg!(test) { 8 } else { 256 };
 /// The same of all listeners that lead to other nodes: a link has room for few pods that take all they get (`framing`).
@@ -51,12 +54,22 @@ pub(super) struct Bridges {
     leads: Mutex<HashMap<SocketAddr, SocketAddr>>,
     /// Who is connected to other nodes.
     linked: Arc<Places>,
+    /// For which namespaces' pods the listeners are there.
+    here_for: Arc<Shares<Arc<str>>>,
+    elsewhere_for: Arc<Shares<Arc<str>>>,
 }
 
 impl Default for Bridges {
     fn default() -> Bridges {
         let (here, elsewhere, leads) = Default::default();
-        Bridges { here, elsewhere, leads, linked: Arc::new(Places::new(LINKED_MAX, LINKED_PER_POD_MAX)) }
+        Bridges {
+            here,
+            elsewhere,
+            leads,
+            linked: Arc::new(Places::new(LINKED_MAX, LINKED_PER_POD_MAX)),
+            here_for: Shares::new(BRIDGES_MAX),
+            elsewhere_for: Shares::new(ELSEWHERE_MAX),
+        }
     }
 }
 
@@ -66,6 +79,8 @@ struct Bridge {
     places: Arc<Places>,
     /// When somebody asked for it last.
     asked: Instant,
+    /// Of whose share it is: of the namespace for which it was made.
+    share: Share<Arc<str>>,
 }
 
 impl Bridge {
@@ -74,10 +89,10 @@ impl Bridge {
     }
 }
 
-/// Who is connected: pods by their addresses.
+/// Who is connected: pods by their addresses, and their namespaces.
 struct Places {
     taken: Mutex<HashMap<IpAddr, usize>>,
-    max: usize,
+    shares: Arc<Shares<Arc<str>>>,
     pod_max: usize,
 }
 
@@ -92,25 +107,23 @@ impl Default for Places {
 struct Place {
     places: Arc<Places>,
     pod: IpAddr,
+    _share: Share<Arc<str>>,
 }
 
 impl Places {
     fn new(max: usize, pod_max: usize) -> Places {
-        Places { taken: Mutex::default(), max, pod_max }
+        Places { taken: Mutex::default(), shares: Shares::new(max), pod_max }
     }
 
-    fn take(self: &Arc<Self>, pod: IpAddr) -> Option<Place> {
+    fn take(self: &Arc<Self>, pod: IpAddr, namespace: &Arc<str>) -> Option<Place> {
+        let share = self.shares.take(namespace.clone(), 1)?;
         let mut taken = self.taken.lock();
-        let all: usize = taken.values().sum();
         let own = taken.entry(pod).or_default();
-        if all >= self.max || *own >= self.pod_max {
-            if *own == 0 {
-                taken.remove(&pod);
-            }
+        if *own >= self.pod_max {
             return None;
         }
         *own += 1;
-        Some(Place { places: self.clone(), pod })
+        Some(Place { places: self.clone(), pod, _share: share })
     }
 }
 
@@ -133,8 +146,14 @@ impl Drop for Bridge {
 }
 
 impl Bridges {
-    /// The socket at `at` that leads to the component of the pod's `endpoint`.
-    pub fn open(&self, endpoint: SocketAddr, at: SocketAddr, table: &Arc<Table>, proxy: &Proxy) -> Option<SocketAddr> {
+    /// The socket at `at` that leads to the component of the pod's `endpoint`; one that is made is made for a namespace.
+    pub fn open(
+        &self,
+        endpoint: SocketAddr,
+        at: SocketAddr,
+        namespace: &Arc<str>,
+        (table, proxy): (&Arc<Table>, &Proxy),
+    ) -> Option<SocketAddr> {
         let mut bridges = self.here.lock();
         if let Some(bridge) = bridges.get(&endpoint) {
             return Some(bridge.at);
@@ -147,13 +166,14 @@ impl Bridges {
                 bridges.remove(&idle);
             }
         }
-        if bridges.len() >= BRIDGES_MAX {
-            let idle = bridges.iter().find(|(_, bridge)| bridge.is_idle()).map(|(endpoint, _)| *endpoint)?;
+        let share = self.here_for.take(namespace.clone(), 1).or_else(|| {
+            let idle = idle(&bridges, namespace, |_| true)?;
             bridges.remove(&idle);
-        }
+            self.here_for.take(namespace.clone(), 1)
+        })?;
         let component = present(table, endpoint);
         let way = Way { table: table.clone(), proxy: proxy.clone(), endpoint };
-        let bridge = Bridge::open(at, Leads::ToComponent(way, component))?;
+        let bridge = Bridge::open(at, Leads::ToComponent(way, component), share)?;
         bridges.insert(endpoint, bridge);
         Some(at)
     }
@@ -162,22 +182,27 @@ impl Bridges {
     pub fn open_elsewhere(
         self: &Arc<Self>,
         endpoint: SocketAddr,
-        table: &Arc<Table>,
-        proxy: &Proxy,
+        namespace: &Arc<str>,
+        of: (&Arc<Table>, &Proxy),
     ) -> Option<SocketAddr> {
-        self.open_link(endpoint, table, proxy, Leads::Elsewhere)
+        self.open_link(endpoint, namespace, of, Leads::Elsewhere)
     }
 
     /// A socket of this process that leads to whoever answers for a Service's address and port, as soon as somebody does.
-    pub fn open_service(self: &Arc<Self>, to: SocketAddr, table: &Arc<Table>, proxy: &Proxy) -> Option<SocketAddr> {
-        self.open_link(to, table, proxy, Leads::Service)
+    pub fn open_service(
+        self: &Arc<Self>,
+        to: SocketAddr,
+        namespace: &Arc<str>,
+        of: (&Arc<Table>, &Proxy),
+    ) -> Option<SocketAddr> {
+        self.open_link(to, namespace, of, Leads::Service)
     }
 
     fn open_link(
         self: &Arc<Self>,
         endpoint: SocketAddr,
-        table: &Arc<Table>,
-        proxy: &Proxy,
+        namespace: &Arc<str>,
+        (table, proxy): (&Arc<Table>, &Proxy),
         leads: fn(Weak<Bridges>, Way) -> Leads,
     ) -> Option<SocketAddr> {
         let mut bridges = self.elsewhere.lock();
@@ -186,16 +211,21 @@ impl Bridges {
             return Some(bridge.at);
         }
         let of_pod = bridges.keys().filter(|other| other.ip() == endpoint.ip()).count();
-        if bridges.len() >= ELSEWHERE_MAX || of_pod >= ELSEWHERE_PER_POD_MAX {
-            let may_go = |other: &SocketAddr| of_pod < ELSEWHERE_PER_POD_MAX || other.ip() == endpoint.ip();
-            let idle = bridges.iter().find(|(other, bridge)| may_go(other) && bridge.is_idle());
-            let idle = idle.map(|(other, _)| *other)?;
-            if let Some(bridge) = bridges.remove(&idle) {
-                self.leads.lock().remove(&bridge.at);
-            }
+        let close = |bridges: &mut HashMap<SocketAddr, Bridge>, may_go: &dyn Fn(&SocketAddr) -> bool| {
+            let idle = idle(bridges, namespace, may_go)?;
+            let bridge = bridges.remove(&idle)?;
+            self.leads.lock().remove(&bridge.at);
+            Some(())
+        };
+        if of_pod >= ELSEWHERE_PER_POD_MAX {
+            close(&mut bridges, &|other| other.ip() == endpoint.ip())?;
         }
+        let share = self.elsewhere_for.take(namespace.clone(), 1).or_else(|| {
+            close(&mut bridges, &|_| true)?;
+            self.elsewhere_for.take(namespace.clone(), 1)
+        })?;
         let way = Way { table: table.clone(), proxy: proxy.clone(), endpoint };
-        let bridge = Bridge::open(SocketAddr::new(table.links(), 0), leads(Arc::downgrade(self), way))?;
+        let bridge = Bridge::open(SocketAddr::new(table.links(), 0), leads(Arc::downgrade(self), way), share)?;
         let at = bridge.at;
         self.leads.lock().insert(at, endpoint);
         bridges.insert(endpoint, bridge);
@@ -228,8 +258,19 @@ impl Bridges {
     }
 }
 
+/// One that nobody is connected to and that may go: of this namespace, if it has one.
+fn idle(
+    bridges: &HashMap<SocketAddr, Bridge>,
+    namespace: &Arc<str>,
+    may_go: impl Fn(&SocketAddr) -> bool,
+) -> Option<SocketAddr> {
+    let idle = || bridges.iter().filter(|(other, bridge)| may_go(other) && bridge.is_idle());
+    let own = idle().find(|(_, bridge)| bridge.share.by() == namespace);
+    own.or_else(|| idle().next()).map(|(other, _)| *other)
+}
+
 impl Bridge {
-    fn open(at: SocketAddr, leads: Leads) -> Option<Bridge> {
+    fn open(at: SocketAddr, leads: Leads, share: Share<Arc<str>>) -> Option<Bridge> {
         let listen = || -> std::io::Result<(tokio::net::TcpListener, SocketAddr)> {
             let listener = std::net::TcpListener::bind(at)?;
             if !coracle_proxy::is_spare(&listener) {
@@ -243,7 +284,7 @@ impl Bridge {
         let stop = CancellationToken::new();
         let places = Arc::<Places>::default();
         tokio::spawn(accept(listener, leads, places.clone(), stop.clone()));
-        Some(Bridge { at, stop, places, asked: Instant::now() })
+        Some(Bridge { at, stop, places, asked: Instant::now(), share })
     }
 }
 
@@ -268,9 +309,22 @@ impl Way {
     fn source(&self, from: IpAddr) -> Source {
         self.table.pod_of_twin(from).map_or(Source::Unknown, |pod| self.table.source(pod))
     }
+
+    /// His namespace; all who have none are one.
+    fn namespace(&self, from: IpAddr) -> Arc<str> {
+        match self.source(from) {
+            Source::Pod(pod) => pod.namespace.clone(),
+            Source::Outside(_) | Source::Node | Source::Unknown => Arc::from(""),
+        }
+    }
 }
 
 impl Leads {
+    fn way(&self) -> &Way {
+        let (Leads::ToComponent(way, _) | Leads::Elsewhere(_, way) | Leads::Service(_, way)) = self;
+        way
+    }
+
     /// Whether somebody at this address may connect at all. What leads out of this machine is for pods: what else could be judged?
     fn is_for(&self, from: IpAddr) -> bool {
         match self {
@@ -373,10 +427,12 @@ async fn accept(listener: tokio::net::TcpListener, leads: Leads, places: Arc<Pla
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
-        let place = places.take(from.ip()).filter(|_| leads.is_for(from.ip()) && coracle_proxy::is_spare(&stream));
+        let namespace = leads.way().namespace(from.ip());
+        let place =
+            places.take(from.ip(), &namespace).filter(|_| leads.is_for(from.ip()) && coracle_proxy::is_spare(&stream));
         let linked = match &leads {
             Leads::Elsewhere(bridges, ..) | Leads::Service(bridges, ..) => {
-                bridges.upgrade().map(|bridges| bridges.linked.take(from.ip()))
+                bridges.upgrade().map(|bridges| bridges.linked.take(from.ip(), &namespace))
             }
             Leads::ToComponent(..) => None,
         };
@@ -441,8 +497,10 @@ mod tests {
         let proxy = proxy(&table);
         let bridges = Bridges::default();
         let endpoint = |port| SocketAddr::new(pod.pod, port);
-        let open =
-            |port: u16| bridges.open(endpoint(port), SocketAddr::new(pod.loopback, 20_000 + port), &table, &proxy);
+        let own: Arc<str> = Arc::from("n");
+        let open = |port: u16| {
+            bridges.open(endpoint(port), SocketAddr::new(pod.loopback, 20_000 + port), &own, (&table, &proxy))
+        };
         table.serve(pod.pod, 0, Box::new([80]), Arc::new(Says("first life")));
         let at = open(80).unwrap();
         assert!(ask(at).await.ends_with("first life"));
@@ -457,7 +515,7 @@ mod tests {
         assert_eq!(count(), BRIDGES_PER_POD_MAX + 1, "a guest that knocks at every port gets no listener for each");
         // Somebody is connected to every one of them.
         for bridge in bridges.here.lock().values() {
-            std::mem::forget(bridge.places.take(pod.loopback).unwrap());
+            std::mem::forget(bridge.places.take(pod.loopback, &own).unwrap());
         }
         assert_eq!(open(300), None);
         table.serve(pod.pod, 0, Box::new([80, 301]), Arc::new(Says("third life")));
@@ -500,9 +558,10 @@ mod tests {
         let proxy = proxy(&table);
         let bridges: Arc<Bridges> = Arc::default();
         let (one, two) = (SocketAddr::from(([10, 2, 0, 1], 80)), SocketAddr::from(([10, 2, 0, 2], 80)));
-        let at = bridges.open_elsewhere(one, &table, &proxy).unwrap();
-        bridges.open_elsewhere(two, &table, &proxy).unwrap();
-        let place = bridges.elsewhere.lock()[&two].places.take(one.ip()).unwrap();
+        let own: Arc<str> = Arc::from("n");
+        let at = bridges.open_elsewhere(one, &own, (&table, &proxy)).unwrap();
+        bridges.open_elsewhere(two, &own, (&table, &proxy)).unwrap();
+        let place = bridges.elsewhere.lock()[&two].places.take(one.ip(), &own).unwrap();
         let now = Instant::now();
         assert!(!bridges.close_idle(one, now), "it was asked for a moment ago");
         let later = now + ELSEWHERE_IDLE_MAX;
@@ -530,8 +589,9 @@ mod tests {
         let proxy = proxy(&table);
         let bridges = Bridges::default();
         table.serve(pod.pod, 0, Box::new([80]), Arc::new(Says("it")));
-        let at =
-            bridges.open(SocketAddr::new(pod.pod, 80), SocketAddr::new(pod.loopback, 20_081), &table, &proxy).unwrap();
+        let own: Arc<str> = Arc::from("n");
+        let (endpoint, socket) = (SocketAddr::new(pod.pod, 80), SocketAddr::new(pod.loopback, 20_081));
+        let at = bridges.open(endpoint, socket, &own, (&table, &proxy)).unwrap();
         let asked = async {
             let (one, other) = ([127, 0, 0, 1], [127, 0, 0, 2]);
             let mut all = Vec::new();
@@ -545,12 +605,44 @@ mod tests {
             while kept(at, one).await.is_err() {}
         };
         tokio::time::timeout(Duration::from_secs(60), asked).await.expect("nobody is left waiting");
-        let (full, pods): (_, Vec<IpAddr>) =
-            (Arc::<Places>::default(), (0..CONNECTIONS_MAX).map(|n| IpAddr::from((n as u32).to_be_bytes())).collect());
-        let places: Vec<_> = pods.iter().map(|pod| full.take(*pod).unwrap()).collect();
-        assert!(full.take([127, 0, 0, 1].into()).is_none(), "the bound of all");
+        let (full, pods) = (Arc::<Places>::default(), |n: usize| IpAddr::from((n as u32).to_be_bytes()));
+        let places: Vec<_> = (0..CONNECTIONS_MAX).filter_map(|n| full.take(pods(n), &format!("n{n}").into())).collect();
+        assert!((CONNECTIONS_MAX - 8..CONNECTIONS_MAX).contains(&places.len()), "the bound of all");
+        drop(places);
+        let places: Vec<_> = (0..CONNECTIONS_MAX).filter_map(|n| full.take(pods(n), &own)).collect();
+        assert!(places.len() < CONNECTIONS_MAX / 2, "many pods of one tenant are one tenant");
+        assert!(full.take(pods(0), &Arc::from("other")).is_some());
         drop(places);
         assert!(full.taken.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_tenant_whose_pods_want_all_listeners_has_a_share_of_them() {
+        let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
+        let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
+        let (proxy, bridges) = (proxy(&table), Arc::<Bridges>::default());
+        let (greedy, other): (Arc<str>, Arc<str>) = (Arc::from("greedy"), Arc::from("other"));
+        // All but little is taken, as if there were as many sockets.
+        let all = [
+            bridges.here_for.take(greedy.clone(), BRIDGES_MAX / 3).unwrap(),
+            bridges.elsewhere_for.take(greedy.clone(), ELSEWHERE_MAX / 3).unwrap(),
+        ];
+        let endpoint = SocketAddr::from(([10, 2, 0, 1], 80));
+        let elsewhere = |namespace: &Arc<str>| bridges.open_elsewhere(endpoint, namespace, (&table, &proxy));
+        let pod = table.allocate(None).unwrap();
+        let here = |namespace: &Arc<str>| {
+            let at = SocketAddr::new(pod.loopback, 20_082);
+            bridges.open(SocketAddr::new(pod.pod, 80), at, namespace, (&table, &proxy))
+        };
+        // Of the share one or two are left, as it is counted.
+        let rest = [&bridges.here_for, &bridges.elsewhere_for]
+            .map(|shares| std::iter::from_fn(|| shares.take(greedy.clone(), 1)).collect::<Vec<_>>());
+        assert_eq!((here(&greedy), elsewhere(&greedy)), (None, None));
+        assert!(here(&other).is_some() && elsewhere(&other).is_some());
+        drop((all, rest));
+        assert!(bridges.here_for.of(&*greedy) == 0 && bridges.here_for.of(&*other) == 1);
+        bridges.close(pod.pod);
+        assert_eq!(bridges.here_for.of(&*other), 0, "it is given back with the listener");
     }
 
     /// Nobody answers there: an orderly end would be an empty answer.
@@ -560,7 +652,7 @@ mod tests {
         let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
         let bridges = Arc::<Bridges>::default();
         let endpoint = SocketAddr::from(([10, 2, 0, 1], 80));
-        let at = bridges.open_elsewhere(endpoint, &table, &proxy(&table)).unwrap();
+        let at = bridges.open_elsewhere(endpoint, &Arc::from("n"), (&table, &proxy(&table))).unwrap();
         let pod = table.allocate(None).unwrap();
         let read = async {
             let socket = tokio::net::TcpSocket::new_v4()?;

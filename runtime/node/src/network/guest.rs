@@ -89,11 +89,11 @@ impl GuestNetwork {
         let wanted = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());
         if self.is_self(wanted.ip()) {
             let pod = SocketAddr::new(self.address.pod, wanted.port());
-            let socket = (protocol == Protocol::Tcp).then(|| self.network.socket(pod)).flatten();
+            let socket = (protocol == Protocol::Tcp).then(|| self.network.socket(pod, &self.namespace)).flatten();
             return Ok(socket.unwrap_or_else(|| self.own(wanted.port())));
         }
         if protocol == Protocol::Tcp
-            && let Some(socket) = self.network.counted(wanted)
+            && let Some(socket) = self.network.counted(wanted, &self.namespace)
         {
             return socket.ok_or(Refused::NoEndpoint);
         }
@@ -122,7 +122,7 @@ impl GuestNetwork {
             }
             // It is there, but has no socket.
             Some(Err(coracle_proxy::Error::NoPod(endpoint))) if protocol == Protocol::Tcp => {
-                self.network.made(wanted, endpoint).ok_or(Refused::NoEndpoint)
+                self.network.made(wanted, endpoint, &self.namespace).ok_or(Refused::NoEndpoint)
             }
             Some(Err(_)) => Err(Refused::NoEndpoint),
             None if self.egress && self.network.gate.permits(wanted.ip()) => match self.may_connect(wanted, protocol) {

@@ -101,16 +101,17 @@ impl Network {
         bridge::present(&self.table, endpoint)
     }
 
-    /// A socket for a pod's port, made if the pod has none of its own on this machine.
-    fn socket(&self, endpoint: SocketAddr) -> Option<SocketAddr> {
+    /// A socket for a pod's port, made if the pod has none of its own on this machine; for a pod of this namespace.
+    fn socket(&self, endpoint: SocketAddr, namespace: &Arc<str>) -> Option<SocketAddr> {
+        let of = (&self.table, &self.proxy);
         if self.table.is_elsewhere(endpoint.ip()) {
-            return self.bridges.open_elsewhere(endpoint, &self.table, &self.proxy);
+            return self.bridges.open_elsewhere(endpoint, namespace, of);
         }
         match self.local(endpoint.ip(), endpoint.port())? {
             Local::Tcp(address) => Some(address),
             Local::Http(_) => {
                 let at = SocketAddr::new(self.table.twin(endpoint.ip())?, self.table.twin_port(endpoint.port()));
-                self.bridges.open(endpoint, at, &self.table, &self.proxy)
+                self.bridges.open(endpoint, at, namespace, of)
             }
         }
     }
@@ -118,16 +119,17 @@ impl Network {
     /// A socket for what has none at this address, which is an endpoint's or a Service's whose `endpoint` was picked. Who answers for a Service
     /// is picked again once somebody is connected: one whose node does not let him in, or that has gone by then, is not the only one, and
     /// a component's requests are counted with the others of the Service.
-    fn made(&self, wanted: SocketAddr, endpoint: SocketAddr) -> Option<SocketAddr> {
+    fn made(&self, wanted: SocketAddr, endpoint: SocketAddr, namespace: &Arc<str>) -> Option<SocketAddr> {
         match wanted == endpoint {
-            true => self.socket(endpoint),
-            false => self.bridges.open_service(wanted, &self.table, &self.proxy),
+            true => self.socket(endpoint, namespace),
+            false => self.bridges.open_service(wanted, namespace, (&self.table, &self.proxy)),
         }
     }
 
     /// A socket for a Service whose connections are counted, and wait while it has no pod; `None` for any other address.
-    fn counted(&self, to: SocketAddr) -> Option<Option<SocketAddr>> {
-        self.proxy.activates(to).then(|| self.bridges.open_service(to, &self.table, &self.proxy))
+    fn counted(&self, to: SocketAddr, namespace: &Arc<str>) -> Option<Option<SocketAddr>> {
+        let of = (&self.table, &self.proxy);
+        self.proxy.activates(to).then(|| self.bridges.open_service(to, namespace, of))
     }
 
     /// Connects to a pod's socket, and to nothing else that happens to be there.
@@ -186,7 +188,7 @@ mod tests {
             .take(vec![serde_json::json!({"name": "n2", "address": "192.0.2.1", "port": 1, "podCIDR": "10.2.0.0/24"})]);
         let (service, pod) = (SocketAddr::from(([10, 96, 0, 9], 80)), SocketAddr::from(([10, 2, 0, 2], 8080)));
         for (wanted, leads) in [(service, service), (pod, pod)] {
-            let at = network.made(wanted, pod).unwrap();
+            let at = network.made(wanted, pod, &Arc::from("n")).unwrap();
             assert_eq!(network.leads_elsewhere(at), Some(leads));
         }
     }
