@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -50,20 +49,25 @@ impl Key {
         }
     }
 
-    /// Writes it, if nothing is there.
+    /// Writes it, if nothing is there: whole or not at all, whenever it is cut. Whoever reads it meanwhile finds a key or nothing.
     fn write(&self) -> anyhow::Result<bool> {
-        let context = || format!("write the backup key {}", self.path.display());
-        let mut file = match File::options().write(true).create_new(true).mode(0o600).open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
-            Err(error) => return Err(error).with_context(context),
-        };
-        if let Err(error) = file.write_all(format!("{HEAD}\n{}\n", self.key.to_hex()).as_bytes()) {
-            // Nobody has read a key in it: it has none.
-            let _ = std::fs::remove_file(&self.path);
-            return Err(error).with_context(context);
+        self.link().with_context(|| format!("write the backup key {}", self.path.display()))
+    }
+
+    fn link(&self) -> std::io::Result<bool> {
+        // Others may write theirs at the same time, and the first has the name: this one is nobody else's, and its owner's alone.
+        let mut part = tempfile::Builder::new()
+            .prefix(&format!(".{}.", self.path.file_name().unwrap_or_default().to_string_lossy()))
+            .suffix(".part")
+            .tempfile_in(parent(&self.path))?;
+        part.write_all(format!("{HEAD}\n{}\n", self.key.to_hex()).as_bytes())?;
+        part.as_file().sync_all()?;
+        match part.persist_noclobber(&self.path) {
+            Ok(_) => {}
+            Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
+            Err(error) => return Err(error.error),
         }
-        file.sync_all().with_context(context)?;
+        File::open(parent(&self.path))?.sync_all()?;
         Ok(true)
     }
 
@@ -88,14 +92,17 @@ impl Key {
                 );
             }
             // Whoever wrote it may not have got as far.
-            let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let synced = File::open(&self.path).and_then(|file| file.sync_all());
-            let synced = synced.and_then(|()| File::open(parent)?.sync_all());
+            let synced = synced.and_then(|()| File::open(parent(&self.path))?.sync_all());
             synced.with_context(|| format!("write {}", self.path.display()))?;
             return Ok(self.is_new);
         }
         bail!("somebody deletes the backup key {} again and again", self.path.display());
     }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn is_not_there(error: &anyhow::Error) -> bool {
@@ -107,6 +114,25 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
+
+    #[test]
+    fn whoever_comes_at_the_same_time_finds_the_key_of_the_first_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..50 {
+            let path = dir.path().join(format!("{round}.key"));
+            let start = std::sync::Barrier::new(4);
+            let of = || {
+                start.wait();
+                Key::of(&path).map(|key| key.key.fingerprint())
+            };
+            let found: Vec<String> = std::thread::scope(|scope| {
+                let all: Vec<_> = (0..4).map(|_| scope.spawn(of)).collect();
+                all.into_iter().map(|one| one.join().unwrap().unwrap()).collect()
+            });
+            assert!(found.iter().all(|id| *id == found[0]), "{found:?}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 50, "nothing is left beside them");
+    }
 
     #[test]
     fn a_key_is_made_once_and_stays_whatever_becomes_of_its_backup() {

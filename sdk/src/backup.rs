@@ -57,9 +57,10 @@ impl Remote {
             return Err(AskError::Refused { code: parts.status.as_u16(), message }.into());
         }
         let (send, pieces) = mpsc::channel(PIECES_QUEUED);
+        let key = key.clone();
         let checked = tokio::task::spawn_blocking(move || {
             let mut tee = Tee { pieces, piece: Bytes::new(), to, failed: None };
-            let verified = verify(&mut tee);
+            let verified = verify(&mut tee, Some(&key));
             match (tee.failed, verified) {
                 (Some(error), _) => Err(BackupError::Write(error)),
                 (None, Err(error)) => Err(BackupError::NotWhole(error)),

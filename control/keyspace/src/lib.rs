@@ -89,7 +89,8 @@ pub struct Config {
     pub begin: Begin,
     /// How much of the past is remembered.
     pub retention: Retention,
-    /// Bytes of records beyond which nothing may be added ([`NoRoom::Quota`]).
+    /// Bytes of records, as they are kept on the disk, beyond which nothing may be added ([`NoRoom::Quota`]). In memory what is sealed
+    /// takes about twice that.
     pub stored_max: u64,
     /// Which versions of the log's entries this member understands; others than this build's are for tests.
     pub formats: Formats,
@@ -293,7 +294,7 @@ pub struct Status {
     pub history_bytes: u64,
     /// All records there are.
     pub records: usize,
-    /// Bytes of them.
+    /// Bytes of them, as they are kept on the disk.
     pub stored_bytes: u64,
 }
 

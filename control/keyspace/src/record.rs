@@ -261,13 +261,13 @@ impl Record {
         Record::restored(key, revision, bytes.freeze(), start..start + digits.len() as u32)
     }
 
-    /// Bytes it counts for: key and content, opened and sealed.
+    /// Bytes of it in memory: key and content, opened and sealed.
     pub(crate) fn size(&self) -> u64 {
         let sealed = self.kept.as_ref().map_or(0, |kept| kept.frame.len());
         (self.key.collection.len() + self.key.name.len() + self.bytes.len() + sealed) as u64
     }
 
-    /// Bytes of key and content as it is kept outside of memory.
+    /// Bytes of key and content as it is kept outside of memory, which is what the bound on stored data counts.
     pub(crate) fn kept_size(&self) -> u64 {
         (self.key.collection.len() + self.key.name.len() + self.stored().0.len()) as u64
     }

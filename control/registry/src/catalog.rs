@@ -18,9 +18,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::manifest::Checked;
 use crate::name::{Digest, Name};
+use crate::sightings::Sightings;
 
 /// How often a change that meets another one is tried again.
 const TRIES_MAX: usize = 32;
@@ -141,7 +143,10 @@ pub enum Added {
 /// The entries of a catalog, in the registry's words. Reads are of what is known here; whoever needs more waits for
 /// [`Names::current`] before.
 #[derive(Clone)]
-pub struct Names(Arc<dyn Catalog>);
+pub struct Names(Arc<dyn Catalog>, Arc<Loose>);
+
+/// Layers that no manifest names, by their entries, as of versions.
+type Loose = Sightings<String, u64>;
 
 fn repository(name: &Name) -> String {
     format!("repository {name}")
@@ -171,10 +176,10 @@ fn seconds_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The size and time that an entry of a layer says.
-fn parse_layer(key: &str, text: &str) -> Result<(u64, u64)> {
-    let parts = text.split_once(' ').and_then(|(size, at)| Some((size.parse().ok()?, at.parse().ok()?)));
-    parts.ok_or_else(|| CatalogError::Damaged(key.to_owned()))
+/// The size that an entry of a layer says; the time is for whoever reads it.
+fn parse_layer(key: &str, text: &str) -> Result<u64> {
+    let parts = text.split_once(' ').filter(|(_, at)| at.parse::<u64>().is_ok());
+    parts.and_then(|(size, _)| size.parse().ok()).ok_or_else(|| CatalogError::Damaged(key.to_owned()))
 }
 
 fn parse_manifest(key: &str, text: &str) -> Result<Manifest> {
@@ -187,7 +192,7 @@ fn parse_digest(key: &str, text: &str) -> Result<Digest> {
 
 impl Names {
     pub fn new(catalog: Arc<dyn Catalog>) -> Names {
-        Names(catalog)
+        Names(catalog, Arc::default())
     }
 
     pub async fn current(&self) -> Result<()> {
@@ -213,7 +218,7 @@ impl Names {
     pub fn blob(&self, name: &Name, digest: &Digest) -> Result<Option<u64>> {
         let key = layer(name, digest);
         match self.0.get(&key) {
-            Some(entry) => Ok(Some(parse_layer(&key, &entry.text)?.0)),
+            Some(entry) => Ok(Some(parse_layer(&key, &entry.text)?)),
             None => Ok(self.manifest(name, digest)?.map(|manifest| manifest.size)),
         }
     }
@@ -431,9 +436,15 @@ impl Names {
         }
     }
 
-    /// Takes away the blobs that no manifest of their repository names and that were pushed before `age`.
+    /// Takes away the blobs that no manifest of their repository names, and that this process has seen so, and not pushed again, for
+    /// `age`. What their entries say of when they were pushed is by whatever clock the server had that wrote it.
     pub async fn drop_loose(&self, age: Duration) -> Result<()> {
+        self.drop_loose_at(age, Instant::now()).await
+    }
+
+    async fn drop_loose_at(&self, age: Duration, now: Instant) -> Result<()> {
         self.current().await?;
+        let mut loose = HashSet::new();
         for name in self.repositories(None, usize::MAX) {
             let Ok(name) = name.parse::<Name>() else { return Err(CatalogError::Damaged(name)) };
             // Those that meet another change are left to the next time.
@@ -444,10 +455,13 @@ impl Names {
                     named.extend(parse_manifest(&key, &entry.text)?.names);
                 }
                 let prefix = format!("layer {name} ");
-                let before = seconds_now().saturating_sub(age.as_secs());
                 for (key, entry) in self.0.list(&prefix) {
-                    let is_old = parse_layer(&key, &entry.text)?.1 <= before;
-                    if is_old && !named.contains(&key[prefix.len()..]) && changes.len() < CHANGES_MAX {
+                    if named.contains(&key[prefix.len()..]) {
+                        continue;
+                    }
+                    let is_old = self.1.see(key.clone(), entry.version, now) >= age;
+                    loose.insert(key.clone());
+                    if is_old && changes.len() < CHANGES_MAX {
                         changes.push(gone(key, Only::Version(entry.version)));
                     }
                 }
@@ -460,6 +474,7 @@ impl Names {
                 }
             }
         }
+        self.1.retain(|key| loose.contains(key));
         Ok(())
     }
 
@@ -485,7 +500,7 @@ impl Names {
         }
         for (key, entry) in self.0.list("layer ") {
             let digest = parse_digest(&key, key.rsplit(' ').next().unwrap_or_default())?;
-            contents.insert(digest, parse_layer(&key, &entry.text)?.0);
+            contents.insert(digest, parse_layer(&key, &entry.text)?);
         }
         Ok(contents.into_iter().collect())
     }
@@ -536,6 +551,33 @@ mod tests {
         fn changed(&self) -> BoxFuture<'_, ()> {
             self.catalog.changed()
         }
+    }
+
+    #[test]
+    fn what_is_loose_goes_when_it_was_seen_so_for_long_whatever_clocks_say() {
+        let name: Name = "app".parse().unwrap();
+        let digest = Algorithm::Sha256.digest(b"layer");
+        let catalog = Arc::<Memory>::default();
+        let names = Names::new(catalog.clone());
+        let (age, begun) = (Duration::from_secs(3600), Instant::now());
+        let key = layer(&name, &digest);
+        let collected = |after: u32| {
+            names.drop_loose_at(age, begun + age * after / 2).now_or_never().unwrap().unwrap();
+            names.blob(&name, &digest).unwrap().is_none()
+        };
+        // One whose clock is behind has written it, or this one's was set ahead; and one whose clock is ahead.
+        for at in [0, u64::MAX] {
+            names.add_layer(&name, &digest, 1, 0).now_or_never().unwrap().unwrap();
+            let change = put(key.clone(), Only::Always, format!("1 {at}"));
+            catalog.change(vec![change], None).now_or_never().unwrap().unwrap();
+            assert!(!collected(0) && !collected(1), "{at}: it was seen for half an hour");
+            assert!(collected(2), "{at}");
+        }
+        // Whoever pushes it again has all the time again.
+        names.add_layer(&name, &digest, 1, 0).now_or_never().unwrap().unwrap();
+        assert!(!collected(3) && !collected(4));
+        names.add_layer(&name, &digest, 1, 0).now_or_never().unwrap().unwrap();
+        assert!(!collected(5) && !collected(6) && collected(7));
     }
 
     #[test]

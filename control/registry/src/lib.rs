@@ -27,6 +27,7 @@ mod name;
 mod pushes;
 mod replicas;
 mod scrub;
+mod sightings;
 mod store;
 mod unasked;
 mod upload;
@@ -250,7 +251,7 @@ impl Registry {
         self.0.pushes.state(manifest_digest)
     }
 
-    /// Takes blobs that no manifest names and that nobody touched for `age` out of the catalog, and removes what nothing names
+    /// Takes blobs that no manifest names and that nobody touched for `age`, which this process has seen, out of the catalog, and removes what nothing names
     /// from this disk: what a push sent that was never finished, and what deleted manifests left. Every server does so, and none
     /// brings back what another one has removed, for only what is named is fetched. Without everything that was ever named nothing
     /// is removed. Uploads that nobody goes on with go, too.

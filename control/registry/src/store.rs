@@ -1,7 +1,7 @@
 //! The contents: files by digest, whatever repositories they belong to. Everything here blocks on the disk.
 //!
 //! A file appears whole or not at all: it is written under another name, synced, and renamed. A content that nothing names is
-//! collected once nobody has touched it for some time; whoever is about to name it, or asks that it be held for somebody who is,
+//! collected once this process has seen that nobody touched it for some time; whoever is about to name it, or asks that it be held for somebody who is,
 //! touches it under the same lock.
 //!
 //! What cannot be read may be sound, and stays where it is until a whole one takes its place. What was read twice from the disk and
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::Collected;
 use crate::name::{Algorithm, Digest, Hashing};
+use crate::sightings::Sightings;
 use crate::upload::leave_free;
 
 /// Bytes read at a time of what is hashed.
@@ -35,6 +36,8 @@ pub struct Store {
     kept: AtomicUsize,
     /// What was damaged since the start.
     damage: Mutex<Damage>,
+    /// Files that nothing names, by where they are, as they were touched last.
+    loose: Sightings<PathBuf, Option<SystemTime>>,
 }
 
 /// What was damaged on this disk since the start.
@@ -90,6 +93,7 @@ impl Store {
             changes: Mutex::new(0),
             kept: AtomicUsize::new(0),
             damage: Mutex::default(),
+            loose: Sightings::default(),
         })
     }
 
@@ -316,15 +320,25 @@ impl Store {
         self.kept.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Removes the contents that are not in `named` and that nobody touched for `age`, and what was set aside of such. What cannot be
-    /// removed is no reason to leave the rest.
+    /// Removes the contents that are not in `named` and that this process has seen so, with nobody touching them, for `age`; and what was
+    /// set aside of such. What cannot be removed is no reason to leave the rest.
     pub fn collect_garbage(&self, named: &HashSet<Digest>, age: Duration) -> io::Result<Collected> {
+        self.collect_garbage_at(named, age, Instant::now())
+    }
+
+    fn collect_garbage_at(&self, named: &HashSet<Digest>, age: Duration, now: Instant) -> io::Result<Collected> {
         let (mut collected, mut failed) = (Collected::default(), None);
+        let mut loose = HashSet::new();
+        let mut is_old = |path: &Path| {
+            let touched = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+            loose.insert(path.to_owned());
+            self.loose.see(path.to_owned(), touched, now) >= age
+        };
         let damaged = self.dir.join("damaged");
         for name in noted(list(&damaged), &mut failed).unwrap_or_default() {
             // It may be all that is left of what somebody needs.
             let is_named = Digest::from_hex(&name).is_some_and(|digest| named.contains(&digest));
-            if !is_named && is_older(&damaged.join(&name), age) {
+            if !is_named && is_old(&damaged.join(&name)) {
                 noted(absent(fs::remove_file(damaged.join(&name))), &mut failed);
             }
         }
@@ -341,7 +355,7 @@ impl Store {
                         return failed.map_or(Ok(collected), Err);
                     }
                     let path = self.path(&digest);
-                    if !is_older(&path, age) {
+                    if !is_old(&path) {
                         continue;
                     }
                     let size = noted(self.size(&digest), &mut failed).flatten();
@@ -354,6 +368,7 @@ impl Store {
                 }
             }
         }
+        self.loose.retain(|path| loose.contains(path));
         failed.map_or(Ok(collected), Err)
     }
 }
@@ -367,11 +382,6 @@ fn noted<T>(result: io::Result<T>, failed: &mut Option<io::Error>) -> Option<T> 
             None
         }
     }
-}
-
-fn is_older(path: &Path, age: Duration) -> bool {
-    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
-    modified.is_ok_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|passed| passed >= age))
 }
 
 /// Makes a directory and those above it, for their owner alone, and has each one's name on the disk: a file that was synced
@@ -426,14 +436,19 @@ mod tests {
             .map(|content| {
                 let digest = Algorithm::Sha256.digest(content.as_bytes());
                 store.write(&digest, content.as_bytes()).unwrap();
+                // By whatever clock: one that is set back, or ahead, in between changes nothing.
                 let file = File::options().write(true).open(store.path(&digest)).unwrap();
-                file.set_modified(SystemTime::now() - 2 * age).unwrap();
+                let wrong = if content == "loose" { SystemTime::now() + 2 * age } else { SystemTime::now() - 2 * age };
+                file.set_modified(wrong).unwrap();
                 digest
             })
             .to_vec();
+        let begun = Instant::now();
+        let named = HashSet::from([contents[1].clone()]);
+        let collect = |at: Instant| store.collect_garbage_at(&named, age, at).unwrap();
+        assert_eq!((collect(begun), collect(begun + age / 2)), Default::default(), "it was not seen for so long");
         assert!(store.hold(&contents[0]).unwrap());
-        let collected = store.collect_garbage(&HashSet::from([contents[1].clone()]), age).unwrap();
-        assert_eq!(collected, Collected { blobs: 1, bytes: 5 });
+        assert_eq!(collect(begun + age), Collected { blobs: 1, bytes: 5 });
         assert!(!store.hold(&contents[2]).unwrap());
         assert_eq!([0, 1].map(|at| store.size(&contents[at]).unwrap()), [Some(4), Some(5)]);
     }

@@ -130,13 +130,32 @@ impl SharedKeys {
     pub fn root_key(&self, dir: &Path) -> Result<SecretKey, Error> {
         root_key(dir, &self.authority, &self.authority_key)
     }
+
+    /// Whether the authority's key is that of its certificate: with others nothing is ever opened that is sealed in the cluster's data.
+    pub fn is_pair(&self) -> bool {
+        is_pair(&self.authority, &self.authority_key)
+    }
+
+    /// They, if that is so; `dir` is where the keys are, or are to be.
+    fn check(self, dir: &Path) -> Result<SharedKeys, Error> {
+        match self.is_pair() {
+            true => Ok(self),
+            false => Err(Error::no_pair(dir)),
+        }
+    }
+}
+
+impl Error {
+    fn no_pair(dir: &Path) -> Error {
+        Error::NoPair { key: dir.join("ca.key"), certificate: dir.join("ca.crt") }
+    }
 }
 
 fn root_key(dir: &Path, certificate: &str, key: &str) -> Result<SecretKey, Error> {
-    let path = dir.join("ca.key");
     if !is_pair(certificate, key) {
-        return Err(Error::NoPair { key: path, certificate: dir.join("ca.crt") });
+        return Err(Error::no_pair(dir));
     }
+    let path = dir.join("ca.key");
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes());
     let key = key.map_err(|error| Error::Pem { path, reason: error.to_string() })?;
     Ok(SecretKey::derive(key.secret_der(), "coracle root key 1"))
@@ -195,21 +214,24 @@ impl Authority {
     }
 
     /// Takes over the authority of a cluster that admitted this server. What an interrupted founding may have left there is
-    /// nobody's.
+    /// nobody's. Keys that are no pair are not written.
     pub fn adopt(dir: &Path, keys: &SharedKeys) -> Result<(), Error> {
+        let keys = keys.clone().check(dir)?;
         founding::closed_dir(dir).map_err(|source| Error::File { path: dir.into(), source })?;
         write(&dir.join("service-account.key"), keys.token_key.as_bytes())?;
         write(&dir.join("ca.key"), keys.authority_key.as_bytes())?;
         write(&dir.join("ca.crt"), keys.authority.as_bytes())
     }
 
-    /// What another server of the cluster needs.
+    /// What another server of the cluster needs. The certificate is the one that this server runs with, and the keys are those on the
+    /// disk, which is where the next start looks: what was replaced meanwhile is given to nobody.
     pub fn shared(&self) -> Result<SharedKeys, Error> {
-        Ok(SharedKeys {
+        let keys = SharedKeys {
             authority: self.certificate.clone(),
             authority_key: read(&self.dir.join("ca.key"))?,
             token_key: self.token_key()?,
-        })
+        };
+        keys.check(&self.dir)
     }
 
     /// By what other API servers know the servers of this cluster: a certificate that another authority than the cluster's has
@@ -508,6 +530,20 @@ mod tests {
         let after = authority.issue(&server(&["localhost"]), SystemTime::now()).unwrap();
         assert_ne!(before.certificate, after.certificate);
         assert!(is_pair(&after.certificate, &after.key));
+    }
+
+    #[test]
+    fn keys_that_were_replaced_meanwhile_are_given_to_nobody_and_taken_from_nobody() {
+        let (dir, other, to) =
+            (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let authority = Authority::open(dir.path(), false).unwrap();
+        let mut keys = authority.shared().unwrap();
+        Authority::open(other.path(), false).unwrap();
+        fs::copy(other.path().join("ca.key"), dir.path().join("ca.key")).unwrap();
+        assert!(matches!(authority.shared(), Err(Error::NoPair { key, .. }) if key == dir.path().join("ca.key")));
+        keys.authority_key = fs::read_to_string(other.path().join("ca.key")).unwrap();
+        assert!(matches!(Authority::adopt(to.path(), &keys), Err(Error::NoPair { .. })));
+        assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0, "nothing is written");
     }
 
     #[test]

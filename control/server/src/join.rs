@@ -309,6 +309,8 @@ impl Joining {
                  with --peer-address and --peer-port where it is reached"
             )));
         }
+        // First: whoever cannot be given the keys takes no number.
+        let keys = self.authority.shared().map_err(|error| Refusal::Unavailable(error.to_string()))?;
         let admission = self.keyspace.admit_until(name, formats, promotion).await?;
         // A node that was given the name meanwhile is there by now, or it finds this server.
         if let Err(refusal) = self.check_node_of(name).await {
@@ -317,7 +319,6 @@ impl Joining {
             }
             return Err(refusal);
         }
-        let keys = self.authority.shared().map_err(|error| Refusal::Unavailable(error.to_string()))?;
         tracing::info!(member = admission.member, name, address, "a server is admitted");
         Ok(crate::Joining { admission, keys })
     }

@@ -482,8 +482,9 @@ impl Server {
     /// Gives a new server called `name`, which understands `formats` of the log, a place in the cluster. The caller must have made
     /// sure that it may have one.
     pub async fn admit(&self, name: &str, formats: Formats) -> Result<Joining, Error> {
+        let keys = self.authority.shared()?;
         let admission = self.keyspace.admit_until(name, formats, Promotion::WhenComplete).await?;
-        Ok(Joining { admission, keys: self.authority.shared()? })
+        Ok(Joining { admission, keys })
     }
 
     /// Whether it founded the cluster: its node has the first range of addresses for pods, and those of others ask for one.

@@ -29,8 +29,9 @@ use crate::client::{self, Client, HORIZONTAL_POD_AUTOSCALERS};
 use crate::discovery::Discovery;
 use crate::error::chain;
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::{Change, Informer, Key, Object as _, Pod, Store};
+use crate::informer::{Change, Informer, Key, Object as _, Pod, Store, version};
 use crate::queue::{Next, Queue, Reconciler};
+use crate::workload::Written;
 use crate::{Error, now_in_seconds};
 use limits::History;
 use measure::Measures;
@@ -88,6 +89,7 @@ pub(crate) struct Controller {
     discovery: Discovery,
     queue: Queue<Key>,
     autoscalers: Arc<Store<HorizontalPodAutoscaler>>,
+    written: Arc<Written<HorizontalPodAutoscalerStatus>>,
     pods: Arc<Store<Pod>>,
     /// Of those that there are.
     memory: Mutex<HashMap<Key, Memory>>,
@@ -104,9 +106,13 @@ impl Controller {
         pods: &Informer<Pod>,
     ) -> Arc<Self> {
         let queue: Queue<Key> = Queue::new(SPACING);
+        let written = Arc::new(Written::<HorizontalPodAutoscalerStatus>::default());
         autoscalers.on_change({
-            let queue = queue.clone();
+            let (queue, written) = (queue.clone(), written.clone());
             move |change| {
+                if matches!(change, Change::Deleted(_)) {
+                    written.forget(change.object().uid());
+                }
                 // Its status is ours.
                 let is_changed = |before: &Arc<HorizontalPodAutoscaler>| before.spec != change.object().spec;
                 if !matches!(change, Change::Updated(before, _) if !is_changed(before)) {
@@ -120,6 +126,7 @@ impl Controller {
             discovery,
             queue,
             autoscalers: autoscalers.store(),
+            written,
             pods: pods.store(),
             memory: Mutex::default(),
             begun: Instant::now(),
@@ -143,20 +150,33 @@ impl Reconciler for Controller {
     }
 
     async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
-        let Some(autoscaler) = self.autoscalers.get(&key) else {
+        let Some(shown) = self.autoscalers.get(&key) else {
             self.memory.lock().remove(&key);
             return Ok(Next::OnEvent);
         };
-        if autoscaler.is_deleting() {
+        if shown.is_deleting() {
             return Ok(Next::OnEvent);
         }
-        self.scale(&key, &autoscaler).await?;
+        self.scale(&key, self.newest(shown)).await?;
         Ok(Next::After(self.until_next()))
     }
 }
 
 impl Controller {
-    async fn scale(&self, key: &Key, autoscaler: &HorizontalPodAutoscaler) -> Result<(), Error> {
+    /// The object with the status that was written last: by an older one a zero of its own may be taken for somebody else's, and the
+    /// other way round.
+    fn newest(&self, shown: Arc<HorizontalPodAutoscaler>) -> HorizontalPodAutoscaler {
+        let after = self.written.after(shown.uid(), shown.version());
+        let mut autoscaler = Arc::unwrap_or_clone(shown);
+        if let Some((version, status)) = after {
+            autoscaler.metadata.resource_version = Some(version.to_string());
+            autoscaler.status = Some(status);
+        }
+        autoscaler
+    }
+
+    async fn scale(&self, key: &Key, mut seen: HorizontalPodAutoscaler) -> Result<(), Error> {
+        let autoscaler = &seen;
         let now = now_in_seconds();
         let (path, scale) = match self.target(key, autoscaler).await {
             Ok(found) => found,
@@ -164,7 +184,8 @@ impl Controller {
                 self.tell(autoscaler, Said::warning("FailedGetScale", why.clone()));
                 let mut conditions = Conditions::of(autoscaler, now);
                 conditions.no_scale(&why);
-                return self.write(autoscaler, plan::unread(autoscaler, conditions)).await;
+                let status = plan::unread(autoscaler, conditions);
+                return self.write(&mut seen, status).await.map(drop);
             }
         };
         let current = scale.spec.replicas;
@@ -190,11 +211,18 @@ impl Controller {
             self.remember(key, autoscaler, |memory| memory.history = history);
             decision
         };
+        if let Some(mark) = plan::mark(autoscaler, current, &decision)
+            && !self.write(&mut seen, mark).await?
+        {
+            return Ok(());
+        }
+        let autoscaler = &seen;
         let rescaled = self.rescale(key, autoscaler, (&path, scale), &mut decision).await;
         for said in std::mem::take(&mut decision.events) {
             self.tell(autoscaler, said);
         }
-        self.write(autoscaler, plan::status(autoscaler, current, &decision, rescaled)).await
+        let status = plan::status(autoscaler, current, &decision, rescaled);
+        self.write(&mut seen, status).await.map(drop)
     }
 
     /// The scale of what it is to scale, and where that is; or why it is not to be had.
@@ -290,12 +318,15 @@ impl Controller {
         let Some(rescale) = decision.rescale.take() else { return false };
         let (current, desired) = (scale.spec.replicas, decision.desired);
         let mut attempt = 1;
+        // Whether an attempt may have been carried out without an answer.
+        let mut may_be = false;
         let written = loop {
             scale.spec.replicas = desired;
             let error = match self.client.put_at(&format!("{path}?{}", client::MANAGER), &scale).await {
                 Ok(_) => break Ok(()),
                 Err(error) => error,
             };
+            may_be |= client::is_unknown(&error);
             if attempt >= ATTEMPTS || !(client::is_conflict(&error) || client::is_unknown(&error)) {
                 break Err(error);
             }
@@ -318,7 +349,7 @@ impl Controller {
                 true
             }
             Err(error) => {
-                decision.not_rescaled(&rescale, &chain(&error));
+                decision.not_rescaled(&rescale, current, &chain(&error), may_be);
                 false
             }
         }
@@ -339,29 +370,45 @@ impl Controller {
         change(mine);
     }
 
+    /// Writes the status of the object as it was seen, which is what was decided on: of another it is refused, and looked at again.
+    /// Says whether the object is still there.
     async fn write(
         &self,
-        autoscaler: &HorizontalPodAutoscaler,
+        autoscaler: &mut HorizontalPodAutoscaler,
         status: HorizontalPodAutoscalerStatus,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let before = autoscaler.status.clone().unwrap_or_default();
         let before = HorizontalPodAutoscalerStatus {
             current_replicas: before.current_replicas.filter(|replicas| *replicas != 0),
             ..before
         };
         if before == status {
-            return Ok(());
+            return Ok(true);
         }
         // A merge patch takes away what is null only.
         let mut wanted = json!({"currentReplicas": null, "currentMetrics": null, "lastScaleTime": null});
         if let (Some(wanted), Ok(Value::Object(status))) = (wanted.as_object_mut(), serde_json::to_value(&status)) {
             wanted.extend(status);
         }
-        let written =
-            self.client.patch_status(HORIZONTAL_POD_AUTOSCALERS, &autoscaler.key(), autoscaler.uid(), &wanted).await;
-        match written {
-            Err(error) if client::is_not_found(&error) => Ok(()),
-            other => other.map(drop).map_err(Error::api("write the status of a HorizontalPodAutoscaler")),
+        let patch = json!({
+            "metadata": {"uid": autoscaler.uid(), "resourceVersion": autoscaler.metadata.resource_version},
+            "status": wanted,
+        });
+        let key = autoscaler.key();
+        match self.client.patch_through_status(HORIZONTAL_POD_AUTOSCALERS, &key, &patch).await {
+            Err(error) if client::is_not_found(&error) => Ok(false),
+            Err(source) => Err(Error::Api { what: "write the status of a HorizontalPodAutoscaler", source }),
+            Ok(made) => {
+                let made = version(made.metadata.resource_version.as_deref());
+                self.written.note(autoscaler.uid(), made, status.clone());
+                // Its event may have come before.
+                if self.autoscalers.get(&key).is_none_or(|now| now.uid() != autoscaler.uid() || now.version() >= made) {
+                    self.written.forget(autoscaler.uid());
+                }
+                autoscaler.metadata.resource_version = Some(made.to_string());
+                autoscaler.status = Some(status);
+                Ok(true)
+            }
         }
     }
 

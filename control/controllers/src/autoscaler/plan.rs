@@ -77,6 +77,15 @@ impl Conditions {
         self.list.iter().any(|known| known.type_ == type_ && known.status == "True")
     }
 
+    /// Whether what there is none of is so by this controller.
+    fn zeroed(&mut self, is_ours: bool) {
+        let (reason, message) = match is_ours {
+            true => ("ScaledToZero", "the HPA controller scaled the workload to zero"),
+            false => ("NotScaledToZero", "the HPA controller did not scale the workload to zero"),
+        };
+        self.set(ZERO, is_ours, reason, message);
+    }
+
     /// The scale of what it scales could not be read.
     pub(super) fn no_scale(&mut self, why: &str) {
         let message = format!("the HPA controller was unable to get the target's current scale: {why}");
@@ -225,7 +234,34 @@ pub(super) fn decide(seen: &Seen<'_>, history: &mut History, now: Timestamp, at:
         }
         Plain::ByMetrics => by_metrics(seen, history, (now, at), was_zeroed, &mut decision),
     }
+    if takes_last(autoscaler, current, decision.desired) {
+        decision.conditions.zeroed(true);
+    } else if current > 0 && was_zeroed {
+        // Somebody else has made some since: a zero that comes now is not ours.
+        decision.conditions.zeroed(false);
+    }
     decision
+}
+
+/// Whether this takes the last one, so that it is for this controller to make one again.
+fn takes_last(autoscaler: &HorizontalPodAutoscaler, current: i32, desired: i32) -> bool {
+    current > 0 && desired == 0 && least(autoscaler) == 0 && wakes(autoscaler)
+}
+
+/// The status that has to be there before the last one is taken, where it is not yet: by this alone a zero of ours is told from one
+/// by which somebody has switched it off, and nothing else would ever say so of a zero that was written by a process that ended just
+/// after. (The reference says it after the fact.)
+pub(super) fn mark(
+    autoscaler: &HorizontalPodAutoscaler,
+    current: i32,
+    decision: &Decision,
+) -> Option<HorizontalPodAutoscalerStatus> {
+    let mut conditions = Conditions::of(autoscaler, decision.conditions.now);
+    if !takes_last(autoscaler, current, decision.desired) || conditions.is_true(ZERO) {
+        return None;
+    }
+    conditions.zeroed(true);
+    Some(unread(autoscaler, conditions))
 }
 
 fn by_metrics(
@@ -646,18 +682,14 @@ impl Decision {
         self.conditions.set(ABLE, true, "SucceededRescale", message);
         let message = format!("New size: {desired}; reason: {reason}");
         self.events.push(Said { warning: false, reason: "SuccessfulRescale", message });
-        // By this alone a zero of ours is told from one by which somebody has switched it off.
-        match current > 0 && desired == 0 && least(autoscaler) == 0 && wakes(autoscaler) {
-            true => self.conditions.set(ZERO, true, "ScaledToZero", "the HPA controller scaled the workload to zero"),
-            false => {
-                let message = "the HPA controller did not scale the workload to zero";
-                self.conditions.set(ZERO, false, "NotScaledToZero", message);
-            }
-        }
+        self.conditions.zeroed(takes_last(autoscaler, current, desired));
     }
 
-    /// The number could not be written.
-    pub(super) fn not_rescaled(&mut self, rescale: &Rescale, why: &str) {
+    /// The number could not be written; or nobody knows whether it was, and then a zero that is found later is ours.
+    pub(super) fn not_rescaled(&mut self, rescale: &Rescale, current: i32, why: &str, may_be: bool) {
+        if current > 0 && !may_be && self.conditions.is_true(ZERO) {
+            self.conditions.zeroed(false);
+        }
         let (desired, reason) = (self.desired, &rescale.reason);
         let message = format!("New size: {desired}; reason: {reason}; error: {why}");
         self.events.push(Said::warning("FailedRescale", message));
@@ -858,7 +890,7 @@ mod tests {
         assert_eq!(says(&done, ABLE), ("True".to_owned(), "SucceededRescale".to_owned(), expected.to_owned()));
         let told = status(&autoscaler, 1, &done, true);
         assert_eq!((told.desired_replicas, told.last_scale_time), (2, Some(Time(at(0)))));
-        failed.not_rescaled(&rescale, "no room");
+        failed.not_rescaled(&rescale, 1, "no room", false);
         let expected = "the HPA controller was unable to update the target scale: no room";
         assert_eq!(says(&failed, ABLE), ("False".to_owned(), "FailedUpdateScale".to_owned(), expected.to_owned()));
         assert_eq!(status(&autoscaler, 1, &failed, false).desired_replicas, 7, "what it was before");
@@ -866,6 +898,66 @@ mod tests {
         let expected =
             "New size: 2; reason: cpu resource utilization (percentage of request) above target; error: no room";
         assert_eq!((event.warning, event.reason, event.message.as_str()), (true, "FailedRescale", expected));
+    }
+
+    /// A metric that asks for none.
+    fn nothing_to_do(more: Value, current: i32) -> (HorizontalPodAutoscaler, Decision) {
+        let all = json!([{"type": "Pods", "value": 10, "periodSeconds": 15}]);
+        let mut fields = json!({"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0, "policies": all}}});
+        fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let autoscaler = autoscaler(json!([external()]), fields);
+        let (pods, measures) = world(&vec![(500, "1"); current as usize]);
+        let pods: Vec<&Pod> = pods.iter().collect();
+        let others = Others::from([(0, Ok(Told::Value(0)))]);
+        let seen = Seen {
+            autoscaler: &autoscaler,
+            current,
+            are: current,
+            pods: Ok(&pods),
+            measures: Ok(&measures),
+            others: &others,
+        };
+        let decision = decide(&seen, &mut History::default(), at(0), Instant::now());
+        (autoscaler, decision)
+    }
+
+    #[test]
+    fn whose_zero_it_is_is_said_before_the_last_one_is_taken_and_no_longer_than_there_is_none() {
+        let status = |zeroed: &str| {
+            json!({"desiredReplicas": 1, "conditions": [
+            {"type": "ScaledToZero", "status": zeroed, "reason": "x", "lastTransitionTime": at(-9).to_string()}]})
+        };
+        for (least, current, zeroed, desired, marked, says_so) in [
+            (0, 1, "False", 0, true, "True"),
+            (0, 1, "True", 0, false, "True"),
+            // Not its own zero any more: somebody has made some, and it does not take them.
+            (1, 2, "True", 1, false, "False"),
+            (1, 1, "True", 1, false, "False"),
+            (1, 1, "False", 1, false, "False"),
+            (0, 0, "True", 0, false, "True"),
+            (0, 0, "False", 0, false, "False"),
+        ] {
+            let (autoscaler, decision) =
+                nothing_to_do(json!({"minReplicas": least, "status": status(zeroed)}), current);
+            let why = format!("{least} {current} {zeroed}");
+            assert_eq!((decision.desired, &*says(&decision, ZERO).0), (desired, says_so), "{why}");
+            let mark = mark(&autoscaler, current, &decision);
+            assert_eq!(mark.is_some(), marked, "{why}");
+            if let Some(mark) = mark {
+                let zero = &mark.conditions.as_ref().unwrap()[0];
+                assert_eq!((&*zero.status, mark.desired_replicas), ("True", 1), "{why}: all else as it was");
+            }
+        }
+    }
+
+    #[test]
+    fn a_zero_that_may_have_been_written_is_ours_and_one_that_was_refused_is_not() {
+        for (may_be, says_so) in [(true, "True"), (false, "False")] {
+            let (_, mut decision) = nothing_to_do(json!({"minReplicas": 0}), 1);
+            let rescale = decision.rescale.take().expect("none is wanted");
+            decision.not_rescaled(&rescale, 1, "why", may_be);
+            assert_eq!(says(&decision, ZERO).0, says_so);
+        }
     }
 
     #[test]

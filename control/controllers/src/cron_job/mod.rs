@@ -217,18 +217,7 @@ impl Controller {
                 return Err(Error::Api { what: "create a Job", source });
             }
         };
-        let active = status.active.get_or_insert_default();
-        if !active.iter().any(|known| known.uid == made.metadata.uid) {
-            active.push(ObjectReference {
-                api_version: Some("batch/v1".to_owned()),
-                kind: Some("Job".to_owned()),
-                namespace: Some(namespace.to_owned()),
-                name: Some(name),
-                uid: made.metadata.uid,
-                resource_version: made.metadata.resource_version,
-                ..ObjectReference::default()
-            });
-        }
+        plan::add_active(status, &made.metadata);
         status.last_schedule_time = Some(Time(start.at));
         Ok(())
     }

@@ -8,8 +8,9 @@ use coracle_api::schedule::Zone;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
 use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
+use super::SCHEDULED;
 use super::due::{self, Missed};
 use crate::events::Told;
 use crate::informer::Object as _;
@@ -142,6 +143,7 @@ fn observe(observed: &Observed<'_>, plan: &mut Plan) {
             if !listed {
                 let message = format!("Saw a job that the controller did not create or forgot: {name}");
                 plan.told.push(Told::warning("UnexpectedJob", message));
+                take_up(observed.cron, job, &mut plan.status);
             }
             continue;
         };
@@ -166,6 +168,40 @@ fn observe(observed: &Observed<'_>, plan: &mut Plan) {
         plan.told.push(Told::normal("MissingJob", format!("Active job went missing: {name}")));
         drop_active(&mut plan.status, job.uid.as_deref().unwrap_or_default());
     }
+}
+
+/// Takes up a Job that this controller made and whose status was never written: it may have ended between the two. The next moment
+/// must know of it where one at a time may run, and its own moment is over also where it is gone by then.
+///
+/// The reference tells of it and no more, since somebody may have made such a Job by hand (`kubectl create job --from`), which neither
+/// stands in the way nor is replaced. So it is here, too: of those that carry no moment of their own, under that moment's name and
+/// later than the last that the status knows, none is taken.
+fn take_up(cron: &CronJob, job: &Job, status: &mut CronJobStatus) {
+    let moment = job.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SCHEDULED));
+    let Some(at) = moment.and_then(|moment| moment.parse::<Timestamp>().ok()) else { return };
+    let is_forgotten = job.metadata.name.as_deref() == Some(&job_name(cron, at))
+        && status.last_schedule_time.as_ref().is_none_or(|last| last.0 < at);
+    if is_forgotten && job.metadata.deletion_timestamp.is_none() {
+        add_active(status, &job.metadata);
+        status.last_schedule_time = Some(Time(at));
+    }
+}
+
+/// Puts a Job on the list of those at work.
+pub(super) fn add_active(status: &mut CronJobStatus, job: &ObjectMeta) {
+    let active = status.active.get_or_insert_default();
+    if active.iter().any(|known| known.uid == job.uid) {
+        return;
+    }
+    active.push(ObjectReference {
+        api_version: Some("batch/v1".to_owned()),
+        kind: Some("Job".to_owned()),
+        namespace: job.namespace.clone(),
+        name: job.name.clone(),
+        uid: job.uid.clone(),
+        resource_version: job.resource_version.clone(),
+        ..ObjectReference::default()
+    });
 }
 
 fn is_in(uids: &HashSet<String>, job: &ObjectReference) -> bool {

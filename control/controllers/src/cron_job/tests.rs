@@ -227,6 +227,47 @@ fn replaces_what_is_at_work() {
 }
 
 #[test]
+fn takes_up_a_job_of_its_own_that_its_status_does_not_know() {
+    let made = |name: &str, moment: &str, deleting: bool| {
+        let mut job = (*job(name, "", 0)).clone();
+        if !moment.is_empty() {
+            job.metadata.annotations = Some([(super::SCHEDULED.to_owned(), moment.to_owned())].into());
+        }
+        job.metadata.deletion_timestamp =
+            deleting.then(|| serde_json::from_value(json!("2026-01-01T11:30:00Z")).unwrap());
+        Arc::new(job)
+    };
+    let last = json!({"lastScheduleTime": "2026-01-01T10:00:00Z"});
+    let of_eleven = "2026-01-01T12:00:00+01:00";
+    for (why, policy, status, job, active, start, schedule) in [
+        ("forgotten", "Forbid", &last, made("c-29454420", of_eleven, false), true, false, "11:00"),
+        ("of the first moment", "Forbid", &Value::Null, made("c-29454420", of_eleven, false), true, false, "11:00"),
+        ("to be replaced", "Replace", &last, made("c-29454420", of_eleven, false), true, true, "11:00"),
+        ("made by hand", "Forbid", &last, made("c-29454420", "", false), false, true, "10:00"),
+        ("under another name", "Forbid", &last, made("mine", of_eleven, false), false, true, "10:00"),
+        ("going", "Forbid", &last, made("c-29454420", of_eleven, true), false, true, "10:00"),
+        (
+            "replaced long ago",
+            "Replace",
+            &json!({"lastScheduleTime": "2026-01-01T11:00:00Z"}),
+            made("c-29454420", of_eleven, false),
+            false,
+            true,
+            "11:00",
+        ),
+    ] {
+        let cron = cron(json!({"concurrencyPolicy": policy}), status.clone());
+        let plan = planned(&cron, &[job], &[], "2026-01-01T12:00:00Z");
+        assert!(reasons(&plan).contains(&"UnexpectedJob"), "{why}");
+        assert_eq!((plan.status.active.is_some(), plan.start.is_some()), (active, start), "{why}");
+        let replaces = plan.start.map_or(0, |start| start.replaces.len());
+        assert_eq!(replaces, usize::from(active && start), "{why}");
+        let known = plan.status.last_schedule_time.map(|time| time.0.strftime("%H:%M").to_string());
+        assert_eq!(known.as_deref(), Some(schedule), "{why}");
+    }
+}
+
+#[test]
 fn follows_what_becomes_of_its_jobs() {
     let status = json!({"active": active(&["done", "bad", "runs", "lost", "unseen"]), "lastSuccessfulTime": "2026-01-01T10:00:00Z"});
     let jobs = [job("done", "Complete", 5), job("bad", "Failed", 6), job("runs", "", 7), job("surprise", "", 8)];

@@ -263,14 +263,19 @@ async fn autoscaler_asks_other_servers_for_what_they_measure() {
     api.until("one for each 5", |api| replicas(api, 3)).await;
 }
 
-#[tokio::test]
-async fn autoscaler_that_takes_the_last_one_makes_one_again_when_it_is_asked_for() {
-    let world = world();
-    let api = &world.api;
-    let replicas = |api: &Scripted, count: i32| (api.get(DEPLOYMENT)?["spec"]["replicas"] == count).then_some(());
-    let series = |value: &str| json!({"metricName": "queue", "value": value});
-    let at = "/apis/external.metrics.k8s.io/v1beta1/namespaces/n/queue/a";
-    api.put(at, series("0"));
+const QUEUE: &str = "/apis/external.metrics.k8s.io/v1beta1/namespaces/n/queue/a";
+
+fn series(value: &str) -> Value {
+    json!({"metricName": "queue", "value": value})
+}
+
+fn replicas(api: &Scripted, count: i32) -> Option<()> {
+    (api.get(DEPLOYMENT)?["spec"]["replicas"] == count).then_some(())
+}
+
+/// One pod, and an autoscaler that takes it when the queue is empty, and at once.
+async fn zero_when_idle(api: &Scripted, value: &str) {
+    api.put(QUEUE, series(value));
     api.put(DEPLOYMENT, deployment("web", 1));
     pods(api, 1, "10m").await;
     let metric = json!({"type": "External", "external": {"metric": {"name": "queue"},
@@ -279,10 +284,17 @@ async fn autoscaler_that_takes_the_last_one_makes_one_again_when_it_is_asked_for
     let rules = json!({"stabilizationWindowSeconds": 0, "policies": [all]});
     let behavior = json!({"scaleDown": rules, "scaleUp": rules});
     api.put(SCALER, scaler(json!({"minReplicas": 0, "metrics": [metric], "behavior": behavior})));
+}
+
+#[tokio::test]
+async fn autoscaler_that_takes_the_last_one_makes_one_again_when_it_is_asked_for() {
+    let world = world();
+    let api = &world.api;
+    zero_when_idle(api, "0").await;
     let (status, message, _) = until(api, SCALER, "ScaledToZero", "ScaledToZero").await;
     assert_eq!((&*status, &*message), ("True", "the HPA controller scaled the workload to zero"));
     api.until("there is none", |api| replicas(api, 0)).await;
-    api.put(at, series("3"));
+    api.put(QUEUE, series("3"));
     api.until("there is one", |api| replicas(api, 1)).await;
     let (status, ..) = until(api, SCALER, "ScaledToZero", "NotScaledToZero").await;
     assert_eq!(status, "False");
@@ -306,4 +318,56 @@ async fn autoscaler_scales_nothing_that_is_in_no_namespace_nor_elsewhere_by_its_
     until(api, other, "AbleToScale", "FailedGetScale").await;
     let asked = api.requests(&Method::GET, "/deployments/x");
     assert!(!asked.is_empty() && asked.iter().all(|seen| seen.path.ends_with("/x%3Fy/scale")), "{asked:?}");
+}
+
+#[tokio::test]
+async fn autoscaler_that_ends_just_after_it_took_the_last_one_is_followed_by_one_that_knows_it() {
+    let first = world();
+    let api = &first.api;
+    // Nothing is written any more once the last one is taken.
+    let status = "/horizontalpodautoscalers/web/status";
+    api.meanwhile(Method::PUT, "/deployments/web/scale", move |api| {
+        api.always(Method::PATCH, status, Answer::Refused(503, "ServiceUnavailable"));
+    });
+    zero_when_idle(api, "0").await;
+    api.until("there is none", |api| replicas(api, 0)).await;
+    first.shutdown.cancel();
+    first.running.await.unwrap();
+    api.relent();
+    let second = start(api, 600_000);
+    api.put(QUEUE, series("3"));
+    second.api.until("there is one", |api| replicas(api, 1)).await;
+}
+
+#[tokio::test]
+async fn autoscaler_that_is_shown_an_old_status_does_not_forget_whose_zero_it_is() {
+    let world = world();
+    let api = &world.api;
+    zero_when_idle(api, "4").await;
+    until(api, SCALER, "ScalingActive", "ValidMetricFound").await;
+    api.hold("horizontalpodautoscalers");
+    api.put(QUEUE, series("0"));
+    api.until("there is none", |api| replicas(api, 0)).await;
+    let asked = |api: &Scripted| api.requests(&Method::GET, "/deployments/web/scale").len();
+    let before = asked(api);
+    api.until("it was looked at twice more", |api| (asked(api) >= before + 2).then_some(())).await;
+    assert_eq!(says(&api.get(SCALER).unwrap(), "ScaledToZero").0, "True");
+    api.put(QUEUE, series("3"));
+    api.until("there is one", |api| replicas(api, 1)).await;
+}
+
+#[tokio::test]
+async fn autoscaler_lets_a_zero_be_that_comes_after_somebody_made_some() {
+    let world = world();
+    let api = &world.api;
+    zero_when_idle(api, "0").await;
+    api.until("there is none", |api| replicas(api, 0)).await;
+    until(api, SCALER, "AbleToScale", "ReadyForNewScale").await;
+    // From one on it takes none.
+    api.merge(SCALER, &json!({"spec": {"minReplicas": 1}, "metadata": {"generation": 2}}));
+    api.merge(DEPLOYMENT, &json!({"spec": {"replicas": 2}, "metadata": {"generation": 9}}));
+    until(api, SCALER, "ScaledToZero", "NotScaledToZero").await;
+    api.merge(DEPLOYMENT, &json!({"spec": {"replicas": 0}, "metadata": {"generation": 10}}));
+    until(api, SCALER, "ScalingActive", "ScalingDisabled").await;
+    replicas(api, 0).expect("it was switched off, and stays so");
 }

@@ -14,6 +14,7 @@ mod protection;
 mod tests;
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,9 @@ use coracle_api::volumes::{BOUND_BY_CONTROLLER, CLAIM_PROTECTION, FINALIZER, NOD
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 pub(crate) use self::ephemeral::Controller as Ephemeral;
 use self::plan::{BIND_COMPLETED, Observed, Reclaim, Step, VolumeStep};
@@ -36,8 +39,9 @@ use crate::{Error, now_in_seconds};
 
 /// Between reconciliations of one object in a storm.
 const SPACING: Duration = Duration::from_millis(20);
-/// How long a node must be gone before nobody waits for its word any more; it may be replaced by one of the same name.
-const QUARANTINE: Duration = Duration::from_secs(40);
+/// How long a node must be gone before nobody waits for its word any more; it may be replaced by one of the same name (tests do not
+/// wait so long).
+const QUARANTINE: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(40) };
 const COMPONENT: &str = "persistentvolume-controller";
 
 /// What there is to look at.
@@ -58,6 +62,28 @@ pub(crate) struct Controller {
     classes: Arc<Store<StorageClass>>,
     nodes: Arc<Store<Node>>,
     pods: Arc<Store<Pod>>,
+    missed: Arc<Missed>,
+}
+
+/// Nodes that were not there when they were looked for, or went, and since when. A name of each that has not come back: no more than
+/// there ever were. Another process that leads counts anew.
+#[derive(Debug, Default)]
+struct Missed(Mutex<HashMap<Arc<str>, Instant>>);
+
+impl Missed {
+    fn went(&self, node: &str, now: Instant) {
+        self.0.lock().insert(node.into(), now);
+    }
+
+    fn is_back(&self, node: &str) {
+        self.0.lock().remove(node);
+    }
+
+    /// How long one that is not there has still to be gone until nobody waits for its word any more.
+    fn rest(&self, node: &str, now: Instant) -> Duration {
+        let since = *self.0.lock().entry(node.into()).or_insert(now);
+        QUARANTINE.saturating_sub(now.saturating_duration_since(since))
+    }
 }
 
 /// The informers that it listens to, and the pods that it only looks at.
@@ -109,8 +135,9 @@ impl Controller {
                 }
             }
         });
+        let missed = Arc::new(Missed::default());
         nodes.on_change({
-            let (queue, claims, volumes) = (queue.clone(), claims.store(), volumes.store());
+            let (queue, claims, volumes, missed) = (queue.clone(), claims.store(), volumes.store(), missed.clone());
             move |change| {
                 if let Change::Updated(..) = change {
                     return;
@@ -121,14 +148,19 @@ impl Controller {
                         queue.add(&Task::Claim(claim.key()));
                     }
                 }
-                if let Change::Deleted(_) = change {
-                    let going = volumes.select("", |volume| volume.is_deleting() && node_of(volume) == Some(&*node));
-                    going.iter().for_each(|volume| queue.add_after(&Task::Volume(volume.key().name), QUARANTINE));
+                match change {
+                    Change::Deleted(_) => {
+                        missed.went(&node, Instant::now());
+                        let going =
+                            volumes.select("", |volume| volume.is_deleting() && node_of(volume) == Some(&*node));
+                        going.iter().for_each(|volume| queue.add(&Task::Volume(volume.key().name)));
+                    }
+                    _ => missed.is_back(&node),
                 }
             }
         });
         let (claims, volumes, classes) = (claims.store(), volumes.store(), classes.store());
-        Arc::new(Self { client, recorder, queue, claims, volumes, classes, nodes: nodes.store(), pods })
+        Arc::new(Self { client, recorder, queue, claims, volumes, classes, nodes: nodes.store(), pods, missed })
     }
 }
 
@@ -461,13 +493,17 @@ impl Controller {
         if !holds(FINALIZER) {
             return Ok(None);
         }
-        let is_kept = match node_of(volume) {
-            Some(node) => self.has_node(node).await?,
-            None => false,
-        };
-        if !is_kept {
-            self.let_go(volume, FINALIZER).await?;
+        if let Some(node) = node_of(volume) {
+            if self.has_node(node).await? {
+                self.missed.is_back(node);
+                return Ok(Some(Next::OnEvent));
+            }
+            let rest = self.missed.rest(node, Instant::now());
+            if !rest.is_zero() {
+                return Ok(Some(Next::After(rest)));
+            }
         }
+        self.let_go(volume, FINALIZER).await?;
         Ok(Some(Next::OnEvent))
     }
 

@@ -1,10 +1,12 @@
 //! What becomes of claims and volumes, as tables.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::plan::{self, Observed, Reclaim, Step, VolumeStep};
 
@@ -309,4 +311,19 @@ fn of_thousands_of_volumes_a_claim_looks_at_those_of_its_class() {
         let expected: Vec<_> = expected.into_iter().map(|class| (Index::Unbound, class.to_owned())).collect();
         assert_eq!(found, expected);
     }
+}
+
+#[test]
+fn a_node_is_waited_for_a_while_after_it_went_whoever_looks() {
+    let (missed, begun) = (super::Missed::default(), Instant::now());
+    let quarantine = super::QUARANTINE;
+    assert_eq!(missed.rest("one", begun), quarantine, "nobody was looked for before");
+    assert_eq!(missed.rest("one", begun + quarantine / 2), quarantine / 2, "another volume does not begin it anew");
+    assert_eq!(missed.rest("two", begun + quarantine / 2), quarantine);
+    assert_eq!(missed.rest("one", begun + quarantine * 2), Duration::ZERO);
+    // One that was back in between has all of it again, whatever was seen of that.
+    missed.is_back("one");
+    assert_eq!(missed.rest("one", begun + quarantine * 2), quarantine);
+    missed.went("one", begun + quarantine * 4);
+    assert_eq!(missed.rest("one", begun + quarantine * 4), quarantine);
 }

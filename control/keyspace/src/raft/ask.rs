@@ -350,12 +350,12 @@ fn check_quota(state: &State, max: u64, ops: &[Op]) -> Result<(), NoRoom> {
         return Ok(());
     }
     let allowed = if stored < max.saturating_add(max / 16) { GROWTH_AT_QUOTA } else { 0 };
-    // As it is kept, which is what it is proposed as: of what is sealed, `size` has the opened content too.
+    // As it is kept, which is what it is proposed as, and counted.
     let there = |key: &Key| state.record(key).map_or(0, |record| record.kept_size());
     let grows = |op: &Op| match op {
         Op::Delete { .. } | Op::Check { .. } => false,
         Op::Put { key, value, .. } => {
-            // What is in the clear may be sealed whatever there is: each is once, and a frame is a few bytes.
+            // What is in the clear may be sealed whatever there is: each is once, and then counts a frame's few bytes more.
             let seals = seal::sealed_by(&value.bytes).is_some()
                 && state.record(key).is_some_and(|record| record.sealed_by().is_none());
             let allowed = if seals || is_few_and_small(key) { GROWTH_AT_QUOTA } else { allowed };

@@ -458,6 +458,12 @@ impl Member {
         self.log.is_short_of_space()
     }
 
+    /// As if checkpoints failed for lack of space, until one is made.
+    #[cfg(test)]
+    pub fn set_short_of_space(&self, is_short: bool) {
+        self.log.set_uncut(is_short);
+    }
+
     /// Whether its disk takes what a leader's has to.
     pub fn has_room(&self) -> bool {
         !self.is_short_of_space() && self.free() >= crate::FREE_LOW

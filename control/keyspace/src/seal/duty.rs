@@ -18,7 +18,7 @@ use crate::record::{Guard, Op, Record};
 /// Records that are written anew at the same time: they share syncs, and leave room for those who do something.
 const TOGETHER: usize = 16;
 /// How long after it was hindered it tries again.
-const AGAIN: Duration = Duration::from_secs(1);
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs while this member leads, until `stopped` says so. Keys are kept for `remembered` after nothing is stored under them: so
 /// long a watch may ask for what was.
@@ -64,7 +64,7 @@ pub(crate) async fn run(
 }
 
 /// Does what there is to do; says when to look again, unless something changes before.
-async fn look(
+pub(super) async fn look(
     member: &Arc<Member>,
     mine: Lead,
     remembered: Duration,
@@ -79,6 +79,10 @@ async fn look(
         return None;
     }
     let (newest, _) = keys.newest()?;
+    // What a full disk still takes is for leases, states and deletions.
+    if member.is_short_of_space() {
+        return Some(AGAIN);
+    }
     let due = unsettled(&keys, &collections);
     if !due.is_empty() {
         *unused_since = None;
@@ -100,7 +104,8 @@ async fn look(
     let unused: Vec<u64> = keys.ids().filter(|id| *id != newest && !used.contains(id)).collect();
     if unused.is_empty() {
         *unused_since = None;
-        return None;
+        // What cannot be read holds its key, and nobody says when it goes.
+        return keys.ids().any(|id| id != newest).then(|| remembered.max(AGAIN));
     }
     // With another newest one there are others that nothing needs.
     let since = unused_since.take_if(|(before, _)| *before == newest).unwrap_or_else(|| (newest, host::now()));
@@ -128,6 +133,10 @@ async fn look(
 
 /// Writes a record as it is, sealed as it is to be. Says whether that is done, by this or by somebody else.
 async fn write_anew(member: Arc<Member>, mine: Lead, record: Arc<Record>) -> bool {
+    // It may have become so after the first of many.
+    if member.is_short_of_space() {
+        return false;
+    }
     let put = Op::Put { key: record.key.clone(), value: record.value(), guard: Guard::Revision(record.revision) };
     let ops = vec![put, mine.fence()];
     let keys = member.machine().state.read().keys().clone();

@@ -293,6 +293,72 @@ async fn what_is_not_what_was_sealed_is_an_error_and_no_empty_content() {
     again.shutdown().await;
 }
 
+/// One look of the duty, as it goes about it itself at the same time.
+async fn look(keyspace: &Keyspace) -> Option<Duration> {
+    let member = &keyspace.0.member;
+    let mut lead = keyspace.lead();
+    let lead = lead.wait_for(Option::is_some).await.unwrap().unwrap();
+    duty::look(member, lead, Duration::from_millis(200), &mut None, &mut false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_an_unreadable_record_held_goes_after_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let keyspace = open(temp.path(), Some(root()), Duration::from_millis(200)).await;
+    keyspace.transact(vec![put("secrets", "a/one", PLAIN, Guard::Absent)]).await.unwrap();
+    let cut = keyspace.get("secrets", "a/one").unwrap().stored().0.slice(..30);
+    let value = Value { bytes: cut, revision_at: 0 };
+    let key = Key::new("secrets", "a/cut");
+    let broken = Op::Put { key: key.clone(), value, guard: Guard::None };
+    keyspace.0.member.propose_unchecked(vec![broken]).await.unwrap().unwrap();
+    assert_eq!(keyspace.renew_key().await.unwrap(), 2);
+    until("the good one is sealed anew", async || (keyspace.sealing().unsettled == 0).then_some(())).await;
+    // It looks again, whatever says nothing.
+    assert_eq!(look(&keyspace).await, Some(duty::AGAIN));
+    assert_eq!(keyspace.sealing().older, [1]);
+    keyspace.transact(vec![Op::Delete { key, guard: Guard::Present }]).await.unwrap();
+    until("the old key is gone", async || keyspace.sealing().older.is_empty().then_some(())).await;
+    assert_eq!(look(&keyspace).await, None, "nothing is left to look for");
+    keyspace.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sealed_anew_with_what_a_full_disk_keeps() {
+    let temp = tempfile::tempdir().unwrap();
+    let keyspace = open(temp.path(), Some(root()), Duration::from_secs(360)).await;
+    for at in 0..20 {
+        keyspace.transact(vec![put("secrets", &format!("a/{at}"), PLAIN, Guard::Absent)]).await.unwrap();
+    }
+    keyspace.0.member.set_short_of_space(true);
+    assert_eq!(keyspace.renew_key().await.unwrap(), 2);
+    assert_eq!(look(&keyspace).await, Some(duty::AGAIN));
+    assert_eq!(keyspace.sealing().unsettled, 20);
+    keyspace.0.member.set_short_of_space(false);
+    until("all is sealed", async || (keyspace.sealing().unsettled == 0).then_some(())).await;
+    keyspace.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sealed_counts_once_towards_the_bound() {
+    let temp = tempfile::tempdir().unwrap();
+    let keyspace = open(temp.path(), Some(root()), Duration::from_secs(360)).await;
+    let content = PLAIN.repeat(500);
+    for at in 0..10 {
+        keyspace.transact(vec![put("configmaps", &format!("a/{at}"), &content, Guard::Absent)]).await.unwrap();
+    }
+    let before = keyspace.status().stored_bytes;
+    let both = ["secrets", "configmaps"].map(str::to_owned).into();
+    keyspace.seal_collections(&both).await.unwrap();
+    until("all is sealed", async || (keyspace.sealing().unsettled == 0).then_some(())).await;
+    let after = keyspace.status().stored_bytes;
+    assert!(before > 10 * content.len() as u64 && after < before + 10 * 100, "{before} {after}");
+    keyspace.0.member.checkpoint().await.unwrap();
+    keyspace.shutdown().await;
+    let again = open(temp.path(), Some(root()), Duration::from_secs(360)).await;
+    assert_eq!(again.status().stored_bytes, after, "and the same when it is read back");
+    again.shutdown().await;
+}
+
 /// What the records of the keys say is compared with bytes of today: a change is a new version (docs/formats.md).
 #[test]
 fn the_records_of_keys_are_those_of_format_3() {

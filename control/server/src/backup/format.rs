@@ -11,6 +11,8 @@ use std::io::{self, Read, Write};
 use coracle_keyspace::SecretKey;
 use serde_json::Value;
 
+use crate::authority::SharedKeys;
+
 /// How a backup begins, whatever its version.
 const NAME: &[u8] = b"coracle backup ";
 /// The version that is written. The first, whose keys were not sealed, is read, too.
@@ -209,6 +211,17 @@ pub fn seal(key: &SecretKey, keys: &Value) -> Vec<u8> {
 /// What was sealed; `None` when it is that of another key.
 pub fn open(key: &SecretKey, sealed: &[u8]) -> Option<Value> {
     serde_json::from_slice(&key.open(&KEYS, sealed)?).ok()
+}
+
+/// The keys, wherever they are read: those that are no pair restore nothing that is sealed, and are damage like any other.
+pub fn shared(keys: &Value, at: u64) -> Result<SharedKeys, Error> {
+    let text = |field: &str| keys[field].as_str().unwrap_or_default().to_owned();
+    let keys =
+        SharedKeys { authority: text("authority"), authority_key: text("authorityKey"), token_key: text("tokenKey") };
+    match keys.is_pair() {
+        true => Ok(keys),
+        false => Err(Error::Damaged { at, why: "the authority's key in it does not belong to its certificate" }),
+    }
 }
 
 fn sum(seed: u32, kind: u8, length: [u8; 4], payload: &[u8]) -> u32 {

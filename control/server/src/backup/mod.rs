@@ -35,7 +35,7 @@ use tokio::sync::{Semaphore, mpsc};
 use self::format::Writer;
 pub use self::format::{Error, Frame, Reader};
 pub use self::restore::{RestoreError, Restored, restore};
-use crate::authority::Authority;
+use crate::authority::{Authority, SharedKeys};
 
 /// Bytes of a file in one frame.
 const CONTENT_BYTES: usize = 256 << 10;
@@ -110,6 +110,10 @@ async fn backup(
     let Ok(place) = shared.places.clone().try_acquire_owned() else {
         return refused(StatusCode::TOO_MANY_REQUESTS, format!("{BACKUPS_MAX} backups are under way: try again later"));
     };
+    let keys = match shared.sources.authority.shared() {
+        Ok(keys) => keys,
+        Err(error) => return refused(StatusCode::SERVICE_UNAVAILABLE, format!("no backup is possible now: {error}")),
+    };
     // Everything that was answered before is in it.
     if let Err(error) = shared.sources.keyspace.barrier().await {
         return refused(StatusCode::SERVICE_UNAVAILABLE, format!("no backup is possible now: {error}"));
@@ -158,7 +162,7 @@ async fn backup(
     tokio::task::spawn_blocking(move || {
         let (_place, _kept) = (place, kept);
         let mut to = Pieces { buffer: Vec::with_capacity(PIECE_BYTES), send };
-        if let Err(error) = write(&shared.sources, &key, whole, named.as_ref(), &mut to)
+        if let Err(error) = write(&shared.sources, (&key, &keys), whole, named.as_ref(), &mut to)
             && error.kind() != io::ErrorKind::BrokenPipe
         {
             tracing::error!(%error, "a backup is not complete");
@@ -206,8 +210,13 @@ impl Write for Pieces {
 }
 
 /// Writes all of it; without what is `named` in the registry no images.
-fn write(sources: &Sources, key: &SecretKey, whole: Whole, named: Option<&Named>, to: impl Write) -> io::Result<()> {
-    let keys = sources.authority.shared().map_err(io::Error::other)?;
+fn write(
+    sources: &Sources,
+    (key, keys): (&SecretKey, &SharedKeys),
+    whole: Whole,
+    named: Option<&Named>,
+    to: impl Write,
+) -> io::Result<()> {
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut writer = Writer::begin(to)?;
     writer.frame(&Frame::Head(json!({
@@ -315,8 +324,9 @@ pub struct Contents {
     pub lacking_count: u64,
 }
 
-/// Reads a backup to its end and says what it holds; fails where it is not whole. Blocks.
-pub fn verify(from: impl Read) -> Result<Contents, Error> {
+/// Reads a backup to its end and says what it holds; fails where it is not whole. With the key that it was made with, the cluster's
+/// keys in it are looked at, too. Blocks.
+pub fn verify(from: impl Read, key: Option<&SecretKey>) -> Result<Contents, Error> {
     let mut reader = Reader::begin(from)?;
     let mut head = None;
     let (mut end, mut has_keys, mut files) = (Value::Null, false, 0_u64);
@@ -326,7 +336,18 @@ pub fn verify(from: impl Read) -> Result<Contents, Error> {
             Frame::Head(_) => return Err(Error::Damaged { at: reader.at(), why: "there are two heads" }),
             _ if head.is_none() => return Err(Error::Damaged { at: reader.at(), why: "it has no head" }),
             Frame::End(found) => end = found,
-            Frame::Keys(_) | Frame::Sealed(_) => has_keys = true,
+            Frame::Keys(keys) => {
+                format::shared(&keys, reader.at())?;
+                has_keys = true;
+            }
+            Frame::Sealed(sealed) => {
+                if let Some(key) = key {
+                    let why = "its keys cannot be opened";
+                    let keys = format::open(key, &sealed).ok_or(Error::Damaged { at: reader.at(), why })?;
+                    format::shared(&keys, reader.at())?;
+                }
+                has_keys = true;
+            }
             Frame::File(_) => files += 1,
             Frame::Records(_) | Frame::Content(_) => {}
         }
@@ -422,12 +443,22 @@ mod tests {
         assert_eq!(ask(&router, &["system:nodes"], "").await.0, 403);
         assert_eq!(ask(&routed(sources(), 0), &[crate::MASTERS], "").await.0, 429);
         assert_eq!(ask(&router, &[crate::MASTERS], "?images=maybe").await.0, 400);
+        // A key that was replaced meanwhile opens nothing of what would be in it.
+        let ca_key = temp.path().join("pki/ca.key");
+        let kept = fs::read(&ca_key).unwrap();
+        fs::copy(temp.path().join("pki/service-account.key"), &ca_key).unwrap();
+        let (code, why) = ask(&router, &[crate::MASTERS], "").await;
+        assert!(code == 503 && String::from_utf8_lossy(&why).contains("does not belong to"), "{code} {why:?}");
+        fs::write(&ca_key, kept).unwrap();
         let (_, small) = ask(&router, &[crate::MASTERS], "?images=false").await;
         let (code, whole) = ask(&router, &[crate::MASTERS], "").await;
-        let contents = verify(&whole[..]).unwrap();
+        let contents = verify(&whole[..], Some(&SecretKey::derive(b"test", "backup"))).unwrap();
         assert_eq!((code, contents.files, contents.bytes), (200, 2, whole.len() as u64));
         assert_eq!(contents.open, Some(0));
-        assert_eq!((verify(&small[..]).unwrap().files, contents.lacking), (0, Vec::new()));
+        assert_eq!(
+            (verify(&small[..], Some(&SecretKey::derive(b"test", "backup"))).unwrap().files, contents.lacking),
+            (0, Vec::new())
+        );
 
         // What nothing names any more, since the moment that is kept, goes after it was read.
         let body = Body::from(SecretKey::derive(b"test", "backup").to_hex());
@@ -438,7 +469,7 @@ mod tests {
         let age = Duration::ZERO;
         assert_eq!(images.collect_garbage(age).await.unwrap().blobs, 0);
         let read = [begun, reading.collect().await.unwrap().to_bytes()].concat();
-        assert_eq!(verify(&read[..]).unwrap().files, 2);
+        assert_eq!(verify(&read[..], Some(&SecretKey::derive(b"test", "backup"))).unwrap().files, 2);
 
         // What is set aside while it is read is passed over, and named.
         let named = |key: String| coracle_registry::Change {
@@ -461,7 +492,7 @@ mod tests {
         let aside = |place: &str| registry.join(place.rsplit('/').next().unwrap());
         places.iter().for_each(|place| fs::rename(registry.join(place), aside(place)).unwrap());
         let read = [begun, reading.collect().await.unwrap().to_bytes()].concat();
-        let contents = verify(&read[..]).unwrap();
+        let contents = verify(&read[..], Some(&SecretKey::derive(b"test", "backup"))).unwrap();
         assert_eq!((contents.files, contents.lacking_count), (1, 1));
         places.iter().for_each(|place| fs::rename(aside(place), registry.join(place)).unwrap());
 
@@ -493,12 +524,12 @@ mod tests {
         let secret = coracle_keyspace::Op::Put { key, value, guard: coracle_keyspace::Guard::Absent };
         keyspace.transact(vec![secret]).await.unwrap();
         let (_, open) = ask(&router, &[crate::MASTERS], "?images=false").await;
-        assert_eq!(verify(&open[..]).unwrap().open, Some(1));
+        assert_eq!(verify(&open[..], Some(&SecretKey::derive(b"test", "backup"))).unwrap().open, Some(1));
 
         // What is damaged is not carried along, and is named.
         fs::write(registry.join(&places[1]), &blob).unwrap();
         let (code, whole) = ask(&router, &[crate::MASTERS], "").await;
-        let contents = verify(&whole[..]).unwrap();
+        let contents = verify(&whole[..], Some(&SecretKey::derive(b"test", "backup"))).unwrap();
         assert_eq!((code, contents.files, contents.lacking_count), (200, 1, 1));
         assert_eq!(contents.lacking, [format!("app ({})", digest_of(&places[1]))]);
         keyspace.shutdown().await;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 
 use super::format::{self, Error, Frame, Reader};
-use crate::authority::{self, Authority, SharedKeys};
+use crate::authority::{self, Authority};
 use crate::founding;
 
 /// Why no cluster was made.
@@ -150,12 +150,7 @@ fn build<R: Read>(mut reader: Reader<R>, work: &Path, key: Option<&SecretKey>) -
                     Frame::Keys(keys) => keys,
                     _ => return Err(damaged("its keys are not usable")),
                 };
-                let text = |field: &str| keys[field].as_str().unwrap_or_default().to_owned();
-                let keys = SharedKeys {
-                    authority: text("authority"),
-                    authority_key: text("authorityKey"),
-                    token_key: text("tokenKey"),
-                };
+                let keys = format::shared(&keys, reader.at())?;
                 Authority::adopt(&work.join("pki"), &keys).map_err(RestoreError::Keys)?;
                 has_keys = true;
             }
@@ -214,19 +209,29 @@ mod tests {
     /// As it was written before keys were sealed.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_backup_of_version_1_is_read_without_a_key() {
-        let mut writer = format::Writer::begin(Vec::new()).unwrap();
-        let keys = json!({"authority": "a", "authorityKey": "b", "tokenKey": "c"});
-        let end = json!({"records": 0, "files": 0});
-        for frame in [Frame::Head(json!({"revision": 7})), Frame::Keys(keys), Frame::End(end)] {
-            writer.frame(&frame).unwrap();
-        }
-        let written = writer.finish().unwrap();
-        let bytes = [b"coracle backup 1\n", &written[b"coracle backup 2\n".len()..]].concat();
         let temp = tempfile::tempdir().unwrap();
+        let [ours, others] =
+            ["ours", "others"].map(|name| Authority::open(&temp.path().join(name), false).unwrap().shared().unwrap());
+        let backup = |authority_key: &str| {
+            let mut writer = format::Writer::begin(Vec::new()).unwrap();
+            let keys = json!({"authority": ours.authority, "authorityKey": authority_key, "tokenKey": ours.token_key});
+            let end = json!({"records": 0, "files": 0});
+            for frame in [Frame::Head(json!({"revision": 7})), Frame::Keys(keys), Frame::End(end)] {
+                writer.frame(&frame).unwrap();
+            }
+            let written = writer.finish().unwrap();
+            [b"coracle backup 1\n", &written[b"coracle backup 2\n".len()..]].concat()
+        };
         let dir = temp.path().join("data");
-        let to = dir.clone();
+        // What nothing of the cluster is opened with is neither taken for a whole backup nor restored.
+        let (wrong, to) = (backup(&others.authority_key), dir.clone());
+        assert!(matches!(super::super::verify(&wrong[..], None), Err(Error::Damaged { .. })));
+        let refused = tokio::task::spawn_blocking(move || restore(&wrong[..], &to, None)).await.unwrap();
+        assert!(matches!(refused, Err(RestoreError::Backup(Error::Damaged { .. }))) && !dir.exists());
+        let (bytes, to) = (backup(&ours.authority_key), dir.clone());
+        assert_eq!(super::super::verify(&bytes[..], None).unwrap().revision, 7);
         let made = tokio::task::spawn_blocking(move || restore(&bytes[..], &to, None)).await.unwrap().unwrap();
-        assert_eq!((made.revision, fs::read_to_string(dir.join("pki/ca.key")).unwrap()), (7, "b".to_owned()));
+        assert_eq!((made.revision, fs::read_to_string(dir.join("pki/ca.key")).unwrap()), (7, ours.authority_key));
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Pods {
                 None
             }
             Command::Forget => {
-                self.forget(slot);
+                self.forget(slot, state);
                 None
             }
         }
@@ -187,7 +187,8 @@ impl Pods {
         None
     }
 
-    fn forget(self: &Arc<Self>, slot: &Arc<Slot>) {
+    fn forget(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut State) {
+        self.retries(&mut state.report, false);
         self.context.objects.forget(&slot.uid);
         self.let_go_of_volumes(slot);
         for alarm in [Alarm::Wake, Alarm::Settled, Alarm::Report, Alarm::Tokens] {
@@ -196,7 +197,9 @@ impl Pods {
         let dir = logs::pod_dir(&self.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
         // A pod that had ended in an earlier life of the node was never set up, so nothing was released either.
         let files = slot.has_files().then(|| self.context.pods_dir.join(&*slot.uid));
+        let slot = slot.clone();
         self.context.tasks.spawn_blocking(move || {
+            let _turn = slot.ends.lock();
             // Most pods have printed nothing.
             let _ = std::fs::remove_dir_all(dir);
             files.map(|files| crate::beneath::remove_tree(&files))

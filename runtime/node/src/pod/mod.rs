@@ -13,6 +13,7 @@ pub mod core;
 
 mod admission;
 mod commands;
+mod ends;
 pub(crate) mod files;
 mod grpc;
 mod hooks;

@@ -10,9 +10,12 @@ use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::request::Builder;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::core::OWNED_CONDITIONS;
@@ -54,6 +57,8 @@ pub(super) struct Report {
     /// Until when a start may settle.
     settle_until: Option<Duration>,
     failures: u32,
+    /// A write failed although the API server answers, and is tried again: it is waited for like one under way.
+    is_retrying: bool,
 }
 
 impl Report {
@@ -76,14 +81,16 @@ pub(super) struct Reports(Mutex<Line>);
 #[derive(Default)]
 struct Line {
     in_flight: usize,
+    /// Pods whose write waits for a timer, and that the API server may take.
+    retrying: usize,
     waiting: VecDeque<Arc<Slot>>,
 }
 
 impl Reports {
-    /// Whether nothing is under way.
+    /// Whether nothing is under way, or is tried again soon. Who does not answer at all is not waited for.
     pub fn is_idle(&self) -> bool {
         let line = self.0.lock();
-        line.in_flight == 0 && line.waiting.is_empty()
+        line.in_flight == 0 && line.retrying == 0 && line.waiting.is_empty()
     }
 }
 
@@ -95,8 +102,8 @@ enum Answer {
     Gone,
     /// The API server will never take it.
     Refused(String),
-    /// Later, perhaps.
-    Failed(String),
+    /// Later, perhaps. Whether somebody answered.
+    Failed { message: String, is_answered: bool },
 }
 
 impl Pods {
@@ -175,6 +182,15 @@ impl Pods {
         report.hold_until = Some(now + wait);
     }
 
+    /// Whether a failed write about a pod is to be waited for; under its lock.
+    pub(super) fn retries(&self, report: &mut Report, is_retrying: bool) {
+        if std::mem::replace(&mut report.is_retrying, is_retrying) == is_retrying {
+            return;
+        }
+        let mut line = self.reports.0.lock();
+        line.retrying = if is_retrying { line.retrying + 1 } else { line.retrying - 1 };
+    }
+
     /// Writes about one pod, then about those that wait in line.
     async fn write_line(self: Arc<Self>, mut slot: Arc<Slot>) {
         loop {
@@ -206,12 +222,13 @@ impl Pods {
             if is_final && matches!(answer, Answer::Done(_) | Answer::Refused(_)) {
                 answer = match self.delete(slot).await {
                     // Nobody else would delete it.
-                    Answer::Refused(message) => Answer::Failed(message),
+                    Answer::Refused(message) => Answer::Failed { message, is_answered: true },
                     answer => answer,
                 };
             }
             let mut state = slot.lock();
             let report = &mut state.report;
+            self.retries(report, matches!(answer, Answer::Failed { is_answered: true, .. }));
             match answer {
                 Answer::Done(revision) => {
                     report.revision = revision.or(report.revision);
@@ -232,7 +249,7 @@ impl Pods {
                     report.written = Some(hash);
                     report.is_final &= !is_final;
                 }
-                Answer::Failed(message) => {
+                Answer::Failed { message, .. } => {
                     tracing::debug!(namespace = %slot.namespace, pod = %slot.name, message, "status not written");
                     let wait = RETRY_FIRST.saturating_mul(1 << report.failures.min(10)).min(RETRY_MAX);
                     report.failures += 1;
@@ -252,6 +269,7 @@ impl Pods {
         let mut state = slot.lock();
         if !state.report.is_dirty || state.core.is_forgotten() {
             state.report.is_under_way = false;
+            self.retries(&mut state.report, false);
             return None;
         }
         let now = self.context.started.elapsed();
@@ -274,7 +292,7 @@ impl Pods {
 
     async fn patch_status(&self, slot: &Slot, body: Vec<u8>) -> Answer {
         let path = format!("/api/v1/namespaces/{}/pods/{}/status?fieldManager=kubelet", slot.namespace, slot.name);
-        self.send(Method::PATCH, path, "application/strategic-merge-patch+json", body).await
+        self.send(slot, Method::PATCH, path, ("application/strategic-merge-patch+json", body)).await
     }
 
     async fn delete(&self, slot: &Slot) -> Answer {
@@ -283,22 +301,65 @@ impl Pods {
             "gracePeriodSeconds": 0, "preconditions": {"uid": &*slot.uid},
         });
         let path = format!("/api/v1/namespaces/{}/pods/{}", slot.namespace, slot.name);
-        self.send(Method::DELETE, path, "application/json", body.to_string().into_bytes()).await
+        self.send(slot, Method::DELETE, path, ("application/json", body.to_string().into_bytes())).await
     }
 
     /// Sends a request whose answer is only looked at when it is a refusal: decoding a pod to drop it costs more than
     /// the write.
-    async fn send(&self, method: Method, path: String, content_type: &'static str, body: Vec<u8>) -> Answer {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::CONTENT_TYPE, content_type)
-            .header(header::ACCEPT, "application/json")
-            .body(kube::client::Body::from(body));
-        let request = match request {
-            Ok(request) => request,
-            Err(error) => return Answer::Refused(error.to_string()),
+    async fn send(
+        &self,
+        slot: &Slot,
+        method: Method,
+        path: String,
+        (content_type, body): (&'static str, Vec<u8>),
+    ) -> Answer {
+        let request = Request::builder().method(method).uri(path).header(header::CONTENT_TYPE, content_type);
+        let (status, body) = match self.ask(request.header(header::ACCEPT, "application/json"), body).await {
+            Ok(answered) => answered,
+            Err(answer) => return answer,
         };
+        if status.is_success() {
+            return Answer::Done(revision_in(&body));
+        }
+        let message = String::from_utf8_lossy(&body).into_owned();
+        match status {
+            StatusCode::NOT_FOUND | StatusCode::GONE => Answer::Gone,
+            // A uid that is another one's is a conflict, and so is much that passes: the words are nobody's promise.
+            StatusCode::CONFLICT if self.is_gone(slot).await => Answer::Gone,
+            // What is forbidden now may be allowed once somebody has mended a rule. What is too large stays so.
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
+                Answer::Refused(message)
+            }
+            _ => Answer::Failed { message, is_answered: true },
+        }
+    }
+
+    /// Whether the API server says that there is no such pod, or another one of its name.
+    async fn is_gone(&self, slot: &Slot) -> bool {
+        #[derive(Deserialize)]
+        struct Named {
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        struct Metadata {
+            uid: String,
+        }
+        let path = format!("/api/v1/namespaces/{}/pods/{}", slot.namespace, slot.name);
+        let accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
+        let request = Request::builder().method(Method::GET).uri(path).header(header::ACCEPT, accept);
+        match self.ask(request, Vec::new()).await {
+            Ok((StatusCode::NOT_FOUND, _)) => true,
+            Ok((status, body)) if status.is_success() => {
+                serde_json::from_slice(&body).is_ok_and(|found: Named| *found.metadata.uid != *slot.uid)
+            }
+            _ => false,
+        }
+    }
+
+    /// Sends a request and waits for its answer, for so long; fails as such a one is to be taken.
+    async fn ask(&self, request: Builder, body: Vec<u8>) -> Result<(StatusCode, Bytes), Answer> {
+        let request = request.body(kube::client::Body::from(body));
+        let request = request.map_err(|error| Answer::Refused(error.to_string()))?;
         let answered = async {
             let response = self.context.client.send(request).await.map_err(|error| error.to_string())?;
             let status = response.status();
@@ -306,24 +367,8 @@ impl Pods {
             Ok((status, response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default()))
         };
         let late = || Err("the API server has not answered in time".to_owned());
-        let (status, body) = match tokio::time::timeout(ANSWER_MAX, answered).await.unwrap_or_else(|_| late()) {
-            Ok(answer) => answer,
-            Err(message) => return Answer::Failed(message),
-        };
-        if status.is_success() {
-            return Answer::Done(revision_in(&body));
-        }
-        let message = String::from_utf8_lossy(&body).into_owned();
-        match status {
-            // A uid that is another one's is a conflict of that kind too.
-            StatusCode::NOT_FOUND | StatusCode::GONE => Answer::Gone,
-            StatusCode::CONFLICT if message.contains("Precondition failed") || message.contains("uid") => Answer::Gone,
-            // What is forbidden now may be allowed once somebody has mended a rule. What is too large stays so.
-            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
-                Answer::Refused(message)
-            }
-            _ => Answer::Failed(message),
-        }
+        let answer = tokio::time::timeout(ANSWER_MAX, answered).await.unwrap_or_else(|_| late());
+        answer.map_err(|message| Answer::Failed { message, is_answered: false })
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Slot {
     pub(super) certificates: PodCertificates,
     /// Held by the thread that writes or removes anything below the pod's directory, until it is done.
     pub(super) on_disk: Arc<tokio::sync::Mutex<()>>,
+    /// Held while how its containers ended is written, or goes.
+    pub(super) ends: Mutex<()>,
     /// What it asks for of the node.
     pub(super) requested: Requested,
     /// Whether it was promised that.
@@ -172,8 +174,8 @@ impl Slot {
         let text = |value: &Option<String>| Arc::from(value.as_deref().unwrap_or_default());
         let containers = core.containers().iter().map(|_| Container::default()).collect();
         let shown = Mutex::new(core.containers().iter().map(|_| None).collect());
-        // A pod with a start time may have files of an earlier life of the node.
-        let had_life = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        // It may have files of an earlier life of the node.
+        let had_life = core.had_life();
         Self {
             uid,
             namespace: text(&pod.metadata.namespace),
@@ -189,6 +191,7 @@ impl Slot {
             written: tokio::sync::Mutex::default(),
             certificates: PodCertificates::default(),
             on_disk: Arc::default(),
+            ends: Mutex::default(),
             requested: admission::requested(pod),
             has_room: AtomicBool::new(false),
             has_files: AtomicBool::new(had_life),
@@ -315,7 +318,7 @@ mod tests {
         let spec = json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}});
         let pod: Arc<Pod> = Arc::new(serde_json::from_value(spec).unwrap());
         let now = Now { mono: Duration::ZERO, wall: jiff::Timestamp::UNIX_EPOCH };
-        let slot = Slot::new("u".into(), &pod, Core::new(pod.clone(), "192.168.0.1".parse().unwrap(), now));
+        let slot = Slot::new("u".into(), &pod, Core::new(pod.clone(), Vec::new(), "192.168.0.1".parse().unwrap(), now));
         slot.set_shown(0, Some(Shown { bytes: 12, copied_bytes: 4 }));
         slot.set_shown(2, Some(Shown { bytes: 2, copied_bytes: 1 }));
         assert_eq!([0, 1, 2].map(|container| slot.copied_beside(container)), [1, 5, 4]);

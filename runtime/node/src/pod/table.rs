@@ -14,9 +14,11 @@ use tokio::sync::Notify;
 
 use super::admission::Room;
 use super::core::{Core, Input, ProbeKind};
+use super::ends;
 use super::report::Reports;
 use super::slot::{Slot, State};
 use crate::context::Context;
+use crate::logs;
 use crate::timers::Timers;
 
 /// Why a pod's timer rings.
@@ -83,7 +85,10 @@ impl Pods {
             Some(slot) => slot,
             None => {
                 let uid: Arc<str> = uid.into();
-                let core = Core::new(pod.clone(), self.context.config.node_ip, self.context.now());
+                let (namespace, name) = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
+                let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
+                let ends = ends::read(&logs::pod_dir(&self.context.logs_dir, namespace, name, &uid));
+                let core = Core::new(pod.clone(), ends, self.context.config.node_ip, self.context.now());
                 let slot = Arc::new(Slot::new(uid.clone(), &pod, core));
                 self.slots.write().insert(uid, slot.clone());
                 self.admit(&slot);
@@ -215,8 +220,10 @@ impl Pods {
     pub fn input(self: &Arc<Self>, slot: &Arc<Slot>, input: Input) {
         let mut state = slot.lock();
         let mut inputs = VecDeque::from([input]);
+        let mut has_ended = false;
         while let Some(input) = inputs.pop_front() {
             let is_observed = matches!(input, Input::Observed(_));
+            has_ended |= matches!(input, Input::Exited { .. });
             let relabeled = match &input {
                 Input::Observed(pod) => is_relabeled(state.core.pod(), pod),
                 _ => false,
@@ -243,6 +250,9 @@ impl Pods {
         // From here on the API server's others count without it.
         let is_over = is_forgotten || state.core.is_over();
         drop(state);
+        if has_ended {
+            self.keep_ends(slot);
+        }
         if is_over && slot.has_room.swap(false, Ordering::AcqRel) {
             self.room.give_back(&slot.requested);
         }

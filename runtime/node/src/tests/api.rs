@@ -150,6 +150,16 @@ impl Api {
         self.state.lock().refused.insert(name.to_owned(), (StatusCode::from_u16(code).unwrap(), 0));
     }
 
+    /// Takes the pod's status again.
+    pub fn take_status(&self, name: &str) {
+        self.state.lock().refused.remove(name);
+    }
+
+    /// How often the pod's status was refused.
+    pub fn refusals(&self, name: &str) -> u32 {
+        self.state.lock().refused.get(name).map_or(0, |(_, count)| *count)
+    }
+
     /// Does not answer the next `count` writes whose path has `part` in it.
     pub fn be_silent(&self, part: &'static str, count: u32) {
         self.state.lock().silent = Some((part, count));
@@ -232,6 +242,11 @@ impl Api {
         state.node["metadata"]["resourceVersion"] = json!(state.revision.to_string());
         let _ = self.node_events.send(json!({"type": "MODIFIED", "object": state.node}));
         self.changed.notify_waiters();
+    }
+
+    /// The pod's status as it is.
+    pub fn pod_status(&self, name: &str) -> Value {
+        self.state.lock().pods[name]["status"].clone()
     }
 
     /// Waits until the pod's status is as wanted.
@@ -393,6 +408,10 @@ impl Api {
                 self.changed.notify_waiters();
                 answer(StatusCode::OK, &volume)
             }
+            (&Method::GET, ["api", "v1", "namespaces", _, "pods", name]) => match self.state.lock().pods.get(*name) {
+                Some(pod) => answer(StatusCode::OK, pod),
+                None => answer(StatusCode::NOT_FOUND, &not_found()),
+            },
             (&Method::GET, [.., kind]) => {
                 let state = self.state.lock();
                 let items: Vec<&Value> = state
@@ -475,7 +494,8 @@ impl Api {
         if let Some((code, count)) = state.refused.get_mut(name) {
             *count += 1;
             let code = if *count == 1 { StatusCode::FORBIDDEN } else { *code };
-            return answer(code, &json!({"message": "no"}));
+            let message = if code == StatusCode::CONFLICT { "somebody wrote the uid meanwhile" } else { "no" };
+            return answer(code, &json!({ "message": message }));
         }
         let mut status = patch["status"].clone();
         if let Some(addresses) = status["podIPs"].as_array_mut() {

@@ -412,6 +412,55 @@ async fn two_who_do_not_agree_go_slowly() {
     assert!(apart > std::time::Duration::from_millis(1500), "two writes later after {apart:?}");
 }
 
+/// Nobody else would ever say how it ended: it would run twice, or fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_no_server_was_told_of_is_told_by_the_nodes_next_life() {
+    let mut world = World::start().await;
+    world.api.put("configmaps", "cm", json!({"k": "v"}));
+    world.api.be_silent("/pods/once/status", u32::MAX);
+    let mut container = command(&["env", "K"]);
+    container["env"] = json!([{"name": "K", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}]);
+    world.run_spec("once", json!({"restartPolicy": "Never", "containers": [container]}));
+    let pods = world.pods();
+    let is_over =
+        || pods.find("default", "once").is_some_and(|slot| slot.with_core(|core| core.phase() == "Succeeded"));
+    until("it has ended", is_over).await;
+    drop(pods);
+    world.stop_node().await;
+    // It could not run a second time.
+    world.api.put("configmaps", "cm", json!({}));
+    world.api.be_silent("/pods/once/status", 0);
+    world.start_node().await;
+    let status = world.status("once", "Succeeded", |status| status["phase"] == "Succeeded").await;
+    assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_waits_for_what_a_server_takes_a_little_later() {
+    let mut world = World::start().await;
+    world.run("tick", command(&["tick", "1000"]));
+    world.ready("tick").await;
+    world.api.refuse_status("tick", 503);
+    let node = world.node.take().unwrap();
+    node.stop.cancel();
+    until("it is tried again", || world.api.refusals("tick") >= 3).await;
+    world.api.take_status("tick");
+    tokio::time::timeout(super::PATIENCE, node.task).await.expect("the node stops").unwrap().unwrap();
+    let status = world.api.pod_status("tick");
+    assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
+}
+
+/// A conflict is not judged by its words: the pod is the one it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conflict_ends_what_is_told_of_a_pod_only_where_it_is_another_one() {
+    let world = World::start().await;
+    world.api.refuse_status("web", 409);
+    world.run("web", json!({"image": "hello:1"}));
+    until("it is tried again", || world.api.refusals("web") >= 4).await;
+    world.api.take_status("web");
+    world.ready("web").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_goes_although_its_last_status_is_refused() {
     let world = World::start().await;

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use super::admission::{self, Refusal};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{EphemeralContainer, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, EphemeralContainer, Pod};
 
 pub use self::backoff::human;
 pub use self::container::{Container, Exit, FAILED_MOUNT, Kind, State};
@@ -303,9 +303,10 @@ pub struct Core {
 }
 
 impl Core {
-    /// A pod as the node first sees it. What its status says about an earlier life is taken up again.
-    pub fn new(pod: Arc<Pod>, host_address: IpAddr, now: Now) -> Self {
-        restore::restore(pod, host_address, now)
+    /// A pod as the node first sees it. What its status says about an earlier life is taken up again, and what that life has kept as its
+    /// [ends](Core::ends).
+    pub fn new(pod: Arc<Pod>, ends: Vec<ContainerStatus>, host_address: IpAddr, now: Now) -> Self {
+        restore::restore(pod, ends, host_address, now)
     }
 
     /// Takes in what happened and says what to do.
@@ -345,7 +346,7 @@ impl Core {
 
     /// Whether it ran on this node in an earlier life of it.
     pub fn had_life(&self) -> bool {
-        self.start_time.is_some()
+        self.start_time.is_some() || self.had_run
     }
 
     /// Whether the pod's object is gone or in its last phase: it has no claim on the node any more.

@@ -2,8 +2,10 @@
 //!
 //! Nothing of a pod outlives the node's process. A container that the status calls running ended with it: it is shown
 //! as terminated (exit code 255, reason `Unknown`, as container runtimes say it) and its restart policy decides. What
-//! ended before, or was completed before (init containers), stays as it was.
+//! ended before, or was completed before (init containers), stays as it was; also where nobody could be told of it then, which the
+//! earlier life has kept.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,10 +19,12 @@ use super::{Condition, Core, Failure, Now, Part, REASONS, Run, SetupState, deadl
 /// Exit code of a container whose end nobody saw.
 const LOST: i32 = 255;
 
-pub(super) fn restore(pod: Arc<Pod>, host_address: IpAddr, now: Now) -> Core {
+pub(super) fn restore(pod: Arc<Pod>, ends: Vec<ContainerStatus>, host_address: IpAddr, now: Now) -> Core {
     let status = pod.status.clone().unwrap_or_default();
-    let containers = containers(&pod, &status, now);
-    let start_time = status.start_time.as_ref().map(|time| time.0);
+    let begun = ends.iter().filter_map(|end| end.state.as_ref()?.terminated.as_ref()?.started_at.as_ref());
+    let begun = begun.map(|time| time.0).min();
+    let start_time = status.start_time.as_ref().map(|time| time.0).or(begun);
+    let containers = containers(&pod, &status, ends, now);
     let terminal = match status.phase.as_deref() {
         Some("Succeeded") => Some("Succeeded"),
         Some("Failed") => Some("Failed"),
@@ -60,7 +64,7 @@ fn is_initialized(status: &PodStatus) -> bool {
     conditions.iter().any(|condition| condition.type_ == "Initialized" && condition.status == "True")
 }
 
-fn containers(pod: &Pod, status: &PodStatus, now: Now) -> Vec<Container> {
+fn containers(pod: &Pod, status: &PodStatus, mut ends: Vec<ContainerStatus>, now: Now) -> Vec<Container> {
     let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
     let find = |list: &Option<Vec<ContainerStatus>>, name: &str| {
         list.iter().flatten().find(|status| status.name == name).cloned()
@@ -75,12 +79,29 @@ fn containers(pod: &Pod, status: &PodStatus, now: Now) -> Vec<Container> {
                 Part::Ephemeral => &status.ephemeral_container_statuses,
             };
             let mut container = Container::new(&spec, part, policy);
-            if let Some(status) = find(list, &spec.name) {
+            let end = ends.iter().position(|end| end.name == spec.name).map(|at| ends.swap_remove(at));
+            if let Some(status) = newer(find(list, &spec.name), end) {
                 take_up(&mut container, status, now);
             }
             container
         })
         .collect()
+}
+
+/// What counts of a container: what was told, or what was kept of its end. That is it of a later life, or of one that is told of as if it
+/// went on.
+fn newer(told: Option<ContainerStatus>, end: Option<ContainerStatus>) -> Option<ContainerStatus> {
+    let (Some(status), Some(kept)) = (&told, &end) else { return told.or(end) };
+    let run = |status: &ContainerStatus| status.container_id.as_deref().and_then(run_of);
+    let is_later = match run(kept).cmp(&run(status)) {
+        Ordering::Less => false,
+        Ordering::Greater => true,
+        Ordering::Equal => {
+            kept.container_id == status.container_id
+                && status.state.as_ref().is_some_and(|state| state.running.is_some())
+        }
+    };
+    if is_later { end } else { told }
 }
 
 fn take_up(container: &mut Container, status: ContainerStatus, now: Now) {

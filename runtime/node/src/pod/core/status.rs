@@ -75,6 +75,18 @@ impl Core {
         status
     }
 
+    /// What the status says of the containers that have run and do not now. The next life of the node takes it up where the API server
+    /// does not know as much.
+    pub fn ends(&self) -> Value {
+        let has_init = self.containers.iter().any(|container| container.kind.is_init());
+        let all = self.containers.iter().zip(all_specs(&self.pod));
+        let ended = all.filter(|(container, _)| {
+            !container.container_id.is_empty()
+                && !matches!(container.state, State::Running { .. } | State::Stopping { .. })
+        });
+        ended.map(|(container, spec)| container_status(container, &spec, has_init)).collect()
+    }
+
     fn qos_class(&self) -> &'static str {
         let given = self.pod.status.as_ref().and_then(|status| status.qos_class.as_deref());
         match given {

@@ -47,7 +47,13 @@ fn one(policy: &str) -> Value {
 
 impl World {
     fn new(object: Value) -> Self {
-        let core = Core::new(read(&object), "192.168.0.1".parse().unwrap(), now(Duration::ZERO));
+        Self::restored(object, &json!([]))
+    }
+
+    /// In another life of the node, of which these ends were kept.
+    fn restored(object: Value, ends: &Value) -> Self {
+        let ends = serde_json::from_value(ends.clone()).unwrap();
+        let core = Core::new(read(&object), ends, "192.168.0.1".parse().unwrap(), now(Duration::ZERO));
         Self { core, object, mono: Duration::ZERO }
     }
 
@@ -734,4 +740,61 @@ fn a_deadline_goes_by_the_clock_on_the_wall() {
     let later = Now { wall: now(Duration::from_secs(3600)).wall, ..now(world.mono) };
     let commands = world.core.step(later, Input::Wake);
     assert!(commands.iter().any(|c| matches!(c, Command::Event { reason: "DeadlineExceeded", .. })), "{commands:?}");
+}
+
+/// The node's process ends before the API server was told how a container has ended.
+#[test]
+fn an_end_that_nobody_was_told_of_is_taken_up_from_what_was_kept() {
+    let id = |run: Run| format!("wasmtime://0f{:04x}{run:08x}", 0);
+    let begin = |world: &mut World| {
+        let (container, run) = world.index("a");
+        world.step(Input::Started { container, run, container_id: id(run), image_id: "i@sha256:0".into() });
+    };
+    let ended = |world: &mut World| world.status()["containerStatuses"][0]["state"]["terminated"].clone();
+    for told in ["nothing", "that it runs", "that it has ended"] {
+        let mut world = World::new(one("Never"));
+        world.observe();
+        world.set_up();
+        begin(&mut world);
+        if told == "that it runs" {
+            world.object["status"] = world.core.status(now(world.mono));
+        }
+        assert_eq!(world.exited("a", 0), ["release"]);
+        if told == "that it has ended" {
+            world.object["status"] = world.core.status(now(world.mono));
+        }
+        let ends = world.core.ends();
+        let mut object = world.object.clone();
+        object["status"]["podIPs"] = json!([]);
+        if told == "nothing" {
+            object.as_object_mut().unwrap().remove("status");
+        }
+        let mut restored = World::restored(object, &ends);
+        assert!(restored.core.had_life(), "{told}: it has its room");
+        assert!(restored.observe().is_empty(), "{told}: it does not run again");
+        let end = ended(&mut restored);
+        assert_eq!((restored.core.phase(), &end["exitCode"]), ("Succeeded", &json!(0)), "{told}");
+    }
+    // Of one that was started again the life before is known, and nobody takes an old end for that of a later life.
+    let mut world = World::new(one("Always"));
+    world.observe();
+    world.set_up();
+    begin(&mut world);
+    world.object["status"] = world.core.status(now(world.mono));
+    assert_eq!(world.exited("a", 7), ["start a#2"]);
+    let ends = world.core.ends();
+    let mut object = world.object.clone();
+    object["status"]["podIPs"] = json!([]);
+    let mut restored = World::restored(object.clone(), &ends);
+    restored.observe();
+    assert_eq!(restored.set_up(), ["start a#2"]);
+    let last = restored.status()["containerStatuses"][0]["lastState"]["terminated"].clone();
+    assert_eq!(last["exitCode"], 7);
+    object["status"]["containerStatuses"][0]["containerID"] = json!(id(2));
+    object["status"]["containerStatuses"][0]["restartCount"] = json!(1);
+    let mut restored = World::restored(object, &ends);
+    restored.observe();
+    restored.set_up();
+    let last = restored.status()["containerStatuses"][0]["lastState"]["terminated"].clone();
+    assert_eq!((&last["exitCode"], &last["containerID"]), (&json!(255), &json!(id(2))));
 }
