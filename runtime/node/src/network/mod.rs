@@ -24,13 +24,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_discovery::{Discovery, Policies, Service};
-use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy, Tracer};
+use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy, Shares, Tracer};
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
 pub use self::callers::Callers;
 pub use self::connections::{Connections, Patience};
-pub use self::framing::{CALLED, LINK, LINKS_MAX, REQUESTS, called};
+pub use self::framing::{CALLED, DATAGRAMS, LINK, LINKS_MAX, REQUESTS, called};
 pub use self::gate::Gate;
 pub use self::guest::{GuestNetwork, Why};
 pub use self::outside::{Outside, over};
@@ -63,8 +63,13 @@ pub struct Network {
     pub outside: Outside,
     /// Which connections of the pods are in use.
     pub connections: Connections,
+    /// Flows of datagrams that other nodes have to pods of this one, by those nodes.
+    pub flows: Arc<Shares<Arc<str>>>,
     bridges: Arc<bridge::Bridges>,
 }
+
+/// Flows of datagrams from other nodes, each with a descriptor; each node has a share of them.
+const FLOWS_MAX: usize = 8192;
 
 impl Network {
     /// A network over this table; `cluster_roots` are the authorities of the cluster.
@@ -87,8 +92,8 @@ impl Network {
         let outside = Outside::new(gate.clone(), judge, cluster_roots);
         let (connections, bridges) = <(Connections, Arc<bridge::Bridges>)>::default();
         table.lead_to(&discovery);
-        let callers = Callers::default();
-        Self { table, discovery, policies, proxy, callers, gate, outside, connections, bridges }
+        let (callers, flows) = (Callers::default(), Shares::new(FLOWS_MAX));
+        Self { table, discovery, policies, proxy, callers, gate, outside, connections, flows, bridges }
     }
 
     /// How a port of a pod of this node is reached.
@@ -148,7 +153,7 @@ impl Network {
         snapshot.services().any(|service| leads_to(service, actual)) && self.table.may_dial(actual)
     }
 
-    /// The other node's pod, or the Service, to which a socket of this process leads.
+    /// The other node's pod, or the Service, to which a socket of this process leads, for connections.
     fn leads_elsewhere(&self, actual: SocketAddr) -> Option<SocketAddr> {
         (actual.ip() == self.table.links()).then(|| self.bridges.elsewhere(actual)).flatten()
     }
