@@ -31,7 +31,7 @@ use tokio::net::TcpStream;
 pub use self::callers::Callers;
 pub use self::connections::{Connections, Patience};
 pub use self::framing::{CALLED, DATAGRAMS, LINK, LINKS_MAX, REQUESTS, called};
-pub use self::gate::Gate;
+pub use self::gate::{Gate, is_clusters};
 pub use self::guest::{GuestNetwork, Why};
 pub use self::outside::{Outside, over};
 pub use self::pass::pass;
