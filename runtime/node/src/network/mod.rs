@@ -175,8 +175,8 @@ mod tests {
     use super::*;
     use crate::addresses::Addresses;
 
-    #[tokio::test]
-    async fn what_leads_to_a_service_leads_to_whichever_of_its_endpoints_and_a_pod_s_to_the_pod() {
+    /// One that no API server tells anything.
+    fn network() -> Arc<Network> {
         let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
         let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
         let nobody = tower::service_fn(|_: http::Request<kube::client::Body>| async {
@@ -184,9 +184,14 @@ mod tests {
         });
         let client = kube::Client::new(nobody, "default");
         let (discovery, policies) = (Discovery::new(client.clone()), Policies::new(client));
-        let network = Network::new(table.clone(), discovery, policies, Vec::new(), None);
+        Arc::new(Network::new(table, discovery, policies, Vec::new(), None))
+    }
+
+    #[tokio::test]
+    async fn what_leads_to_a_service_leads_to_whichever_of_its_endpoints_and_a_pod_s_to_the_pod() {
+        let network = network();
         let peers = Arc::new(Peers::new("n1", None));
-        table.lead_elsewhere(&peers);
+        network.table.lead_elsewhere(&peers);
         peers
             .take(vec![serde_json::json!({"name": "n2", "address": "192.0.2.1", "port": 1, "podCIDR": "10.2.0.0/24"})]);
         let (service, pod) = (SocketAddr::from(([10, 96, 0, 9], 80)), SocketAddr::from(([10, 2, 0, 2], 8080)));
@@ -194,5 +199,51 @@ mod tests {
             let at = network.made(wanted, pod).unwrap();
             assert_eq!(network.leads_elsewhere(at), Some(leads));
         }
+    }
+
+    /// What the engine asks for each datagram of a guest's to a pod of another node, and for what comes back.
+    #[tokio::test]
+    async fn a_guest_s_datagrams_to_another_node_go_to_a_socket_of_this_process_that_is_for_them_alone() {
+        use coracle_engine::{Network as _, Protocol, SocketUse};
+        let network = network();
+        let peers = Arc::new(Peers::new("n1", None));
+        network.table.lead_elsewhere(&peers);
+        peers
+            .take(vec![serde_json::json!({"name": "n2", "address": "192.0.2.1", "port": 1, "podCIDR": "10.2.0.0/24"})]);
+        let address = network.table.allocate(None).unwrap();
+        let told: Arc<parking_lot::Mutex<Vec<String>>> = Arc::default();
+        let denied = told.clone();
+        let guest = GuestNetwork {
+            network: network.clone(),
+            address,
+            namespace: "n".into(),
+            hosts: Vec::new(),
+            egress: false,
+            denied: Box::new(move |to, _| denied.lock().push(to.to_owned())),
+            told: Default::default(),
+            flows: Default::default(),
+        };
+        let pod = SocketAddr::from(([10, 2, 0, 2], 53));
+        let at = guest.connect(pod, Protocol::Udp).unwrap();
+        assert_eq!((at.ip(), network.proxy.datagrams_lead(at)), (network.table.links(), Some(pod)));
+        assert_eq!(guest.connect(pod, Protocol::Udp), Ok(at));
+        assert_eq!(guest.shown_datagram(at), pod);
+        for (usage, may) in [
+            (SocketUse::UdpSend, true),
+            (SocketUse::UdpReceive, true),
+            // That one would be a connection's, if there were one.
+            (SocketUse::TcpConnect, false),
+        ] {
+            assert_eq!(guest.permits(at, usage), may, "{usage:?}");
+        }
+        let nobodys = (1..=u16::MAX).find(|port| {
+            let other = SocketAddr::new(at.ip(), *port);
+            network.proxy.datagrams_lead(other).is_none()
+        });
+        let nobodys = SocketAddr::new(at.ip(), nobodys.unwrap());
+        for usage in [SocketUse::UdpSend, SocketUse::UdpReceive, SocketUse::UdpBind] {
+            assert!(!guest.permits(nobodys, usage), "{usage:?}");
+        }
+        assert!(told.lock().is_empty());
     }
 }
