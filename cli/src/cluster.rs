@@ -1,7 +1,7 @@
 //! Arguments that say which cluster, and how one is run until a signal.
 
 use std::io::Read as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -37,6 +37,8 @@ pub struct Here {
     node_port_bind: IpAddr,
     #[command(flatten)]
     ingress: Ingress,
+    #[command(flatten)]
+    names: Names,
     #[command(flatten)]
     traces: Traces,
     #[command(flatten)]
@@ -82,6 +84,34 @@ impl From<AuditLog> for Option<Audit> {
             max_size: said.audit_log_maxsize,
         };
         said.audit_policy_file.map(|policy| Audit { policy, log })
+    }
+}
+
+/// Where a node answers questions about names.
+#[derive(Args, Clone)]
+pub struct Names {
+    /// Answer questions about the cluster's names (DNS, UDP and TCP) here, for programs that are no pods; a port alone is one of 127.0.0.1
+    ///
+    /// Services that are served at ports of this machine (NodePort, LoadBalancer) have the address of those ports, and SRV records say
+    /// which they are. All others have the address that pods get, which leads somewhere in pods only. Nobody is asked for other names.
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = listens)]
+    dns_listen: Option<SocketAddr>,
+}
+
+fn listens(text: &str) -> Result<SocketAddr, String> {
+    let near = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let at = text.parse().or_else(|_| text.parse().map(near));
+    at.map_err(|_| format!("{text:?} is neither a port nor an address with one, as 127.0.0.1:5353 or [::1]:5353"))
+}
+
+impl From<Names> for Option<SocketAddr> {
+    /// Says so when it is not for this machine alone.
+    fn from(said: Names) -> Option<SocketAddr> {
+        let at = said.dns_listen?;
+        if !at.ip().is_loopback() {
+            eprintln!("note: whoever reaches {at} can ask for the cluster's names (--dns-listen)");
+        }
+        Some(at)
     }
 }
 
@@ -204,6 +234,7 @@ impl Here {
             registry_port: self.registry_port,
             node_port_bind: self.node_port_bind,
             ingress: self.ingress.into(),
+            dns: self.names.into(),
             otlp: self.traces.into(),
             audit: self.audit.into(),
             compiler: Compiler::Process(anew::own_file()?),

@@ -8,7 +8,7 @@ use anyhow::bail;
 use coracle_sdk::{Compiler, Join, Listeners, Worker, WorkerOptions};
 
 use crate::anew;
-use crate::cluster::{Ingress, Signals, Traces, default_dir, to_begin_anew};
+use crate::cluster::{Ingress, Names, Signals, Traces, default_dir, to_begin_anew};
 use crate::memory;
 use crate::output::{self, Step};
 
@@ -42,6 +42,8 @@ pub struct Arguments {
     #[command(flatten)]
     ingress: Ingress,
     #[command(flatten)]
+    names: Names,
+    #[command(flatten)]
     traces: Traces,
 }
 
@@ -61,6 +63,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         port: arguments.port,
         node_port_bind: arguments.node_port_bind,
         ingress: arguments.ingress.into(),
+        dns: arguments.names.into(),
         otlp: arguments.traces.into(),
         compiler: Compiler::Process(anew::own_file()?),
         program: Some(program.clone()),
@@ -109,6 +112,7 @@ fn announce(worker: &Worker) -> std::io::Result<()> {
     writeln!(out, "node       {}", worker.name())?;
     writeln!(out, "server     {}", worker.server())?;
     output::ingress(&mut out, &worker.ingress_urls())?;
+    output::names(&mut out, worker.dns_address())?;
     writeln!(out, "ready")?;
     out.flush()
 }

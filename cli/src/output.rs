@@ -52,6 +52,11 @@ pub fn ingress(out: &mut impl std::io::Write, urls: &[String]) -> std::io::Resul
     if urls.is_empty() { Ok(()) } else { writeln!(out, "ingress    {}", urls.join(" ")) }
 }
 
+/// The line that says where questions about names are answered, if they are.
+pub fn names(out: &mut impl std::io::Write, at: Option<std::net::SocketAddr>) -> std::io::Result<()> {
+    at.map_or(Ok(()), |at| writeln!(out, "dns        {at}"))
+}
+
 /// Whether the error is that no cluster answers.
 pub fn is_unreachable(error: &anyhow::Error) -> bool {
     error.chain().any(coracle_sdk::is_unreachable)

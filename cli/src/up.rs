@@ -175,6 +175,7 @@ fn announced(cluster: &Cluster) -> std::io::Result<()> {
     writeln!(out, "registry   {}", cluster.registry_address())?;
     writeln!(out, "kubeconfig {}", cluster.kubeconfig().display())?;
     output::ingress(&mut out, &cluster.ingress_urls())?;
+    output::names(&mut out, cluster.dns_address())?;
     writeln!(out, "ready")?;
     out.flush()
 }

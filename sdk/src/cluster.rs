@@ -35,6 +35,8 @@ pub struct Options {
     pub node_port_bind: IpAddr,
     /// Where Ingresses are served.
     pub ingress: IngressPorts,
+    /// Where the node answers questions about the cluster's names (DNS), to programs that are no pods; nowhere when absent.
+    pub dns: Option<SocketAddr>,
     /// Where spans of requests are sent; nowhere when absent.
     pub otlp: Option<Otlp>,
     /// Name of the server and of its node; the machine's when absent.
@@ -72,6 +74,7 @@ impl Options {
             registry_port: 5000,
             node_port_bind: loopback,
             ingress: IngressPorts::usual(),
+            dns: None,
             otlp: None,
             name: None,
             with_node: true,
@@ -239,6 +242,11 @@ impl Cluster {
         self.parts().node.as_ref().map(|node| node.node.ingress_urls()).unwrap_or_default()
     }
 
+    /// Where the node in this process answers questions about names, if it does.
+    pub fn dns_address(&self) -> Option<SocketAddr> {
+        self.parts().node.as_ref().and_then(|node| node.node.dns_address())
+    }
+
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> &Path {
         self.parts().server.kubeconfig()
@@ -381,6 +389,7 @@ async fn start_node(server: &Server, options: &Options, name: &str) -> Result<No
         min_free_bytes: coracle_server::free_floor(&options.data_dir),
         node_port_bind: options.node_port_bind,
         ingress: options.ingress,
+        dns: options.dns,
         otlp: options.otlp.clone(),
         compiler: options.compiler.clone(),
         routes: options.program.as_ref().map(Program::router).unwrap_or_default(),

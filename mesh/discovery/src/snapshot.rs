@@ -161,6 +161,16 @@ pub enum Resolved {
 const ALIASES_MAX: usize = 8;
 
 impl Snapshot {
+    /// Of these Services and no others, as it would be when they were heard of.
+    pub fn of(services: impl IntoIterator<Item = Service>) -> Snapshot {
+        let mut snapshot = Snapshot { generation: 1, ..Snapshot::default() };
+        for service in services.into_iter().map(Arc::new) {
+            snapshot.addresses.extend(service.cluster_ip.map(|address| (address, service.clone())));
+            snapshot.services.insert((service.namespace.clone(), service.name.clone()), service);
+        }
+        snapshot
+    }
+
     /// The Service of this name.
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
         self.services.get(&(Arc::from(namespace), Arc::from(name)))
@@ -199,6 +209,14 @@ impl Snapshot {
             }
         }
         None
+    }
+
+    /// What a full name means (`svc.ns.svc.cluster.local`), for those who tell it to others: they follow it themselves where it stands for
+    /// another.
+    pub fn meaning(&self, name: &str) -> Option<Resolved> {
+        // No namespace is nobody's: nothing is completed.
+        let is_full = name::is_within(name);
+        is_full.then(|| self.named(&name.to_ascii_lowercase(), "")).flatten()
     }
 
     fn named(&self, host: &str, from_namespace: &str) -> Option<Resolved> {

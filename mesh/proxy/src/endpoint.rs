@@ -135,6 +135,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether datagrams can be sent to it, as far as this node can tell; not to a component, which is called.
+    pub fn takes_datagrams(&self) -> bool {
+        matches!(self.way, Way::Socket(_) | Way::Elsewhere)
+    }
+
     /// Answers a request.
     pub async fn call(&self, dialer: &Dialer, request: Request<Body>) -> Result<Response<Body>, Failure> {
         match &self.way {

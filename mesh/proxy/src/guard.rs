@@ -5,6 +5,7 @@
 //! judged request by request, so that a change is felt at once; bytes that pass are judged when they begin, and datagrams each.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -12,7 +13,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_discovery::Policies;
-use coracle_policy::{Destination, Direction, Port, Protocol, Source};
+use coracle_policy::{Destination, Direction, Port, Protocol, Source, Workload};
 use futures::future::BoxFuture;
 use http::uri::Authority;
 use http::{Request, Response};
@@ -25,6 +26,12 @@ use crate::{Body, BoxError, Elsewhere, HttpService, LocalEndpoints, NotAllowed, 
 const ASKED_PER_POD_MAX: usize = 1024;
 /// Who was asked may answer for so long (the kernel's own time for a stream of datagrams).
 const ANSWER_MAX: Duration = Duration::from_secs(180);
+
+/// For so long no flow to another node is begun that has just failed: another endpoint is found, if there is one, and what is sent to that
+/// pod is lost.
+const LATELY: Duration = Duration::from_secs(1);
+/// So many are remembered of either kind; more are tried with each datagram.
+const LATELY_MAX: usize = 4096;
 
 /// Ports that the kernel gives to those who ask, as a rule: only there an answer is taken. Where it does not say, Linux' own.
 static ASKERS_PORTS: LazyLock<RangeInclusive<u16>> = LazyLock::new(|| {
@@ -70,11 +77,36 @@ pub(crate) struct Guard {
     pub local: Arc<dyn LocalEndpoints>,
     /// By the pods that have asked.
     asked: Arc<Mutex<HashMap<IpAddr, Asked>>>,
+    lately: Arc<Mutex<Lately>>,
+}
+
+/// What has become of flows of datagrams to pods of other nodes, of which nobody else hears: who sends is not told.
+#[derive(Default)]
+struct Lately {
+    /// Who was refused, and where: by its node or by ours.
+    refused: HashMap<(Option<IpAddr>, SocketAddr), Instant>,
+    /// Pods that were not reached.
+    failed: HashMap<SocketAddr, Instant>,
+}
+
+impl Lately {
+    fn add<K: Eq + Hash>(to: &mut HashMap<K, Instant>, key: K, now: Instant) {
+        if to.len() >= LATELY_MAX {
+            to.retain(|_, at| Lately::holds(Some(at), now));
+        }
+        if to.len() < LATELY_MAX {
+            to.insert(key, now);
+        }
+    }
+
+    fn holds(at: Option<&Instant>, now: Instant) -> bool {
+        at.is_some_and(|at| now.duration_since(*at) < LATELY)
+    }
 }
 
 impl Guard {
     pub fn new(policies: Policies, local: Arc<dyn LocalEndpoints>) -> Guard {
-        Guard { policies, local, asked: Arc::default() }
+        Guard { policies, local, asked: Arc::default(), lately: Arc::default() }
     }
 
     /// Whether `source` may connect to this address, as far as this node can tell: whom a pod of another node lets in its own says.
@@ -98,6 +130,9 @@ impl Guard {
     /// The same of a datagram: who was asked may answer where the kernel has those listen who ask ([`ASKERS_PORTS`]), whatever else it
     /// may do.
     pub fn permits_datagram(&self, source: &Source, to: SocketAddr) -> bool {
+        if self.was_refused(source, to) {
+            return false;
+        }
         if self.policies.table().is_empty() {
             return true;
         }
@@ -139,19 +174,72 @@ impl Guard {
     pub async fn connect(&self, to: SocketAddr, purpose: Purpose, source: Source) -> io::Result<Elsewhere> {
         let connecting = self.local.connect_elsewhere(to, purpose, source.clone());
         let there = tokio::time::timeout(CONNECT_MAX, connecting).await??;
-        let table = self.policies.table();
-        if table.is_empty() {
-            return Ok(there);
-        }
-        let lets_out = match &source {
-            Source::Pod(from) => {
-                // Its node may not say who it is.
-                let called = there.called.clone().map_or(Destination::Unknown, Destination::Pod);
-                table.lets_out(from, &called, Port { protocol: Protocol::Tcp, number: to.port() })
-            }
-            Source::Outside(_) | Source::Node | Source::Unknown => true,
+        let protocol = match purpose {
+            Purpose::Requests | Purpose::Bytes => Protocol::Tcp,
+            Purpose::Datagrams => Protocol::Udp,
         };
-        if lets_out { Ok(there) } else { Err(io::Error::new(io::ErrorKind::PermissionDenied, NotAllowed)) }
+        match self.lets_out(&source, there.called.as_ref(), to, protocol) {
+            true => Ok(there),
+            false => Err(io::Error::new(io::ErrorKind::PermissionDenied, NotAllowed)),
+        }
+    }
+
+    /// Whether `source` may connect to the pod of another node, of which that says that it is the one that was `called`.
+    pub fn lets_out(
+        &self,
+        source: &Source,
+        called: Option<&Arc<Workload>>,
+        to: SocketAddr,
+        protocol: Protocol,
+    ) -> bool {
+        let table = self.policies.table();
+        let Source::Pod(from) = source else { return true };
+        if table.is_empty() {
+            return true;
+        }
+        // Its node may not say who it is.
+        let called = called.cloned().map_or(Destination::Unknown, Destination::Pod);
+        table.lets_out(from, &called, Port { protocol, number: to.port() })
+    }
+
+    /// Whether that is a pod of this node still, and the same to policies; of others nobody says that they have gone.
+    pub fn is_same(&self, source: &Source) -> bool {
+        match source {
+            Source::Pod(pod) => self.local.workload(pod.address).is_some_and(|now| now == *pod),
+            Source::Outside(_) | Source::Node | Source::Unknown => true,
+        }
+    }
+
+    /// A flow of datagrams to another node could not begin.
+    pub fn note_failure(&self, source: &Source, to: SocketAddr, error: &io::Error) {
+        if NotAllowed::is_cause(error) {
+            return self.note_refusal(source, to);
+        }
+        // That is our own, and may be over at any moment.
+        if error.kind() != io::ErrorKind::QuotaExceeded {
+            Lately::add(&mut locked(&self.lately).failed, to, Instant::now());
+        }
+    }
+
+    /// Policies do not allow it, or do not any more.
+    pub fn note_refusal(&self, source: &Source, to: SocketAddr) {
+        Lately::add(&mut locked(&self.lately).refused, (source.address(), to), Instant::now());
+    }
+
+    fn was_refused(&self, source: &Source, to: SocketAddr) -> bool {
+        let lately = locked(&self.lately);
+        !lately.refused.is_empty() && Lately::holds(lately.refused.get(&(source.address(), to)), Instant::now())
+    }
+
+    /// Whether flows of datagrams from there to this pod have just failed.
+    pub fn has_failed(&self, source: &Source, to: SocketAddr) -> bool {
+        self.was_refused(source, to) || self.is_not_reached(to)
+    }
+
+    /// Whether this pod of another node was just not reached.
+    pub fn is_not_reached(&self, to: SocketAddr) -> bool {
+        let lately = locked(&self.lately);
+        !lately.failed.is_empty() && Lately::holds(lately.failed.get(&to), Instant::now())
     }
 
     /// For whom a connection that is kept may be used again: for the same source, while it has the same labels and policies are the same.

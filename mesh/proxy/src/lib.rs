@@ -11,6 +11,7 @@
 
 mod accept;
 mod balance;
+mod datagrams;
 mod demand;
 mod dial;
 mod endpoint;
@@ -56,6 +57,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::opening::{GATEWAYS_WITHIN, Turn};
+pub use datagrams::Upstream;
 pub use demand::{Asked, Demands, Reader};
 pub use dial::KEPT_ELSEWHERE_MAX;
 pub use flows::Flows;
@@ -161,6 +163,8 @@ pub enum Purpose {
     Requests,
     /// Whatever somebody says and hears.
     Bytes,
+    /// Datagrams, each behind its length ([`Upstream::serve`] is the other end).
+    Datagrams,
 }
 
 /// A stream to a pod of another node.
@@ -218,6 +222,15 @@ pub trait LocalEndpoints: Send + Sync {
     fn enter_elsewhere(&self, to: SocketAddr, by: Asker) -> Option<Place> {
         let _ = (to, by);
         Some(Box::new(()))
+    }
+    /// Where this process has sockets for its pods' datagrams to other nodes; `None` when there is no way for them.
+    fn links(&self) -> Option<IpAddr> {
+        None
+    }
+    /// The pod of this node that sends from this real address, and who it is to policies.
+    fn caller(&self, from: IpAddr) -> Option<(IpAddr, Source)> {
+        let _ = from;
+        None
     }
     /// Whether an endpoint that is no pod may be dialled: what somebody writes as a Service's endpoint must not lead to
     /// the machine itself.
@@ -364,7 +377,9 @@ pub struct Proxy {
     guard: guard::Guard,
     routes: Arc<routes::Routes>,
     dialer: dial::Dialer,
-    upstreams: Arc<node_ports::Upstreams>,
+    upstreams: Arc<datagrams::Upstreams>,
+    /// To other nodes.
+    datagrams: Arc<datagrams::Sockets>,
     /// Of connections that come in.
     places: Arc<places::Places>,
     taps: Arc<observe::Taps>,
@@ -385,7 +400,7 @@ impl Proxy {
         let dialer = dial::Dialer::new(guard.clone());
         let places = places::Places::new(places::CONNECTIONS_MAX);
         let routes = Arc::new(routes::Routes::new(local.clone()));
-        let (upstreams, taps, by_ingress, mirrors) = Default::default();
+        let (upstreams, datagrams, taps, by_ingress, mirrors) = Default::default();
         let (opened, opening, gateway_ports) = Default::default();
         let tracer = None;
         Proxy {
@@ -395,6 +410,7 @@ impl Proxy {
             routes,
             dialer,
             upstreams,
+            datagrams,
             places,
             taps,
             by_ingress,
@@ -427,7 +443,8 @@ impl Proxy {
         &self.routes.demands
     }
 
-    /// Whether datagrams of a node port's client go to this real address from this port of the node, so that an answer goes there.
+    /// Whether datagrams of a node port's client, or of another node's pod, go to this real address from this port of the node, so that an
+    /// answer goes there.
     pub fn has_upstream(&self, to: IpAddr, port: u16) -> bool {
         self.upstreams.has(to, port)
     }

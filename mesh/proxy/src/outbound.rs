@@ -94,8 +94,16 @@ impl Proxy {
             if !self.permits_by(source, to, protocol) {
                 return Err(Error::NotAllowed(to.to_string()));
             }
-            endpoint.socket().ok_or(Error::NoPod(to))
+            self.socket(&endpoint, protocol).ok_or(Error::NoPod(to))
         })
+    }
+
+    /// Where connections or datagrams to this endpoint really go; `None` when it has no socket on this machine.
+    fn socket(&self, endpoint: &Endpoint, protocol: Protocol) -> Option<SocketAddr> {
+        match protocol {
+            Protocol::Udp if endpoint.is_elsewhere() => self.datagrams.open(self, endpoint.address),
+            Protocol::Udp | Protocol::Tcp | Protocol::Sctp => endpoint.socket(),
+        }
     }
 
     fn permits_by(&self, source: &Source, to: SocketAddr, protocol: Protocol) -> bool {
@@ -153,10 +161,20 @@ impl Proxy {
     pub(crate) fn is_endpoint(&self, source: &Source, to: SocketAddr, real: SocketAddr) -> bool {
         let snapshot = self.discovery.snapshot();
         let route = snapshot.by_address(to.ip()).and_then(|service| self.route(service, to.port(), Protocol::Udp).ok());
+        let elsewhere = self.datagrams_lead(real);
+        // It is open: somebody may have used it last long ago.
+        if let Some(to) = elsewhere
+            && (self.guard.is_not_reached(to) || self.datagrams.open(self, to) != Some(real))
+        {
+            return false;
+        }
         route.is_some_and(|route| {
             route.balancer.addresses().any(|address| {
-                Endpoint::find(&*self.local, address).and_then(|endpoint| endpoint.socket()) == Some(real)
-                    && self.guard.permits_datagram(source, address)
+                let is_it = match elsewhere {
+                    Some(to) => to == address,
+                    None => Endpoint::find(&*self.local, address).and_then(|endpoint| endpoint.socket()) == Some(real),
+                };
+                is_it && self.guard.permits_datagram(source, address)
             })
         })
     }
@@ -172,7 +190,7 @@ impl Proxy {
         let (picked, endpoint) = self.pick(source, &route, &mut tried).ok_or_else(|| self.nobody(&route, &tried))?;
         drop(picked);
         // A component that is called has no socket of its own.
-        endpoint.socket().ok_or(Error::NoPod(endpoint.address))
+        self.socket(&endpoint, protocol).ok_or(Error::NoPod(endpoint.address))
     }
 
     /// Addresses behind a name of the cluster, for a guest's resolver; `None` when it is not the cluster's. Several come in a
@@ -345,7 +363,12 @@ impl Proxy {
         is_time: impl Fn() -> bool,
     ) -> Option<(Picked, Endpoint)> {
         let protocol = route.service.ports[route.at].protocol;
-        let is_datagram = protocol == Protocol::Udp;
+        // Of a pod that was just not reached another may be found; where there is none, what is sent is lost.
+        let is_passed_over = |endpoint: &Endpoint| {
+            protocol == Protocol::Udp
+                && (!endpoint.takes_datagrams()
+                    || endpoint.is_elsewhere() && self.guard.is_not_reached(endpoint.address))
+        };
         // Each may have gone since discovery spoke.
         let (mut gone, mut refused, mut allowed) = (0, 0, None);
         while gone < GONE_MAX && refused < NOT_ALLOWED_MAX {
@@ -355,12 +378,11 @@ impl Proxy {
             };
             let address = SocketAddr::new(picked.endpoint().address, picked.endpoint().port);
             match Endpoint::find(&*self.local, address) {
-                // Datagrams go to sockets, and not from node to node: an endpoint of this one has to do.
-                Some(endpoint) if is_datagram && endpoint.socket().is_none() => {
+                Some(endpoint) if is_passed_over(&endpoint) => {
                     tried.add(&picked);
                     drop(picked);
                     let find = |address| Endpoint::find(&*self.local, address);
-                    route.balancer.pass_over(tried, |at| find(at).is_some_and(|endpoint| endpoint.socket().is_none()));
+                    route.balancer.pass_over(tried, |at| find(at).as_ref().is_some_and(is_passed_over));
                 }
                 Some(endpoint) if self.permits_by(source, address, protocol) => return Some((picked, endpoint)),
                 Some(_) => {

@@ -1,7 +1,7 @@
 //! What a node is told at its start.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -51,6 +51,8 @@ pub struct Config {
     pub node_port_bind: IpAddr,
     /// Where Ingresses are served.
     pub ingress: IngressPorts,
+    /// Where questions about the cluster's names are answered, to programs that are no pods; nowhere when absent. Port 0 takes a free one.
+    pub dns: Option<SocketAddr>,
     /// Where spans of requests go.
     pub otlp: Option<Otlp>,
     /// How long guests may take to end when the node goes down.
@@ -87,6 +89,7 @@ impl Config {
             compiler: Compiler::default(),
             node_port_bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             ingress: IngressPorts::default(),
+            dns: None,
             otlp: None,
             stop_grace: Duration::from_secs(10),
             routes: axum::Router::new(),

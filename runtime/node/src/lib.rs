@@ -15,6 +15,7 @@
 //! | `logs`, `events` | what is kept of pods for people |
 //! | `ingress` | the node's part in serving Ingresses: certificates from Secrets, what is told of them |
 //! | `balancer` | what is told of the ports of Services that the node is a balancer of |
+//! | `names` | the cluster's names, for programs of the machine |
 //! | `otlp` | spans of requests, sent to a collector |
 //! | `kubelet` | the HTTPS endpoint for API servers: logs, port-forward, figures |
 //!
@@ -37,6 +38,7 @@ mod ingress;
 mod kubelet;
 mod logs;
 mod machine;
+mod names;
 mod network;
 mod node;
 mod objects;

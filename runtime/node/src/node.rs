@@ -38,6 +38,7 @@ use crate::ingress::{self, Gateway};
 use crate::kubelet;
 use crate::logs::OpenFiles;
 use crate::machine::Machine;
+use crate::names;
 use crate::network::{Network, Peers, Table};
 use crate::objects::{Bounds, Objects, OnChange};
 use crate::otlp;
@@ -84,6 +85,17 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Where questions about names were to be answered.
+    #[error(
+        "listen at {address} for questions about names (UDP and TCP): is another program using it? choose another with --dns-listen"
+    )]
+    Names {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The certificate for hosts that have none.
     #[error("make a certificate for hosts that have none")]
     Certificate(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -100,6 +112,9 @@ struct Inner {
     registration: Registration,
     listener: TcpListener,
     peers: Arc<Peers>,
+    /// Questions about names, until somebody answers them; and where they are asked.
+    names: Mutex<Option<coracle_dns::Listener>>,
+    names_at: Option<std::net::SocketAddr>,
     /// Spans, until somebody sends them.
     traces: Mutex<Option<(Tracer, Spans)>>,
     synced: watch::Sender<bool>,
@@ -117,6 +132,15 @@ impl Node {
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let port = listener.local_addr().map_err(listen)?.port();
         let gateway = Arc::new(Gateway::open(&config)?);
+        let names = match config.dns {
+            Some(address) => {
+                let failed = |source| Error::Names { address, source };
+                Some(coracle_dns::Listener::open(address).await.map_err(failed)?)
+            }
+            None => None,
+        };
+        let names_at = names.as_ref().and_then(|names| names.address().ok());
+        let names = Mutex::new(names);
         let mut machine = Machine::read(config.capacity, config.pod_cidr, &config.data_dir);
         let engine = start_engine(&config, &machine).await?;
         machine.pods = machine.pods.min(u64::from(engine.instances_max()));
@@ -172,7 +196,19 @@ impl Node {
         let registration = Registration::new(pods.clone(), Facts::read(port));
         let synced = watch::Sender::new(false);
         let traces = Mutex::new(traces);
-        Ok(Node { inner: Arc::new(Inner { pods, registration, listener, peers, traces, synced, stop_watching }) })
+        Ok(Node {
+            inner: Arc::new(Inner {
+                pods,
+                registration,
+                listener,
+                peers,
+                names,
+                names_at,
+                traces,
+                synced,
+                stop_watching,
+            }),
+        })
     }
 
     /// Its pods.
@@ -198,6 +234,11 @@ impl Node {
         self.inner.pods.context.gateway.urls()
     }
 
+    /// Where it answers questions about the cluster's names, if it does.
+    pub fn dns_address(&self) -> Option<std::net::SocketAddr> {
+        self.inner.names_at
+    }
+
     /// Pulls and compiles an image before any pod names it; pods that come meanwhile wait for the same compilation, and find
     /// the other compiler free when this is done for one image at a time. Its failure is told to those pods, too.
     pub async fn prepare(&self, image: &str) -> Result<(), ImageError> {
@@ -206,7 +247,8 @@ impl Node {
 
     /// Runs pods until `shutdown`, then stops them and leaves their objects to the next start. Call it once.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Inner { pods, registration, listener, peers, traces, synced, stop_watching } = &*self.inner;
+        let Inner { pods, registration, listener, peers, names, names_at: _, traces, synced, stop_watching } =
+            &*self.inner;
         let context = &pods.context;
         // What still works while pods are stopped.
         let background = CancellationToken::new();
@@ -224,6 +266,10 @@ impl Node {
         ingress::run(context, &until);
         // Connections of clients are served where guests may run.
         context.tasks.spawn_on(network.proxy.clone().run(node_ports, until("proxy")), context.engine.gateway());
+        if let Some(listener) = names.lock().take() {
+            let (pods, stop) = (pods.clone(), until("names"));
+            context.tasks.spawn(async move { names::run(&pods.context, listener, stop).await });
+        }
         if let (Some(otlp), Some(traces)) = (&context.config.otlp, traces.lock().take()) {
             context.tasks.spawn(otlp::run(otlp.clone(), context.config.name.clone(), traces, until("otlp")));
         }

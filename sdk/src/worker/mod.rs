@@ -11,7 +11,7 @@ mod servers;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +73,8 @@ pub struct WorkerOptions {
     pub node_port_bind: IpAddr,
     /// Where Ingresses are served.
     pub ingress: IngressPorts,
+    /// Where the node answers questions about the cluster's names (DNS), to programs that are no pods; nowhere when absent.
+    pub dns: Option<SocketAddr>,
     /// Where spans of requests are sent; nowhere when absent.
     pub otlp: Option<Otlp>,
     /// Where components are compiled.
@@ -92,6 +94,7 @@ impl WorkerOptions {
             port: 10_250,
             node_port_bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             ingress: IngressPorts::usual(),
+            dns: None,
             otlp: None,
             compiler: Compiler::InProcess,
             program: None,
@@ -207,6 +210,7 @@ impl Worker {
             min_free_bytes: coracle_server::free_floor(&options.data_dir),
             node_port_bind: options.node_port_bind,
             ingress: options.ingress,
+            dns: options.dns,
             otlp: options.otlp.clone(),
             compiler: options.compiler.clone(),
             routes: options.program.as_ref().map(Program::router).unwrap_or_default(),
@@ -252,6 +256,11 @@ impl Worker {
     /// Where it serves Ingresses, as URLs; complete when it is ready.
     pub fn ingress_urls(&self) -> Vec<String> {
         self.node.ingress_urls()
+    }
+
+    /// Where it answers questions about names, if it does.
+    pub fn dns_address(&self) -> Option<SocketAddr> {
+        self.node.dns_address()
     }
 
     /// The server that it has joined.

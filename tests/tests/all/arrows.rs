@@ -23,8 +23,9 @@ const ARROWS: &[(&str, &str, &[&str])] = &[
     ("simulation", "control/simulation", &["apiserver", "keyspace", "server"]),
     ("engine", "runtime/engine", &[]),
     ("artifact", "runtime/artifact", &[]),
-    ("node", "runtime/node", &["api", "artifact", "discovery", "engine", "gateway", "policy", "proxy"]),
+    ("node", "runtime/node", &["api", "artifact", "discovery", "dns", "engine", "gateway", "policy", "proxy"]),
     ("policy", "mesh/policy", &["api"]),
+    ("dns", "mesh/dns", &["discovery"]),
     ("discovery", "mesh/discovery", &["api", "gateway", "policy"]),
     ("proxy", "mesh/proxy", &["api", "discovery", "policy"]),
     ("sdk", "sdk", &["node", "server"]),
@@ -72,9 +73,13 @@ fn every_package_of_the_workspace_is_among_the_arrows() {
 
 #[test]
 fn a_heavy_dependency_is_known_to_one_package_only() {
-    for (dependency, owner) in
-        [("openraft", "keyspace"), ("redb", "keyspace"), ("wasmtime", "engine"), ("oci-client", "artifact")]
-    {
+    for (dependency, owner) in [
+        ("openraft", "keyspace"),
+        ("redb", "keyspace"),
+        ("wasmtime", "engine"),
+        ("oci-client", "artifact"),
+        ("simple-dns", "dns"),
+    ] {
         for (package, folder, _) in ARROWS.iter().filter(|(package, ..)| *package != owner) {
             let text = manifest(folder);
             // The registry's tests push with a real client.

@@ -8,8 +8,6 @@ pub(crate) mod tcp;
 mod udp;
 mod wanted;
 
-pub(crate) use self::udp::Upstreams;
-
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -1,11 +1,10 @@
-//! UDP at a node's port. All datagrams of one client go to the same endpoint, from a socket of their own, and what comes back
-//! there goes to the client from the node's port.
+//! UDP at a node's port. All datagrams of one client go to the same endpoint, from a socket of their own, or as a flow to another node, and
+//! what comes back there goes to the client from the node's port.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use coracle_discovery::Protocol;
 use coracle_policy::Source;
@@ -16,28 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Inbound, UDP_CLIENTS_MAX};
 use crate::balance::{Picked, Tried};
+use crate::datagrams::{self, AGAIN_AFTER, BOUND_WITHIN, Carry, DATAGRAM_BYTES_MAX, ERROR_WAIT, Outbox, Upstream};
 use crate::places::Place;
-use crate::spare;
-
-/// A client that neither sends nor gets anything for so long is forgotten (the kernel's own times, for a stream of datagrams
-/// and for those that nobody has answered).
-const IDLE_MAX: Duration = Duration::from_secs(180);
-const IDLE_UNANSWERED_MAX: Duration = Duration::from_secs(30);
-/// The largest datagram.
-const DATAGRAM_BYTES_MAX: usize = 65_535;
-/// A program may say that it runs before it has bound its socket, and no probe knows about datagrams: the first one of a client is
-/// sent again for so long while the kernel says that nobody is there,
-const BOUND_WITHIN: Duration = Duration::from_secs(2);
-/// this often.
-const AGAIN_AFTER: Duration = Duration::from_millis(20);
-/// Wait after an error of the socket that comes again and again.
-const ERROR_WAIT: Duration = Duration::from_millis(5);
 
 /// What one client says, to whom.
 struct Flow {
-    /// Before the socket: its port may be another flow's as soon as it is closed.
-    _upstream: Known,
-    upstream: UdpSocket,
+    way: Way,
     /// The endpoint.
     to: SocketAddr,
     begun: Instant,
@@ -49,41 +32,15 @@ struct Flow {
     _picked: Picked,
 }
 
-/// Where the node's datagrams go to, and from which of its ports: the answers that a pod may send. As many as there are flows.
-#[derive(Debug, Default)]
-pub(crate) struct Upstreams(Mutex<HashSet<(IpAddr, u16)>>);
-
-impl Upstreams {
-    fn locked(&self) -> MutexGuard<'_, HashSet<(IpAddr, u16)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn has(&self, to: IpAddr, port: u16) -> bool {
-        self.locked().contains(&(to, port))
-    }
-
-    fn add(self: &Arc<Self>, to: IpAddr, port: u16) -> Known {
-        self.locked().insert((to, port));
-        Known { upstreams: self.clone(), key: (to, port) }
-    }
-}
-
-/// One of them, while its flow lives.
-struct Known {
-    upstreams: Arc<Upstreams>,
-    key: (IpAddr, u16),
-}
-
-impl Drop for Known {
-    fn drop(&mut self) {
-        self.upstreams.locked().remove(&self.key);
-    }
+enum Way {
+    Here(Upstream),
+    /// Another task carries it.
+    Elsewhere(Outbox),
 }
 
 impl Flow {
     fn rests_at(&self) -> Instant {
-        let rests = |(is_answered, since)| since + if is_answered { IDLE_MAX } else { IDLE_UNANSWERED_MAX };
-        self.place.turns.patience().map_or(self.begun, rests)
+        datagrams::rests_at(&self.place.turns, self.begun)
     }
 
     /// Whether it waits for its endpoint to bind its socket.
@@ -91,10 +48,12 @@ impl Flow {
         self.is_early && self.begun.elapsed() < BOUND_WITHIN
     }
 
-    /// Whether the kernel has said that nobody has bound the port there: of this machine's own it says so at once.
+    /// Whether the kernel has said that nobody has bound the port there; another node's waits for that itself.
     fn is_refused(&self) -> bool {
-        let error = self.upstream.take_error().ok().flatten();
-        error.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        match &self.way {
+            Way::Here(upstream) => upstream.is_refused(),
+            Way::Elsewhere(_) => false,
+        }
     }
 
     async fn send(&self, datagram: &[u8]) -> io::Result<()> {
@@ -102,7 +61,13 @@ impl Flow {
             return Err(io::ErrorKind::NotConnected.into());
         }
         self.place.turns.used(false);
-        self.upstream.send(datagram).await.map(|_| ())
+        match &self.way {
+            Way::Here(upstream) => upstream.socket().send(datagram).await.map(|_| ()),
+            Way::Elsewhere(outbox) => {
+                outbox.put(datagram);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -151,7 +116,7 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
             }
         }
         // New, or its endpoint has gone: another is found.
-        let Some(mut flow) = connect(&inbound, &source).await else { continue };
+        let Some((mut flow, carry)) = connect(&inbound, &source).await else { continue };
         let _ = flow.send(datagram).await;
         // Only the first: what comes after it would be out of order, or too much.
         flow.is_early = !flows.contains_key(&client) && flow.is_refused();
@@ -160,9 +125,16 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
         flows.insert(client, flow.clone());
         let (socket, over) = (socket.clone(), over.clone());
         inbound.tasks.spawn(async move {
+            let passed = async {
+                match (&flow.way, carry) {
+                    (Way::Here(upstream), _) => replies(&flow, upstream, &socket, client, first).await,
+                    (Way::Elsewhere(_), Some(carry)) => carry.run(&socket, client, &flow.place.turns).await,
+                    (Way::Elsewhere(_), None) => Ok(()),
+                }
+            };
             tokio::select! {
                 () = flow.over.cancelled() => {}
-                result = replies(&flow, &socket, client, first) => if let Err(error) = result {
+                result = passed => if let Err(error) = result {
                     tracing::debug!(%error, "datagram");
                 },
             }
@@ -172,28 +144,41 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
     }
 }
 
-/// A socket that speaks to one of the endpoints for `source`, and to no other.
-async fn connect(inbound: &Inbound, source: &Source) -> Option<Flow> {
+/// A way to one of the endpoints for `source`, and to no other; and what carries it, when that is on another node.
+async fn connect(inbound: &Inbound, source: &Source) -> Option<(Flow, Option<Carry>)> {
     let route = inbound.route().ok()?;
     let (mut picked, endpoint) = inbound.proxy.pick(source, &route, &mut Tried::default())?;
-    let address = endpoint.address;
-    let to = endpoint.socket().filter(|to| inbound.proxy.local.is_reached(*to, Protocol::Udp))?;
+    let to = endpoint.address;
+    let here = endpoint.socket().filter(|here| inbound.proxy.local.is_reached(*here, Protocol::Udp));
+    if here.is_none() && !endpoint.is_elsewhere() {
+        return None;
+    }
     // Whether anybody is there shows later, if at all.
     picked.answered();
     // Only now: others may give way for it.
     let over = inbound.stop.child_token();
     let namespace = inbound.target.load().service.namespace.clone();
     let place = inbound.places.try_enter(inbound.key, Some(&namespace), &over)?;
-    let upstream = UdpSocket::bind((inbound.proxy.local.source(to.ip()), 0)).await.ok()?;
-    upstream.connect(to).await.ok().filter(|()| spare::is_spare(&upstream))?;
-    let known = inbound.proxy.upstreams.add(to.ip(), upstream.local_addr().ok()?.port());
+    let (way, carry) = match here {
+        Some(here) => (Way::Here(inbound.proxy.upstream(here).await.ok()?), None),
+        None => {
+            let (outbox, carry) = inbound.proxy.carry(to, source.clone(), inbound.asker())?;
+            (Way::Elsewhere(outbox), Some(carry))
+        }
+    };
     let begun = Instant::now();
-    Some(Flow { upstream, to: address, begun, over, is_early: false, _upstream: known, place, _picked: picked })
+    Some((Flow { way, to, begun, over, is_early: false, place, _picked: picked }, carry))
 }
 
 /// Passes back what the endpoint says, until the client rests or nobody is there; who was not there yet is sent the `first`
 /// datagram again.
-async fn replies(flow: &Flow, socket: &UdpSocket, client: SocketAddr, mut first: Option<Vec<u8>>) -> io::Result<()> {
+async fn replies(
+    flow: &Flow,
+    upstream: &Upstream,
+    socket: &UdpSocket,
+    client: SocketAddr,
+    mut first: Option<Vec<u8>>,
+) -> io::Result<()> {
     loop {
         let rests_at = flow.rests_at();
         tokio::select! {
@@ -203,20 +188,20 @@ async fn replies(flow: &Flow, socket: &UdpSocket, client: SocketAddr, mut first:
             () = tokio::time::sleep(AGAIN_AFTER), if first.is_some() => {
                 // It fails with what the client's next datagram has met.
                 let is_sent = match &first {
-                    Some(datagram) => flow.upstream.send(datagram).await.is_ok(),
+                    Some(datagram) => upstream.socket().send(datagram).await.is_ok(),
                     None => true,
                 };
-                if is_sent && !flow.is_refused() {
+                if is_sent && !upstream.is_refused() {
                     first = None;
                 } else if !flow.is_waiting() {
                     return Err(io::ErrorKind::ConnectionRefused.into());
                 }
             }
-            ready = flow.upstream.readable() => {
+            ready = upstream.socket().readable() => {
                 ready?;
                 // Only while there is something to read: a buffer for each client would be too much.
                 let mut buffer = Vec::with_capacity(DATAGRAM_BYTES_MAX);
-                match flow.upstream.try_recv_buf(&mut buffer) {
+                match upstream.socket().try_recv_buf(&mut buffer) {
                     Ok(_) => {
                         flow.place.turns.used(true);
                         socket.send_to(&buffer, client).await?;

@@ -234,16 +234,15 @@ async fn datagrams_are_judged_each_and_who_was_asked_may_answer() {
     assert_eq!(tokio::time::timeout(SOON, later(&mut heard)).await.unwrap(), b"again");
 }
 
-/// As of a DaemonSet: every node has one, and its own is asked.
 #[tokio::test]
-async fn datagrams_find_the_endpoint_of_this_node_among_many_of_others_which_have_not_failed() {
+async fn datagrams_find_the_endpoint_that_has_a_socket_among_many_that_are_called_and_none_of_those_has_failed() {
     let world = World::new().await;
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let all: Vec<u8> = (1..=60).collect();
     for n in &all {
         match n {
             30 => world.start(*n, Local::Tcp(socket.local_addr().unwrap())),
-            n => world.start_elsewhere(*n, echo().0),
+            n => world.start(*n, echo().1),
         }
     }
     world.service("dns", "10.96.0.9", json!([{"port": 53, "protocol": "UDP"}]));

@@ -143,6 +143,29 @@ pub struct Pods {
     pub asked: Arc<Mutex<Vec<Source>>>,
     /// Nobody is let in there.
     pub is_shut_elsewhere: Arc<AtomicBool>,
+    /// The node that has the pods of other nodes, for datagrams.
+    pub other: Mutex<Option<Proxy>>,
+}
+
+impl Pods {
+    /// As the other node takes a flow of datagrams.
+    fn take_datagrams(&self, to: SocketAddr, source: Source) -> BoxFuture<'static, io::Result<Elsewhere>> {
+        let other = self.other.lock().unwrap().clone();
+        let called = self.workloads.lock().unwrap().get(&to.ip()).cloned();
+        Box::pin(async move {
+            let other = other.ok_or(io::ErrorKind::HostUnreachable)?;
+            let Some(Local::Tcp(at)) = other.local.lookup(to.ip(), to.port()) else {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            };
+            let may = move |other: &Proxy| other.permits(&source, to, Protocol::Udp);
+            if !may(&other) {
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, NotAllowed));
+            }
+            let (upstream, (here, there)) = (other.upstream(at).await?, tokio::io::duplex(1 << 16));
+            tokio::spawn(async move { upstream.serve(there, || may(&other)).await });
+            Ok(Elsewhere { stream: Box::new(here), is_called: false, called })
+        })
+    }
 }
 
 impl LocalEndpoints for Pods {
@@ -174,7 +197,10 @@ impl LocalEndpoints for Pods {
         purpose: Purpose,
         source: Source,
     ) -> BoxFuture<'static, io::Result<Elsewhere>> {
-        self.connected.lock().unwrap().push(source);
+        self.connected.lock().unwrap().push(source.clone());
+        if purpose == Purpose::Datagrams {
+            return self.take_datagrams(to, source);
+        }
         let called = self.workloads.lock().unwrap().get(&to.ip()).cloned();
         let (asked, is_shut) = (self.asked.clone(), self.is_shut_elsewhere.clone());
         let admit: Admit = Arc::new(move |said| {
@@ -199,7 +225,9 @@ impl LocalEndpoints for Pods {
                 Purpose::Requests if is_called => {
                     drop(tokio::spawn(serve_link(there, service, admit, CancellationToken::new())))
                 }
-                Purpose::Requests | Purpose::Bytes => drop(tokio::spawn(serve_stream(there, service))),
+                Purpose::Requests | Purpose::Bytes | Purpose::Datagrams => {
+                    drop(tokio::spawn(serve_stream(there, service)))
+                }
             }
             Ok(Elsewhere { stream: Box::new(here), is_called, called })
         })
@@ -210,6 +238,21 @@ impl LocalEndpoints for Pods {
         entered.push(by);
         let held = Arc::strong_count(&self.taken) - 1;
         (held < self.places_elsewhere.load(Relaxed)).then(|| Box::new(self.taken.clone()) as Place)
+    }
+
+    fn links(&self) -> Option<IpAddr> {
+        Some([127, 84, 0, 1].into())
+    }
+
+    /// Sockets of the pod N of this node are at `127.85.0.N`.
+    fn caller(&self, from: IpAddr) -> Option<(IpAddr, Source)> {
+        match from {
+            IpAddr::V4(from) if from.octets()[..3] == [127, 85, 0] => {
+                let pod = pod(from.octets()[3]);
+                Some((pod, self.workload(pod).map_or(Source::Unknown, Source::Pod)))
+            }
+            _ => None,
+        }
     }
 
     fn is_reached(&self, actual: SocketAddr, _: Protocol) -> bool {
@@ -482,6 +525,11 @@ impl World {
     /// A component answers at this pod of another node.
     pub fn start_elsewhere(&self, n: u8, component: Arc<dyn HttpService>) {
         self.pods.elsewhere.lock().unwrap().insert(pod(n), (Some(component), 0));
+    }
+
+    /// This pod is on another node; what it says to datagrams is up to that one ([`Pods::other`]).
+    pub fn is_elsewhere(&self, n: u8) {
+        self.pods.elsewhere.lock().unwrap().insert(pod(n), (None, 0));
     }
 
     pub fn end(&self, n: u8) {

@@ -15,13 +15,17 @@ use crate::network::ServiceFailed;
 /// `ADDRESS,NAMESPACE/NAME:PORT/PROTOCOL,…` with `=taken` behind a port that it could not have.
 pub const ANNOTATION: &str = "coracle.dev/load-balancer";
 
+/// Where clients reach the ports that are opened at `bind`.
+pub fn address(bind: IpAddr, node_ip: IpAddr) -> IpAddr {
+    if bind.is_unspecified() { node_ip } else { bind }
+}
+
 /// The annotation's value; `None` while nobody wants a port.
 pub fn annotation(bind: IpAddr, node_ip: IpAddr, opened: &[Opened]) -> Option<String> {
     if opened.is_empty() {
         return None;
     }
-    let address = if bind.is_unspecified() { node_ip } else { bind };
-    let mut text = address.to_string();
+    let mut text = address(bind, node_ip).to_string();
     // Those that are open first: the end is what is left out of a text that is too long.
     let (open, taken): (Vec<&Opened>, Vec<&Opened>) = opened.iter().partition(|port| port.is_open);
     for Opened { namespace, name, port, protocol, is_open } in open.into_iter().chain(taken) {

@@ -1,10 +1,10 @@
 //! The other end of a link ([`crate::network::Peers`]): connections of other nodes' pods to pods of this one.
 //!
 //! A `CONNECT` names a pod's address and port, and gets bytes to what answers there: a guest's socket, or HTTP that its
-//! component is called with. It leads to nothing else of this machine, and to no other pod that gets the address later. Who calls
+//! component is called with; or datagrams to a guest's socket, in a stream for each flow. It leads to nothing else of this machine, and to no other pod that gets the address later. Who calls
 //! is a node, by its certificate: what its proxy says beside its requests is believed ([`LINK`]), also for which of its pods it calls
 //! ([`crate::network::Callers`]), and what a guest says through it is not. Whether network policies let that pod in is decided here: for
-//! bytes when they begin, for a component with each request; what a proxy keeps for its requests ends when they may not come any more.
+//! bytes when they begin, for a component with each request, and for each datagram; what a proxy keeps for its requests ends when they may not come any more.
 
 use std::convert::Infallible;
 use std::io;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_policy::{Protocol, Source, TEXT_BYTES_MAX};
+use coracle_policy::{Protocol, Source, TEXT_BYTES_MAX, Workload};
 use coracle_proxy::{Admit, BoxError, HttpService, Local, LocalEndpoints as _, NotAllowed, serve_link, serve_stream};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Empty;
@@ -23,7 +23,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::network::{CALLED, LINK, Network, REQUESTS, called, pass};
+use crate::network::{CALLED, DATAGRAMS, LINK, Network, REQUESTS, called, pass};
 use crate::pod::Pods;
 
 /// How long a stream of requests stays when its pod has gone: who sends one on it meanwhile is told that nobody has taken it, as it
@@ -53,9 +53,9 @@ async fn answer(
     let connected = connect(pods, from, request, shutdown).await;
     let mut response = Response::new(Empty::new());
     match connected {
-        Ok(Answered { are_requests, called }) => {
-            if are_requests {
-                response.headers_mut().insert(LINK, REQUESTS);
+        Ok(Answered { takes, called }) => {
+            if let Some(takes) = takes {
+                response.headers_mut().insert(LINK, takes);
             }
             if let Some(called) = called {
                 response.headers_mut().insert(CALLED, called);
@@ -69,8 +69,8 @@ async fn answer(
 /// What is at the end of a stream.
 #[derive(Default)]
 struct Answered {
-    /// A component, which is called; else a guest's socket.
-    are_requests: bool,
+    /// Requests for a component, which is called, or datagrams; else the bytes of a connection to a guest's socket.
+    takes: Option<HeaderValue>,
     /// Whose it is.
     called: Option<HeaderValue>,
 }
@@ -99,6 +99,9 @@ async fn connect(
     let context = &pods.context;
     let network = &context.network;
     let life = network.table.life(to.ip()).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+    if request.headers().get(LINK) == Some(&DATAGRAMS) {
+        return datagrams(pods, from, request, (to, life), shutdown).await;
+    }
     let local = network.local(to.ip(), to.port()).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
     let asks = request.headers().get(LINK) == Some(&REQUESTS);
     let are_requests = asks && matches!(local, Local::Http(_));
@@ -117,9 +120,8 @@ async fn connect(
         }
     };
     let service = network.component(to);
-    let called = network.table.workload(to.ip()).filter(|called| called.text().len() <= TEXT_BYTES_MAX);
-    let called = called.and_then(|called| HeaderValue::from_str(called.text()).ok());
-    let answered = Answered { are_requests: socket.is_none(), called };
+    let called = network.table.workload(to.ip());
+    let answered = Answered { takes: socket.is_none().then_some(REQUESTS), called: told(called.as_deref()) };
     let (network, from) = (network.clone(), from.clone());
     // Requests of a proxy to a guest that listens itself: it keeps the stream for the next, as long as they may come.
     let (judge, of) = (network.clone(), source.clone());
@@ -168,6 +170,63 @@ async fn connect(
         }
     };
     context.tasks.spawn_on(until, context.engine.gateway());
+    Ok(answered)
+}
+
+/// What the other node is told of the pod.
+fn told(called: Option<&Workload>) -> Option<HeaderValue> {
+    let called = called.filter(|called| called.text().len() <= TEXT_BYTES_MAX)?;
+    HeaderValue::from_str(called.text()).ok()
+}
+
+/// Begins to pass datagrams of one flow, or says why not. It ends with the pod, and when the pod is another to policies than the other
+/// node was told: that one judges, too.
+async fn datagrams(
+    pods: &Arc<Pods>,
+    from: &Arc<str>,
+    request: Request<Incoming>,
+    (to, life): (SocketAddr, CancellationToken),
+    shutdown: CancellationToken,
+) -> Result<Answered, StatusCode> {
+    let (context, network) = (&pods.context, pods.context.network.clone());
+    let Some(Local::Tcp(at)) = network.local(to.ip(), to.port()) else { return Err(StatusCode::SERVICE_UNAVAILABLE) };
+    let mut relabelled = network.table.relabelled();
+    let called = network.table.workload(to.ip());
+    let source = source(&network, from, request.headers().get(coracle_proxy::SOURCE)).ok_or(StatusCode::FORBIDDEN)?;
+    if !network.proxy.permits(&source, to, Protocol::Udp) {
+        return Err(StatusCode::FORBIDDEN);
+    }
+    let flow = network.flows.take(from.clone(), 1).ok_or(StatusCode::TOO_MANY_REQUESTS)?;
+    let upstream = network.proxy.upstream(at).await.map_err(|error| match error.kind() {
+        io::ErrorKind::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    })?;
+    let answered = Answered { takes: Some(DATAGRAMS), called: told(called.as_deref()) };
+    let upgrade = hyper::upgrade::on(request);
+    let judge = network.clone();
+    let passing = async move {
+        let stream = TokioIo::new(upgrade.await?);
+        upstream.serve(stream, || judge.proxy.permits(&source, to, Protocol::Udp)).await?;
+        Ok::<_, BoxError>(())
+    };
+    let other = async move {
+        while network.table.workload(to.ip()) == called {
+            if relabelled.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    };
+    context.tasks.spawn(async move {
+        tokio::select! {
+            passed = passing => if let Err(error) = passed {
+                tracing::debug!(%error, "datagrams from another node");
+            },
+            () = other => {}
+            () = life.cancelled() => {}
+            () = shutdown.cancelled() => {}
+        }
+        drop(flow);
+    });
     Ok(answered)
 }
 

@@ -14,10 +14,13 @@ use hyper_util::server::conn::auto;
 pub(super) const STREAMS_MAX: u32 = 2048;
 /// Links that one node makes to another.
 pub const LINKS_MAX: usize = 2;
-/// With a `CONNECT`: that HTTP requests of the other node's proxy follow. With the answer: that a component is called with them.
+/// With a `CONNECT`: that HTTP requests of the other node's proxy follow, or datagrams. With the answer: that a component is called with
+/// the requests, or that datagrams are understood.
 pub const LINK: HeaderName = HeaderName::from_static("x-coracle-link");
-/// The one thing that it says.
+/// What it says.
 pub const REQUESTS: HeaderValue = HeaderValue::from_static("requests");
+/// The same.
+pub const DATAGRAMS: HeaderValue = HeaderValue::from_static("datagrams");
 /// With the answer: what its node says of the pod that was called (`Workload::text`).
 pub const CALLED: HeaderName = HeaderName::from_static("x-coracle-link-called");
 /// Bytes on their way in one of them, each way,

@@ -62,7 +62,7 @@ pub(super) fn embedded(address: IpAddr) -> IpAddr {
 }
 
 /// The ranges of pods (10.240.0.0/12) and of Services (10.96.0.0/16): what nobody has there is nobody, and not a stranger outside.
-fn is_clusters(address: IpAddr) -> bool {
+pub fn is_clusters(address: IpAddr) -> bool {
     let IpAddr::V4(v4) = address else { return false };
     matches!(v4.octets(), [10, 96 | 240..=255, ..])
 }

@@ -110,7 +110,7 @@ impl GuestNetwork {
             Protocol::Udp => self.flows.send(&self.network.proxy, &self.source(), wanted),
         };
         match found {
-            Some(Ok(actual)) if self.is_within(actual) => Ok(actual),
+            Some(Ok(actual)) if self.is_within(actual, protocol) => Ok(actual),
             Some(Ok(_)) => {
                 self.deny(&wanted.to_string());
                 Err(Refused::Denied)
@@ -173,9 +173,13 @@ impl GuestNetwork {
     }
 
     /// Whether a real address is a pod's, or one that a Service may lead to.
-    fn is_within(&self, actual: SocketAddr) -> bool {
+    fn is_within(&self, actual: SocketAddr, protocol: Protocol) -> bool {
+        let elsewhere = match protocol {
+            Protocol::Tcp => self.network.leads_elsewhere(actual),
+            Protocol::Udp => self.network.proxy.datagrams_lead(actual),
+        };
         self.network.table.pod_of_twin(actual.ip()).is_some()
-            || self.network.leads_elsewhere(actual).is_some()
+            || elsewhere.is_some()
             || self.network.is_service_endpoint(actual)
     }
 
@@ -225,7 +229,8 @@ impl coracle_engine::Network for GuestNetwork {
     }
 
     fn shown_datagram(&self, actual: SocketAddr) -> SocketAddr {
-        self.flows.shown(actual).unwrap_or_else(|| self.shown(actual))
+        let elsewhere = || self.network.proxy.datagrams_lead(actual);
+        self.flows.shown(actual).or_else(elsewhere).unwrap_or_else(|| self.shown(actual))
     }
 
     fn resolve(&self, name: &str) -> Resolved {
@@ -258,6 +263,16 @@ impl coracle_engine::Network for GuestNetwork {
             // Only datagrams come from the node itself, and are answered.
             SocketUse::TcpConnect if address == self.network.table.gateway().loopback => false,
             SocketUse::TcpConnect if self.network.leads_elsewhere(actual).is_some() => true,
+            // Whether its node lets them in shows there; what answers was asked.
+            SocketUse::UdpSend | SocketUse::UdpReceive if address == self.network.table.links() => {
+                let proxy = &self.network.proxy;
+                match usage {
+                    SocketUse::UdpSend => {
+                        proxy.datagrams_go(actual).is_some_and(|to| proxy.permits_datagram(&self.source(), to))
+                    }
+                    _ => proxy.datagrams_lead(actual).is_some(),
+                }
+            }
             SocketUse::TcpConnect | SocketUse::UdpSend | SocketUse::UdpReceive => {
                 // Once more, and for each datagram: a socket may have been connected before policies changed.
                 let is_allowed = |to: SocketAddr| match usage {

@@ -24,14 +24,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_discovery::{Discovery, Policies, Service};
-use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy, Tracer};
+use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy, Shares, Tracer};
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
 pub use self::callers::Callers;
 pub use self::connections::{Connections, Patience};
-pub use self::framing::{CALLED, LINK, LINKS_MAX, REQUESTS, called};
-pub use self::gate::Gate;
+pub use self::framing::{CALLED, DATAGRAMS, LINK, LINKS_MAX, REQUESTS, called};
+pub use self::gate::{Gate, is_clusters};
 pub use self::guest::{GuestNetwork, Why};
 pub use self::outside::{Outside, over};
 pub use self::pass::pass;
@@ -63,8 +63,13 @@ pub struct Network {
     pub outside: Outside,
     /// Which connections of the pods are in use.
     pub connections: Connections,
+    /// Flows of datagrams that other nodes have to pods of this one, by those nodes.
+    pub flows: Arc<Shares<Arc<str>>>,
     bridges: Arc<bridge::Bridges>,
 }
+
+/// Flows of datagrams from other nodes, each with a descriptor; each node has a share of them.
+const FLOWS_MAX: usize = 8192;
 
 impl Network {
     /// A network over this table; `cluster_roots` are the authorities of the cluster.
@@ -87,8 +92,8 @@ impl Network {
         let outside = Outside::new(gate.clone(), judge, cluster_roots);
         let (connections, bridges) = <(Connections, Arc<bridge::Bridges>)>::default();
         table.lead_to(&discovery);
-        let callers = Callers::default();
-        Self { table, discovery, policies, proxy, callers, gate, outside, connections, bridges }
+        let (callers, flows) = (Callers::default(), Shares::new(FLOWS_MAX));
+        Self { table, discovery, policies, proxy, callers, gate, outside, connections, flows, bridges }
     }
 
     /// How a port of a pod of this node is reached.
@@ -150,7 +155,7 @@ impl Network {
         snapshot.services().any(|service| leads_to(service, actual)) && self.table.may_dial(actual)
     }
 
-    /// The other node's pod, or the Service, to which a socket of this process leads.
+    /// The other node's pod, or the Service, to which a socket of this process leads, for connections.
     fn leads_elsewhere(&self, actual: SocketAddr) -> Option<SocketAddr> {
         (actual.ip() == self.table.links()).then(|| self.bridges.elsewhere(actual)).flatten()
     }
@@ -172,8 +177,8 @@ mod tests {
     use super::*;
     use crate::addresses::Addresses;
 
-    #[tokio::test]
-    async fn what_leads_to_a_service_leads_to_whichever_of_its_endpoints_and_a_pod_s_to_the_pod() {
+    /// One that no API server tells anything.
+    fn network() -> Arc<Network> {
         let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
         let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
         let nobody = tower::service_fn(|_: http::Request<kube::client::Body>| async {
@@ -181,9 +186,14 @@ mod tests {
         });
         let client = kube::Client::new(nobody, "default");
         let (discovery, policies) = (Discovery::new(client.clone()), Policies::new(client));
-        let network = Network::new(table.clone(), discovery, policies, Vec::new(), None);
+        Arc::new(Network::new(table, discovery, policies, Vec::new(), None))
+    }
+
+    #[tokio::test]
+    async fn what_leads_to_a_service_leads_to_whichever_of_its_endpoints_and_a_pod_s_to_the_pod() {
+        let network = network();
         let peers = Arc::new(Peers::new("n1", None));
-        table.lead_elsewhere(&peers);
+        network.table.lead_elsewhere(&peers);
         peers
             .take(vec![serde_json::json!({"name": "n2", "address": "192.0.2.1", "port": 1, "podCIDR": "10.2.0.0/24"})]);
         let (service, pod) = (SocketAddr::from(([10, 96, 0, 9], 80)), SocketAddr::from(([10, 2, 0, 2], 8080)));
@@ -191,5 +201,51 @@ mod tests {
             let at = network.made(wanted, pod, &Arc::from("n")).unwrap();
             assert_eq!(network.leads_elsewhere(at), Some(leads));
         }
+    }
+
+    /// What the engine asks for each datagram of a guest's to a pod of another node, and for what comes back.
+    #[tokio::test]
+    async fn a_guest_s_datagrams_to_another_node_go_to_a_socket_of_this_process_that_is_for_them_alone() {
+        use coracle_engine::{Network as _, Protocol, SocketUse};
+        let network = network();
+        let peers = Arc::new(Peers::new("n1", None));
+        network.table.lead_elsewhere(&peers);
+        peers
+            .take(vec![serde_json::json!({"name": "n2", "address": "192.0.2.1", "port": 1, "podCIDR": "10.2.0.0/24"})]);
+        let address = network.table.allocate(None).unwrap();
+        let told: Arc<parking_lot::Mutex<Vec<String>>> = Arc::default();
+        let denied = told.clone();
+        let guest = GuestNetwork {
+            network: network.clone(),
+            address,
+            namespace: "n".into(),
+            hosts: Vec::new(),
+            egress: false,
+            denied: Box::new(move |to, _| denied.lock().push(to.to_owned())),
+            told: Default::default(),
+            flows: Default::default(),
+        };
+        let pod = SocketAddr::from(([10, 2, 0, 2], 53));
+        let at = guest.connect(pod, Protocol::Udp).unwrap();
+        assert_eq!((at.ip(), network.proxy.datagrams_lead(at)), (network.table.links(), Some(pod)));
+        assert_eq!(guest.connect(pod, Protocol::Udp), Ok(at));
+        assert_eq!(guest.shown_datagram(at), pod);
+        for (usage, may) in [
+            (SocketUse::UdpSend, true),
+            (SocketUse::UdpReceive, true),
+            // That one would be a connection's, if there were one.
+            (SocketUse::TcpConnect, false),
+        ] {
+            assert_eq!(guest.permits(at, usage), may, "{usage:?}");
+        }
+        let nobodys = (1..=u16::MAX).find(|port| {
+            let other = SocketAddr::new(at.ip(), *port);
+            network.proxy.datagrams_lead(other).is_none()
+        });
+        let nobodys = SocketAddr::new(at.ip(), nobodys.unwrap());
+        for usage in [SocketUse::UdpSend, SocketUse::UdpReceive, SocketUse::UdpBind] {
+            assert!(!guest.permits(nobodys, usage), "{usage:?}");
+        }
+        assert!(told.lock().is_empty());
     }
 }

@@ -267,15 +267,25 @@ impl Peers {
         let mut request = Request::new(Empty::new());
         *request.method_mut() = Method::CONNECT;
         *request.uri_mut() = target;
-        if purpose == Purpose::Requests {
-            request.headers_mut().insert(framing::LINK, framing::REQUESTS);
+        let says = match purpose {
+            Purpose::Requests => Some(framing::REQUESTS),
+            Purpose::Datagrams => Some(framing::DATAGRAMS),
+            Purpose::Bytes => None,
+        };
+        if let Some(says) = says {
+            request.headers_mut().insert(framing::LINK, says);
         }
         request.headers_mut().insert(coracle_proxy::SOURCE, coracle_proxy::source_header(&source));
         sender.ready().await.map_err(broken)?;
         let response = sender.send_request(request).await.map_err(broken)?;
+        let said = response.headers().get(framing::LINK);
         match response.status() {
+            // One of an older version takes them for the bytes of a connection.
+            StatusCode::OK if purpose == Purpose::Datagrams && said != Some(&framing::DATAGRAMS) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
             StatusCode::OK => {
-                let is_called = response.headers().get(framing::LINK) == Some(&framing::REQUESTS);
+                let is_called = said == Some(&framing::REQUESTS);
                 let called = response.headers().get(framing::CALLED).and_then(|said| said.to_str().ok());
                 let called = called.and_then(Workload::from_text).filter(|called| called.address == to.ip());
                 let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
@@ -283,6 +293,8 @@ impl Peers {
                 Ok(Elsewhere { stream: Box::new(stream), is_called, called: called.map(Arc::new) })
             }
             StatusCode::SERVICE_UNAVAILABLE => Err(io::ErrorKind::ConnectionRefused.into()),
+            // It has as many of our flows as it may, which is over when some have rested.
+            StatusCode::TOO_MANY_REQUESTS => Err(io::ErrorKind::QuotaExceeded.into()),
             StatusCode::FORBIDDEN => Err(io::Error::new(io::ErrorKind::PermissionDenied, NotAllowed)),
             other => Err(io::Error::other(format!("node {} answers {other}", peer.said.name))),
         }

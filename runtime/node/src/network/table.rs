@@ -263,6 +263,15 @@ impl LocalEndpoints for Table {
         self.peers.get()?.enter(to.ip(), by)
     }
 
+    fn links(&self) -> Option<IpAddr> {
+        Some(self.addresses.links())
+    }
+
+    fn caller(&self, from: IpAddr) -> Option<(IpAddr, Source)> {
+        let pod = self.pod_of_twin(from).filter(|pod| *pod != self.gateway().pod)?;
+        Some((pod, self.source(pod)))
+    }
+
     /// An endpoint that somebody has written for a Service of theirs is no way to this machine; the API server's own are.
     fn may_dial(&self, actual: SocketAddr) -> bool {
         self.gate.permits(actual.ip())

@@ -107,6 +107,65 @@ async fn another_node_is_let_in_for_the_pods_that_policies_name_and_for_its_own_
     }
 }
 
+/// The node's own end of a flow; the other is said in bytes. What a guest would bind is bound by the test, at the same address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_node_s_datagrams_come_to_the_pod_from_the_node_while_policies_name_who_sends_them() {
+    let mut world = World::start().await;
+    world.stop_node().await;
+    let mut open = only("web");
+    open["spec"]["podSelector"] = json!({"matchExpressions": [{"key": "shut", "operator": "DoesNotExist"}]});
+    world.api.put_object("networkpolicies", "only-web", open);
+    world.api.put_object("networkpolicies", "shut", json!({"spec": {"podSelector": {"matchLabels": {"shut": "yes"}}}}));
+    world.start_node().await;
+    let mut listens = command(&["listen", "9000"]);
+    listens["readinessProbe"] = json!({"tcpSocket": {"port": 9000}});
+    world.run("listens", listens);
+    world.run("component", json!({"image": "hello:1", "readinessProbe": {"httpGet": {"port": 80}}}));
+    let address = |status: Value| status["podIP"].as_str().unwrap().to_owned();
+    let (listens, component) = (address(world.ready("listens").await), address(world.ready("component").await));
+    let network = world.pods().context.network.clone();
+    let peers = network.table.peers().unwrap().clone();
+    peers.take(vec![json!({"name": "n2", "address": "192.0.2.1", "port": 1, "podCIDR": "10.77.0.0/24"})]);
+    let twin = network.table.twin(listens.parse().unwrap()).unwrap();
+    let socket = tokio::net::UdpSocket::bind((twin, 5353)).await.unwrap();
+    let connect = async |to: &str, source: &str| {
+        let mut link = world.certificates.link(world.port(), "system:node:n2").await;
+        let request = Request::builder().method("CONNECT").uri(to).header("x-coracle-link", "datagrams");
+        let request = request.header("x-coracle-link-source", source).body(http_body_util::Empty::new()).unwrap();
+        let answer = link.send_request(request).await.unwrap();
+        match answer.status().as_u16() {
+            200 => {
+                assert_eq!(answer.headers()["x-coracle-link"], "datagrams", "it understands");
+                assert!(answer.headers()["x-coracle-link-called"].to_str().unwrap().contains("\"listens\""));
+                Ok((TokioIo::new(hyper::upgrade::on(answer).await.unwrap()), link))
+            }
+            code => Err(code),
+        }
+    };
+    let (web, other, stolen) = (told("10.77.0.2", "web"), told("10.77.0.3", "other"), told("10.78.0.2", "web"));
+    let at = format!("{listens}:5353");
+    assert_eq!(connect(&at, &other).await.map(drop), Err(403));
+    assert_eq!(connect(&at, &stolen).await.map(drop), Err(403));
+    assert_eq!(connect(&format!("{component}:80"), &web).await.map(drop), Err(503), "it has no socket");
+    assert_eq!(connect("10.240.9.9:80", &web).await.map(drop), Err(503));
+    let (mut stream, _link) = connect(&at, &web).await.unwrap();
+    stream.write_all(b"\0\x05hello").await.unwrap();
+    let mut heard = [0; 16];
+    let (count, from) = socket.recv_from(&mut heard).await.unwrap();
+    assert_eq!((&heard[..count], from.ip()), (&b"hello"[..], network.table.gateway().loopback));
+    assert!(network.proxy.has_upstream(twin, from.port()));
+    socket.send_to(b"you", from).await.unwrap();
+    let mut answer = [0; 5];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"\0\x03you");
+    // It ends with who the pod is to policies, and what it might answer with it.
+    world.api.modify("listens", |pod| pod["metadata"]["labels"] = json!({"shut": "yes"}));
+    let ended = tokio::time::timeout(super::PATIENCE, stream.read_u8()).await.expect("it ends");
+    assert!(ended.is_err());
+    super::until("nothing leads there", || !network.proxy.has_upstream(twin, from.port())).await;
+    assert_eq!(connect(&at, &web).await.map(drop), Err(403));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_is_refused_what_policies_do_not_allow_and_a_person_is_told() {
     let mut world = World::start().await;
