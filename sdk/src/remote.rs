@@ -1,11 +1,14 @@
 //! A cluster as a client sees it: by its kubeconfig, from this process or from afar.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, StatusCode};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::ListParams;
+use kube::client::Body;
 use kube::config::{Context, KubeConfigOptions, Kubeconfig, NamedContext};
 use kube::{Api, Client, Config, ResourceExt};
 use serde::{Deserialize, Serialize};
@@ -14,6 +17,8 @@ use crate::failover::{Moved, Servers};
 
 /// A server is connected within this time, or another is asked.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Where every server of Coracle says how it is.
+const STATUS: &str = "/coracle/v1/status";
 
 /// Why a cluster cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +31,17 @@ pub enum ConnectError {
         /// Why.
         #[source]
         source: Box<kube::config::KubeconfigError>,
+    },
+    /// It says to go by a proxy.
+    #[error(
+        "the kubeconfig {path} has a proxy-url for context {context}, and coracle goes by no proxy: take it out, or name a kubeconfig \
+         without one with --kubeconfig"
+    )]
+    Proxy {
+        /// The file.
+        path: PathBuf,
+        /// The context.
+        context: String,
     },
     /// The client could not be made of it.
     #[error("use the kubeconfig {path}")]
@@ -48,6 +64,15 @@ pub enum AskError {
         /// What the network said.
         reason: String,
     },
+    /// What answers shows a certificate that is not the cluster's.
+    #[error("{reason}")]
+    Untrusted {
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// What answers is a cluster of another kind.
+    #[error("{0}")]
+    NotCoracle(String),
     /// It answered, and said no.
     #[error("{message} (HTTP status {code})")]
     Refused {
@@ -72,6 +97,16 @@ impl From<&kube::Error> for AskError {
         if let kube::Error::Api(status) = error {
             return AskError::Refused { code: status.code, message: status.message.clone() };
         }
+        if let kube::Error::Service(inner) = error
+            && let Some(NotCoracle { whose }) = inner.downcast_ref()
+        {
+            return AskError::NotCoracle(format!(
+                "{whose} is no Coracle cluster: name yours with --data-dir or --kubeconfig, or `coracle up` starts one"
+            ));
+        }
+        if let Some(reason) = untrusted(error) {
+            return AskError::Untrusted { reason };
+        }
         // The innermost cause is what happened; the ones around it say which library was at work.
         let mut cause: &(dyn std::error::Error + 'static) = error;
         let mut from_network = matches!(error, kube::Error::HyperError(_) | kube::Error::Service(_));
@@ -83,6 +118,44 @@ impl From<&kube::Error> for AskError {
         let reason = text.split(" (os error").next().unwrap_or(&text).to_owned();
         if from_network { AskError::Unreachable { reason } } else { AskError::Other(reason) }
     }
+}
+
+/// That what answers is a cluster, and none of Coracle.
+#[derive(Debug, thiserror::Error)]
+#[error("{whose} is no Coracle cluster")]
+struct NotCoracle {
+    /// Its URL, the context and the files.
+    whose: String,
+}
+
+/// What is wrong with the certificate that a server has shown, if it is that.
+fn untrusted(error: &kube::Error) -> Option<String> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let wrong = loop {
+        let error = cause?;
+        // An io::Error passes over what it holds: its source is that one's.
+        let held = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        let held = held.and_then(|held| held.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::InvalidCertificate(wrong)) = error.downcast_ref().or(held) {
+            break wrong;
+        }
+        cause = error.source();
+    };
+    use rustls::CertificateError as Wrong;
+    Some(match wrong {
+        Wrong::UnknownIssuer | Wrong::BadSignature => {
+            "the server's certificate is not of the authority in the kubeconfig: that is of another cluster, or of one that was founded \
+             anew since; --data-dir and --kubeconfig name another"
+                .to_owned()
+        }
+        Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => {
+            "the server's certificate does not name the host by which it was asked: start it with --tls-san HOST".to_owned()
+        }
+        Wrong::Expired | Wrong::ExpiredContext { .. } | Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => {
+            "the server's certificate is not valid at this time: look at the clocks of both machines".to_owned()
+        }
+        other => format!("the server's certificate cannot be trusted: {other}"),
+    })
 }
 
 /// Most entries of [`Status::not_ready`].
@@ -177,7 +250,7 @@ pub struct Count {
 
 /// The current context (`None`), and others by which the same cluster is reached with the same credentials: their authority is the
 /// same one, and is no other's.
-fn contexts(config: &Kubeconfig) -> Vec<Option<String>> {
+pub(crate) fn contexts(config: &Kubeconfig) -> Vec<Option<String>> {
     let context = |name: &str| config.contexts.iter().find(|context| context.name == name)?.context.as_ref();
     let authority = |context: &Context| {
         let cluster = config.clusters.iter().find(|cluster| cluster.name == context.cluster)?.cluster.as_ref()?;
@@ -194,6 +267,61 @@ fn contexts(config: &Kubeconfig) -> Vec<Option<String>> {
     [None].into_iter().chain(others).collect()
 }
 
+/// The configuration of a context. The library would take a proxy from the environment (`HTTPS_PROXY`), for loopback, too, and refuse
+/// to go by it: a cluster is asked where it is.
+async fn config(kubeconfig: &Kubeconfig, context: Option<String>, path: &Path) -> Result<Config, ConnectError> {
+    let mut kubeconfig = kubeconfig.clone();
+    let name = context.as_ref().or(kubeconfig.current_context.as_ref()).cloned().unwrap_or_default();
+    let cluster = kubeconfig.contexts.iter().find(|context| context.name == name);
+    let cluster = cluster.and_then(|context| context.context.as_ref()).map(|context| context.cluster.clone());
+    for named in &mut kubeconfig.clusters {
+        let Some(inner) = &mut named.cluster else { continue };
+        // Said here the environment is not looked at, whose text may be no URL either.
+        let said = inner.proxy_url.replace("http://proxy.invalid".to_owned()).filter(|url| !url.is_empty());
+        if said.is_some() && Some(&named.name) == cluster.as_ref() {
+            return Err(ConnectError::Proxy { path: path.to_owned(), context: name });
+        }
+    }
+    let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
+    let failed = |source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?;
+    config.proxy_url = None;
+    Ok(config)
+}
+
+/// Several kubeconfigs as one, as kubectl merges those of `KUBECONFIG`: what an earlier file says holds.
+pub(crate) fn merged(paths: &[PathBuf]) -> Result<Kubeconfig, ConnectError> {
+    let mut merged = Kubeconfig::default();
+    for path in paths {
+        let failed = |source| ConnectError::Kubeconfig { path: path.clone(), source: Box::new(source) };
+        merged = Kubeconfig::read_from(path).and_then(|read| merged.merge(read)).map_err(failed)?;
+    }
+    Ok(merged)
+}
+
+/// A client of these servers. `whose` are they, should they be none of Coracle: whoever asks for what only Coracle has is told so, and not
+/// that it was not found.
+fn client(servers: Servers, namespace: &str, whose: String) -> Client {
+    // Once one has answered nobody asks again: a push finds out by 404 what is to be sent.
+    let is_coracle = Arc::new(AtomicBool::new(false));
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (servers, is_coracle, whose) = (servers.clone(), is_coracle.clone(), whose.clone());
+        async move {
+            let is_own = ["/coracle/", "/v2/"].iter().any(|own| request.uri().path().starts_with(own));
+            let answer = servers.ask(request).await?;
+            if is_own && answer.status() == StatusCode::NOT_FOUND && !is_coracle.load(Ordering::Relaxed) {
+                let asked = Request::get(STATUS).body(Body::empty()).expect("a request of constants");
+                if servers.ask(asked).await?.status() == StatusCode::NOT_FOUND {
+                    return Err(kube::Error::Service(Box::new(NotCoracle { whose })));
+                }
+            }
+            is_coracle.fetch_or(is_own, Ordering::Relaxed);
+            Ok(answer)
+        }
+    });
+    Client::new(service, namespace)
+}
+
 impl Remote {
     pub(crate) fn new(client: Client) -> Remote {
         Remote { client }
@@ -207,10 +335,7 @@ impl Remote {
     /// The same, asking that server alone, and with everything sent once. Others send again what a server refuses for the moment
     /// (429, 503).
     pub async fn connect_once(path: &Path) -> Result<Remote, ConnectError> {
-        let failed = |source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
-        let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-        let mut config = config.map_err(failed)?;
+        let mut config = config(&merged(&[path.to_owned()])?, None, path).await?;
         config.default_retry = false;
         let client = Client::try_from(config);
         let client = client.map_err(|source| ConnectError::Client { path: path.to_owned(), source: source.into() })?;
@@ -224,18 +349,12 @@ impl Remote {
         paths: &[PathBuf],
         told: impl Fn(&Moved) + Send + Sync + 'static,
     ) -> Result<Remote, ConnectError> {
-        let named = |path: Option<&PathBuf>| path.cloned().unwrap_or_default();
-        let mut merged = Kubeconfig::default();
-        let failed = |path: PathBuf| |source| ConnectError::Kubeconfig { path, source: Box::new(source) };
-        for path in paths {
-            merged = Kubeconfig::read_from(path).and_then(|read| merged.merge(read)).map_err(failed(path.clone()))?;
-        }
+        let merged = merged(paths)?;
+        let path = paths.first().cloned().unwrap_or_default();
         let mut servers: Vec<(String, Client)> = Vec::new();
         let mut namespace = String::new();
         for context in contexts(&merged) {
-            let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
-            let config = Config::from_custom_kubeconfig(merged.clone(), &options).await;
-            let mut config = config.map_err(failed(named(paths.first())))?;
+            let mut config = config(&merged, context, &path).await?;
             let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
             if servers.iter().any(|(known, _)| *known == server) {
                 continue;
@@ -248,10 +367,14 @@ impl Remote {
             // write again whose outcome is unknown (504).
             config.default_retry = false;
             let client = Client::try_from(config)
-                .map_err(|source| ConnectError::Client { path: named(paths.first()), source: source.into() })?;
+                .map_err(|source| ConnectError::Client { path: path.clone(), source: source.into() })?;
             servers.push((server, client));
         }
-        Ok(Remote { client: Servers::new(servers, told).client(&namespace) })
+        let server = servers.first().map(|(server, _)| server.clone()).unwrap_or_default();
+        let context = merged.current_context.unwrap_or_default();
+        let files: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        let whose = format!("{server} (context {context} of {})", files.join(":"));
+        Ok(Remote { client: client(Servers::new(servers, told), &namespace, whose) })
     }
 
     /// The Kubernetes client.
@@ -260,8 +383,8 @@ impl Remote {
     }
 
     /// What the server says of itself.
-    async fn server(&self) -> Result<Status, AskError> {
-        let request = Request::get("/coracle/v1/status").body(Vec::new()).expect("a request of constants");
+    pub(crate) async fn server(&self) -> Result<Status, AskError> {
+        let request = Request::get(STATUS).body(Vec::new()).expect("a request of constants");
         Ok(self.client.request(request).await?)
     }
 
