@@ -1,5 +1,6 @@
 //! A kubeconfig for another machine. The one in a server's data directory names the server as it is reached from its own machine.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::ByteString;
@@ -124,6 +125,7 @@ fn whole(config: &Kubeconfig, path: &Path, servers: &[String]) -> Result<Elsewhe
             certificate_authority_data: Some(authority.clone()),
             ..Cluster::default()
         }),
+        other: BTreeMap::new(),
     });
     let contexts = names.iter().map(|name| NamedContext {
         name: name.clone(),
@@ -133,13 +135,14 @@ fn whole(config: &Kubeconfig, path: &Path, servers: &[String]) -> Result<Elsewhe
             namespace: context.namespace.clone(),
             ..Context::default()
         }),
+        other: BTreeMap::new(),
     });
     let kubeconfig = Kubeconfig {
         api_version: Some("v1".to_owned()),
         kind: Some("Config".to_owned()),
         clusters: clusters.collect(),
         contexts: contexts.collect(),
-        auth_infos: vec![NamedAuthInfo { name: user_name.clone(), auth_info: Some(user) }],
+        auth_infos: vec![NamedAuthInfo { name: user_name.clone(), auth_info: Some(user), other: BTreeMap::new() }],
         current_context: Some(name.clone()),
         ..Kubeconfig::default()
     };

@@ -561,6 +561,123 @@ mod tests {
         }
     }
 
+    /// Answers requests by their paths, without TLS; its URL.
+    async fn answering(answer: fn(&str) -> (u16, &'static str)) -> String {
+        use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut stream = BufReader::new(stream);
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n")
+                    && stream.read_until(b'\n', &mut head).await.is_ok_and(|read| read > 0)
+                {}
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let (code, body) = answer(head.split(' ').nth(1).unwrap_or_default());
+                let head = format!("HTTP/1.1 {code} X\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+                let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+            }
+        });
+        url
+    }
+
+    fn kubeconfig(dir: &Path, cluster: serde_json::Value) -> PathBuf {
+        let path = dir.join("kubeconfig");
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "work",
+            "clusters": [{"name": "c", "cluster": cluster}, {"name": "other", "cluster": {"server": "https://other", "proxy-url": "http://p"}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "work", "context": {"cluster": "c", "user": "u", "namespace": "team"}}],
+        });
+        std::fs::write(&path, config.to_string()).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn a_cluster_of_another_kind_is_told_apart_from_what_is_not_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = answering(|_| (404, "404 page not found\n")).await;
+        let path = kubeconfig(dir.path(), serde_json::json!({"server": url}));
+        let remote = Remote::connect_merged(std::slice::from_ref(&path), |_| ()).await.unwrap();
+        assert_eq!(remote.client().default_namespace(), "team");
+        let expected = format!("{url} (context work of {}) is no Coracle cluster: ", path.display());
+        let told = remote.server().await.unwrap_err();
+        assert!(matches!(told, AskError::NotCoracle(_)) && told.to_string().starts_with(&expected), "{told}");
+        assert!(remote.encryption().await.unwrap_err().to_string().starts_with(&expected));
+        assert!(!crate::is_unreachable(&told));
+        // What any cluster has is another thing.
+        let nodes = Api::<Node>::all(remote.client().clone()).list(&ListParams::default()).await.unwrap_err();
+        assert!(matches!(AskError::from(nodes), AskError::Refused { code: 404, .. }));
+
+        let url = answering(|path| if path == STATUS { (200, "{}") } else { (404, "{}") }).await;
+        let path = kubeconfig(dir.path(), serde_json::json!({"server": url}));
+        let remote = Remote::connect_merged(&[path], |_| ()).await.unwrap();
+        let told = remote.encryption().await.unwrap_err();
+        assert!(matches!(told, AskError::Refused { code: 404, .. }), "{told}");
+    }
+
+    /// The variables of a process are all its threads': the test runs itself again with them.
+    #[tokio::test]
+    async fn a_cluster_is_asked_where_it_is_whatever_proxy_the_environment_names() {
+        const NAME: &str = "remote::tests::a_cluster_is_asked_where_it_is_whatever_proxy_the_environment_names";
+        if std::env::var_os("CORACLE_TEST_PROXY").is_none() {
+            // Nobody listens at the first; the second is no URL.
+            for proxy in ["http://127.0.0.1:1", "what is this"] {
+                let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+                again.args(["--exact", NAME]).env("CORACLE_TEST_PROXY", "1");
+                for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+                    again.env(name, proxy);
+                }
+                let done = again.env_remove("NO_PROXY").env_remove("no_proxy").output().unwrap();
+                let said = String::from_utf8_lossy(&done.stdout);
+                assert!(done.status.success() && said.contains("1 passed"), "{said}");
+            }
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let url = answering(|_| (404, "404 page not found\n")).await;
+        let path = kubeconfig(dir.path(), serde_json::json!({"server": url}));
+        let remote = Remote::connect_merged(std::slice::from_ref(&path), |_| ()).await.unwrap();
+        assert!(matches!(remote.server().await, Err(AskError::NotCoracle(_))));
+        let remote = Remote::connect_once(&path).await.unwrap();
+        assert!(matches!(remote.server().await, Err(AskError::Refused { code: 404, .. })));
+        // What the kubeconfig itself says is not left out without a word.
+        let path = kubeconfig(dir.path(), serde_json::json!({"server": url, "proxy-url": "http://127.0.0.1:1"}));
+        let told = Remote::connect_once(&path).await.err().unwrap();
+        assert!(matches!(&told, ConnectError::Proxy { context, .. } if context == "work"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_somebody_else_is_no_cluster_that_does_not_answer() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let own = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let private = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls = Arc::new(tls.with_no_client_auth().with_single_cert(vec![own.der().clone()], private).unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let connection = rustls::ServerConnection::new(tls.clone()).unwrap();
+                let _ = std::io::Read::read(&mut rustls::StreamOwned::new(connection, stream), &mut [0]);
+            }
+        });
+        let other = rcgen::CertificateParams::new(vec!["other".to_owned()]).unwrap();
+        let other = other.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+        let other = serde_json::to_value(k8s_openapi::ByteString(other.into_bytes())).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = serde_json::json!({"server": url, "certificate-authority-data": other});
+        let remote = Remote::connect_merged(&[kubeconfig(dir.path(), cluster)], |_| ()).await.unwrap();
+        let told = remote.server().await.unwrap_err();
+        assert!(
+            matches!(&told, AskError::Untrusted { reason } if reason.contains("authority in the kubeconfig")),
+            "{told}"
+        );
+        assert!(!crate::is_unreachable(&told));
+    }
+
     #[test]
     fn errors_are_told_in_the_words_of_their_cause() {
         let refused = std::io::Error::from_raw_os_error(111);

@@ -239,6 +239,29 @@ contexts:
         assert_eq!(merge(there, own(&["coracle"], "new"))["current-context"], "coracle");
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_start_leaves_what_people_have_put_into_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = crate::Server::start(crate::tests::config(dir.path())).await.unwrap();
+        let path = server.kubeconfig().to_owned();
+        server.shutdown().await;
+        let mut config = read(&path).unwrap();
+        let before = config["clusters"][0]["cluster"]["server"].clone();
+        config["contexts"][0]["context"]["namespace"] = "team".into();
+        config["contexts"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"name": "mine", "context": {"cluster": "x", "user": "y"}}));
+        config["current-context"] = "mine".into();
+        std::fs::write(&path, text(&config)).unwrap();
+        // At another port.
+        crate::Server::start(crate::tests::config(dir.path())).await.unwrap().shutdown().await;
+        let mut after = read(&path).unwrap();
+        assert_ne!(after["clusters"][0]["cluster"]["server"], before);
+        after["clusters"][0]["cluster"]["server"] = before;
+        assert_eq!(after, config);
+    }
+
     #[test]
     fn what_is_no_kubeconfig_or_is_another_clusters_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
