@@ -51,7 +51,8 @@ pub struct Options {
     pub peer_places: Vec<String>,
     /// How to join a cluster as one more server; not needed where it has joined before.
     pub join: Option<Join>,
-    /// Where components are compiled.
+    /// Where components are compiled. Within this process, as is the default, is for programs that trust their components: one may have a
+    /// compiler take any amount of time and memory. For [`Compiler::Process`] see [`compile_worker`].
     pub compiler: Compiler,
     /// The program that this process runs, where the process can begin anew when it is asked to ([`Program::asked`]).
     pub program: Option<Program>,

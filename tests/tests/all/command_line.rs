@@ -245,7 +245,10 @@ fn what_others_leave_in_the_environment_stops_no_start_and_no_command() {
         let mut command = Command::new(coracle());
         command.args(arguments).env("CORACLE_DATA_DIR", dir.path().join("data")).env_remove("KUBECONFIG");
         command.env("CORACLE_TOKEN", "left").env("HTTPS_PROXY", "http://127.0.0.1:1").env("CORACLE_LOG", "a=loud");
-        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "").env("OTEL_TRACES_SAMPLER_ARG", "parentbased_always_on");
+        command
+            .stdin(Stdio::null())
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+            .env("OTEL_TRACES_SAMPLER_ARG", "parentbased_always_on");
         output(&mut command)
     };
     let said = |output: &std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
