@@ -371,6 +371,7 @@ async fn path(
             let mut page = server.metrics.render(&gauges(server));
             server.fairness.render(&mut page);
             server.cluster.calls.render(&mut page);
+            server.cluster.backends.render(&mut page).await;
             if let Some(audit) = &server.audit {
                 audit.render(&mut page);
             }
