@@ -379,7 +379,8 @@ async fn path(
         }
         // How requests wait must be seen also while they do.
         _ if call.uri.path().starts_with(fairness::DEBUG) => {
-            let page = call.uri.path().strip_prefix(fairness::DEBUG).and_then(|page| server.fairness.dump(page));
+            let page =
+                call.uri.path().strip_prefix(fairness::DEBUG).and_then(|page| server.fairness.dump(page, &call.query));
             return Ok(page.map_or_else(|| respond::text(404, "404 page not found\n"), |page| respond::text(200, page)));
         }
         _ => {}
