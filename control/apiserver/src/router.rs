@@ -100,7 +100,7 @@ pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>
     }
     server.metrics.observe(seen.verb(), seen.resource(), code, elapsed);
     match unanswered {
-        Some(unanswered) => unanswered.answered(response),
+        Some(unanswered) => unanswered.answered(response).await,
         None => response,
     }
 }
@@ -108,13 +108,15 @@ pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>
 /// How long a request waits for the audit log before it is told to come again.
 const AUDIT_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Waits until the audit log has room for what a user's request will tell. Duties and health wait for no disk.
+/// Waits until the audit log has room for what a user's request will tell, and until what it tells at its beginning is heard, where
+/// somebody is waited for. Duties and health wait for no disk and for nobody.
 async fn audit_room(trail: Option<&Arc<Trail>>, caller: &Caller, route: &Route) -> Result<(), Status> {
     let Some(trail) = trail.filter(|_| caller.class == Class::User && !matches!(route, Route::Health(..))) else {
         return Ok(());
     };
     let waited = tokio::time::timeout(AUDIT_WAIT_MAX, trail.room()).await;
-    waited.map_err(|_| Status::too_many_requests("the audit log waits for its disk, please try again later", 1))
+    waited.map_err(|_| Status::too_many_requests("the audit log waits for its disk, please try again later", 1))?;
+    trail.heard().await
 }
 
 /// Refuses what the caller may not do; the audit log is told either way, and why.
@@ -373,6 +375,7 @@ async fn path(
             let mut page = server.metrics.render(&gauges(server));
             server.fairness.render(&mut page);
             server.cluster.calls.render(&mut page);
+            server.cluster.backends.render(&mut page).await;
             if let Some(audit) = &server.audit {
                 audit.render(&mut page);
             }
@@ -380,7 +383,8 @@ async fn path(
         }
         // How requests wait must be seen also while they do.
         _ if call.uri.path().starts_with(fairness::DEBUG) => {
-            let page = call.uri.path().strip_prefix(fairness::DEBUG).and_then(|page| server.fairness.dump(page));
+            let page =
+                call.uri.path().strip_prefix(fairness::DEBUG).and_then(|page| server.fairness.dump(page, &call.query));
             return Ok(page.map_or_else(|| respond::text(404, "404 page not found\n"), |page| respond::text(200, page)));
         }
         _ => {}
