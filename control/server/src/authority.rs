@@ -728,12 +728,15 @@ mod tests {
             let (_, by) = x509_parser::parse_x509_certificate(&by).unwrap();
             leaf.issuer() == by.subject() && leaf.verify_signature(Some(by.public_key())).is_ok()
         };
-        assert!(is_signed(&here.certificate, &there.authority) && is_signed(&there.certificate, &here.authority));
-        assert!(!is_signed(&here.certificate, authority.certificate()));
+        assert!(
+            is_signed(&here.shown.certificate, &there.authority)
+                && is_signed(&there.shown.certificate, &here.authority)
+        );
+        assert!(!is_signed(&here.shown.certificate, authority.certificate()));
         let other = tempfile::tempdir().unwrap();
         let other = Authority::open(other.path(), false).unwrap().front_proxy().unwrap();
-        assert!(!is_signed(&other.certificate, &here.authority), "another cluster's is another");
-        assert_ne!(here.key, there.key, "each server has a key of its own");
+        assert!(!is_signed(&other.shown.certificate, &here.authority), "another cluster's is another");
+        assert_ne!(here.shown.key, there.shown.key, "each server has a key of its own");
     }
 
     #[test]

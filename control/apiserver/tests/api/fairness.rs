@@ -48,7 +48,7 @@ impl Server {
     }
 
     /// Waits until a line stands on the metrics page.
-    async fn measures(&self, line: &str) {
+    pub async fn measures(&self, line: &str) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         loop {
             let (_, page) = self.get("/metrics").await;
