@@ -26,9 +26,9 @@ const REFUSAL_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a line of an answer that goes on, as a watch does: an object has fewer.
 const LINE_BYTES_MAX: usize = 4 << 20;
 /// How long a group may take for an answer, to its last byte. What is held up is one of few workers.
-const PATIENCE: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(10) };
+const PATIENCE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(10) };
 /// The same for a write, in which others may have their say (a webhook's time is 30 s).
-const WRITE_PATIENCE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(40) };
+const WRITE_PATIENCE: Duration = if cfg!(test) { Duration::from_secs(4) } else { Duration::from_secs(40) };
 /// A group that did not answer in time is not asked again for so long: who asks is told so at once.
 const SILENT_FOR: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 15 });
 /// Requests to one group under way at a time, watches apart: fewer than any controller has workers.
@@ -372,7 +372,7 @@ mod tests {
         api.next(Method::GET, "/slow.x/", Answer::Silence);
         let client = bounded(api.client());
         let slow = "/apis/slow.x/v1/namespaces/n/things/a";
-        assert!(why(get(&client, slow).await).contains("no answer of slow.x within 1 s"));
+        assert!(why(get(&client, slow).await).contains("no answer of slow.x within 2 s"));
         assert!(why(get(&client, slow).await).contains("slow.x did not answer"));
         assert_eq!(api.requests(&Method::GET, "/slow.x/").len(), 1, "it is not asked");
         get(&client, "/apis/good.x/v1/namespaces/n/things/a").await.unwrap();

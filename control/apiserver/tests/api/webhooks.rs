@@ -526,10 +526,9 @@ async fn what_runs_in_a_pod_by_way_of_its_node_is_admitted_as_by_way_of_the_pod(
     let heard = hook.heard();
     let [request] = heard.as_slice() else { panic!("{heard:?}") };
     assert_eq!((&request["name"], &request["subResource"]), (&json!("p"), &json!("exec")));
-    assert_eq!(
-        request["object"],
-        json!({"kind": "PodExecOptions", "apiVersion": "v1", "command": ["ls"], "container": "c"})
-    );
+    let object = &request["object"];
+    assert_eq!(object["kind"], "PodExecOptions");
+    assert_eq!((&object["command"], &object["container"]), (&json!(["ls"]), &json!("c")));
 }
 
 #[tokio::test]
