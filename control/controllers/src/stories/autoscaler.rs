@@ -362,12 +362,13 @@ async fn autoscaler_lets_a_zero_be_that_comes_after_somebody_made_some() {
     let api = &world.api;
     zero_when_idle(api, "0").await;
     api.until("there is none", |api| replicas(api, 0)).await;
-    until(api, SCALER, "AbleToScale", "ReadyForNewScale").await;
-    // From one on it takes none.
-    api.merge(SCALER, &json!({"spec": {"minReplicas": 1}, "metadata": {"generation": 2}}));
-    api.merge(DEPLOYMENT, &json!({"spec": {"replicas": 2}, "metadata": {"generation": 9}}));
+    // Somebody makes one, while nobody knows whether one is asked for: it is left as it is.
+    api.remove(QUEUE);
+    until(api, SCALER, "ScalingActive", "FailedGetExternalMetric").await;
+    api.merge(DEPLOYMENT, &json!({"spec": {"replicas": 1}, "metadata": {"generation": 9}}));
     until(api, SCALER, "ScaledToZero", "NotScaledToZero").await;
     api.merge(DEPLOYMENT, &json!({"spec": {"replicas": 0}, "metadata": {"generation": 10}}));
+    api.put(QUEUE, series("3"));
     until(api, SCALER, "ScalingActive", "ScalingDisabled").await;
     replicas(api, 0).expect("it was switched off, and stays so");
 }
