@@ -13,7 +13,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::message::{By, QUERY_BYTES_MAX, answer};
-use crate::zone::Zone;
+use crate::zone::{Answer, Kind, Zone};
+
+/// Who knows the names.
+type Ask = Arc<dyn Fn(&[&str], Kind) -> Answer + Send + Sync>;
 
 /// Streams at a time; more wait in the kernel's queue until one of these is over.
 const STREAMS_MAX: usize = 64;
@@ -59,22 +62,26 @@ impl Listener {
 
     /// Answers until told to stop.
     pub async fn run(self, zone: Zone, stop: CancellationToken) {
+        self.serve(Arc::new(move |labels, kind| zone.ask(labels, kind)), stop).await;
+    }
+
+    async fn serve(self, ask: Ask, stop: CancellationToken) {
         // What is cut had nothing to finish: a client whose stream ends asks again.
         tokio::select! {
-            () = datagrams(&self.datagrams, &zone) => {}
-            () = streams(&self.streams, &zone) => {}
+            () = datagrams(&self.datagrams, &ask) => {}
+            () = streams(&self.streams, &ask) => {}
             () = stop.cancelled() => {}
         }
     }
 }
 
-async fn datagrams(socket: &UdpSocket, zone: &Zone) {
+async fn datagrams(socket: &UdpSocket, ask: &Ask) {
     // One more: what is longer than a query may be is seen to be.
     let mut buffer = vec![0; QUERY_BYTES_MAX + 1];
     loop {
         let sent = match socket.recv_from(&mut buffer).await {
             Ok((count, client)) => {
-                match answer(&buffer[..count], By::Datagram, |labels, kind| zone.ask(labels, kind)) {
+                match answer(&buffer[..count], By::Datagram, &**ask) {
                     // One that the kernel has no room for is lost, as any datagram may be.
                     Some(answered) => socket.try_send_to(&answered, client).map(drop),
                     None => Ok(()),
@@ -91,7 +98,7 @@ async fn datagrams(socket: &UdpSocket, zone: &Zone) {
     }
 }
 
-async fn streams(listener: &TcpListener, zone: &Zone) {
+async fn streams(listener: &TcpListener, ask: &Ask) {
     let places = Arc::new(Semaphore::new(STREAMS_MAX));
     let mut tasks = JoinSet::new();
     loop {
@@ -100,9 +107,9 @@ async fn streams(listener: &TcpListener, zone: &Zone) {
         while tasks.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
-                let zone = zone.clone();
+                let ask = ask.clone();
                 tasks.spawn(async move {
-                    if let Err(error) = questions(stream, &zone).await {
+                    if let Err(error) = questions(stream, &ask).await {
                         tracing::trace!(%error, "questions about names");
                     }
                     drop(place);
@@ -117,7 +124,7 @@ async fn streams(listener: &TcpListener, zone: &Zone) {
 }
 
 /// Answers a stream's, one after the other.
-async fn questions(mut stream: TcpStream, zone: &Zone) -> io::Result<()> {
+async fn questions(mut stream: TcpStream, ask: &Ask) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut query = Vec::new();
     for _ in 0..QUERIES_MAX {
@@ -130,7 +137,7 @@ async fn questions(mut stream: TcpStream, zone: &Zone) -> io::Result<()> {
             stream.read_exact(&mut query).await.map(drop)
         };
         tokio::time::timeout(PATIENCE, read).await??;
-        let answered = answer(&query, By::Stream, |labels, kind| zone.ask(labels, kind));
+        let answered = answer(&query, By::Stream, &**ask);
         // Who sends what is no query has lost its way.
         let Some(answered) = answered else { return Err(io::ErrorKind::InvalidData.into()) };
         let mut framed = Vec::with_capacity(2 + answered.len());
@@ -139,4 +146,103 @@ async fn questions(mut stream: TcpStream, zone: &Zone) -> io::Result<()> {
         tokio::time::timeout(PATIENCE, stream.write_all(&framed)).await??;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zone::Data;
+    use simple_dns::{CLASS, Name, Packet, Question, TYPE};
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn query() -> Vec<u8> {
+        let mut query = Packet::new_query(5);
+        let name = Name::new("a.n.svc.cluster.local").unwrap();
+        query.questions.push(Question::new(name, TYPE::A.into(), CLASS::IN.into(), false));
+        query.build_bytes_vec().unwrap()
+    }
+
+    /// One that says an address of everything.
+    async fn listening(stop: &CancellationToken) -> SocketAddr {
+        let listener = Listener::open(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let at = listener.address().unwrap();
+        let ask: Ask = Arc::new(|labels, _| Answer::Records {
+            zone: "cluster.local".to_owned(),
+            records: vec![(labels.join("."), Data::Address([10, 96, 0, 9].into()))],
+            additional: Vec::new(),
+        });
+        tokio::spawn(listener.serve(ask, stop.clone()));
+        at
+    }
+
+    fn is_answer(bytes: &[u8]) -> bool {
+        Packet::parse(bytes).is_ok_and(|answer| answer.id() == 5 && answer.answers.len() == 1)
+    }
+
+    async fn say(stream: &mut TcpStream, query: &[u8]) {
+        let mut framed = (query.len() as u16).to_be_bytes().to_vec();
+        framed.extend_from_slice(query);
+        stream.write_all(&framed).await.unwrap();
+    }
+
+    async fn hear(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+        let heard = async {
+            let mut answer = vec![0; usize::from(stream.read_u16().await?)];
+            stream.read_exact(&mut answer).await.map(|_| answer)
+        };
+        tokio::time::timeout(SOON, heard).await.expect("it answers or ends")
+    }
+
+    #[tokio::test]
+    async fn questions_come_by_both_ways_and_whoever_says_anything_else_stops_nobody() {
+        let stop = CancellationToken::new();
+        let at = listening(&stop).await;
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let large = vec![0; QUERY_BYTES_MAX + 1000];
+        for senseless in [&b""[..], b"x", &[0xff; 40], &large] {
+            socket.send_to(senseless, at).await.unwrap();
+        }
+        socket.send_to(&query(), at).await.unwrap();
+        let mut buffer = [0; 2048];
+        let answered = async {
+            loop {
+                let (count, _) = socket.recv_from(&mut buffer).await.unwrap();
+                if is_answer(&buffer[..count]) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(SOON, answered).await.unwrap();
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        for _ in 0..3 {
+            say(&mut stream, &query()).await;
+            assert!(is_answer(&hear(&mut stream).await.unwrap()));
+        }
+        for senseless in [vec![0xff; 40], large] {
+            let mut stream = TcpStream::connect(at).await.unwrap();
+            say(&mut stream, &senseless).await;
+            assert!(hear(&mut stream).await.is_err(), "it ends");
+        }
+    }
+
+    #[tokio::test]
+    async fn streams_that_say_nothing_are_few_and_make_room() {
+        let stop = CancellationToken::new();
+        let at = listening(&stop).await;
+        let mut silent = Vec::new();
+        for _ in 0..STREAMS_MAX {
+            silent.push(TcpStream::connect(at).await.unwrap());
+        }
+        // It waits until one of them is over, half a query or none.
+        silent[0].write_all(&[0]).await.unwrap();
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        say(&mut stream, &query()).await;
+        assert!(is_answer(&hear(&mut stream).await.unwrap()));
+        let ended = tokio::time::timeout(SOON, silent[0].read_u8()).await.expect("it is let go");
+        assert!(ended.is_err());
+        stop.cancel();
+        let over = tokio::time::timeout(SOON, stream.read_u8()).await.expect("all ends");
+        assert!(over.is_err());
+    }
 }

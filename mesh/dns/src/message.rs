@@ -174,8 +174,10 @@ mod tests {
         for (by, room, count, kept, has_additional, is_cut) in [
             (By::Datagram, None, 1, 1, true, false),
             // A header, a question, and 16 bytes each.
-            (By::Datagram, None, 28, 28, false, false),
-            (By::Datagram, None, 29, 0, false, true),
+            (By::Datagram, None, 28, 28, true, false),
+            (By::Datagram, None, 29, 29, false, false),
+            (By::Datagram, None, 30, 0, false, true),
+            (By::Datagram, Some(0), 28, 28, false, false),
             (By::Datagram, Some(0), 29, 0, false, true),
             (By::Datagram, Some(4096), 29, 29, true, false),
             (By::Datagram, Some(4096), 80, 0, false, true),
