@@ -3,6 +3,10 @@
 //! Data and pure functions only: no async runtime, no I/O, no clock (a function that needs the time takes it).
 //! Objects are JSON values (`serde_json::Value`); what is known of their types is data ([`schema`]).
 
+// The first of our crates to be compiled: elsewhere it would fail in many places, and say nothing that helps.
+#[cfg(not(target_os = "linux"))]
+compile_error!("Coracle runs on Linux only: build and run it there, or in a virtual machine");
+
 pub mod cel;
 pub mod codec;
 pub mod custom;
