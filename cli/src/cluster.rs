@@ -1,13 +1,14 @@
 //! Arguments that say which cluster, and how one is run until a signal.
 
 use std::io::Read as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use coracle_sdk::{
-    Audit, Cluster, Compiler, IngressPort, IngressPorts, Join, Log, Options, Otlp, OtlpEndpoint, Program, Remote,
+    Audit, Cluster, Compiler, IngressPort, IngressPorts, Join, Log, NoOtlpEndpoint, Options, Otlp, OtlpEndpoint,
+    Program, Remote,
 };
 use futures::FutureExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -23,9 +24,13 @@ pub struct Here {
     /// Port of the Kubernetes API; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 6443)]
     api_port: u16,
-    /// Port of the image registry; 0 takes a free one
-    #[arg(long, value_name = "PORT", default_value_t = 5000)]
-    registry_port: u16,
+    /// Port of the image registry; 0 takes a free one [default: 5000, or a free one where that is taken]
+    #[arg(long, value_name = "PORT")]
+    registry_port: Option<u16>,
+    /// Port at which servers and other nodes reach this node; 0 takes a free one [default: 10250, or a free one while it listens on
+    /// loopback only]
+    #[arg(long, value_name = "PORT")]
+    kubelet_port: Option<u16>,
     /// Address on which the API listens (the registry stays on loopback: it asks nobody who they are)
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     bind: IpAddr,
@@ -89,11 +94,23 @@ impl From<AuditLog> for Option<Audit> {
 #[derive(Args, Clone)]
 pub struct Traces {
     /// Send a span of each request to a Service to this collector (OTLP over HTTP in protobuf, to URL/v1/traces)
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
-    otlp_endpoint: Option<OtlpEndpoint>,
-    /// Share of the traces that begin here which is kept, from 0 to 1; of those that come with a traceparent, it says
-    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
-    otlp_sample: f64,
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = endpoint)]
+    otlp_endpoint: Option<Endpoint>,
+    /// Share of the traces that begin here which is kept, from 0 to 1; of those that come with a traceparent, it says [env:
+    /// OTEL_TRACES_SAMPLER_ARG, where there is a collector] [default: 1]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    otlp_sample: Option<f64>,
+}
+
+/// By this programs are told which share to keep, by samplers of their own, too: it is read where there is a collector.
+const SAMPLER_ARG: &str = "OTEL_TRACES_SAMPLER_ARG";
+
+/// A collector. An empty variable is as none (OpenTelemetry, environment variable specification).
+#[derive(Clone)]
+struct Endpoint(Option<OtlpEndpoint>);
+
+fn endpoint(text: &str) -> Result<Endpoint, NoOtlpEndpoint> {
+    if text.is_empty() { Ok(Endpoint(None)) } else { text.parse().map(|endpoint| Endpoint(Some(endpoint))) }
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -101,9 +118,43 @@ fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| format!("{text:?} is no number from 0 to 1"))
 }
 
-impl From<Traces> for Option<Otlp> {
-    fn from(said: Traces) -> Option<Otlp> {
-        said.otlp_endpoint.map(|endpoint| Otlp { endpoint, share: said.otlp_sample })
+impl Traces {
+    /// Where they go, if anywhere.
+    pub fn otlp(self) -> anyhow::Result<Option<Otlp>> {
+        self.otlp_with(std::env::var(SAMPLER_ARG).ok().filter(|text| !text.is_empty()))
+    }
+
+    fn otlp_with(self, sampler_arg: Option<String>) -> anyhow::Result<Option<Otlp>> {
+        let Some(endpoint) = self.otlp_endpoint.and_then(|Endpoint(endpoint)| endpoint) else { return Ok(None) };
+        let share = match (self.otlp_sample, sampler_arg) {
+            (Some(share), _) => share,
+            (None, Some(text)) => share(&text).map_err(|why| usage(format!("{SAMPLER_ARG}: {why}")))?,
+            (None, None) => 1.0,
+        };
+        Ok(Some(Otlp { endpoint, share }))
+    }
+}
+
+/// That arguments are wrong in a way that only all of them together show; `main` ends as for any other that is.
+pub fn usage(why: impl std::fmt::Display) -> anyhow::Error {
+    clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, format!("{why}\n")).into()
+}
+
+/// The variable with a token, for those that are not to be seen among the arguments.
+const TOKEN: &str = "CORACLE_TOKEN";
+
+/// How to join, if one is to: a token may be left in the environment by an earlier start, and says nothing alone.
+pub fn join(server: Option<String>, token: Option<String>) -> anyhow::Result<Option<Join>> {
+    join_with(server, token, std::env::var(TOKEN).ok().filter(|token| !token.is_empty()))
+}
+
+fn join_with(server: Option<String>, token: Option<String>, left: Option<String>) -> anyhow::Result<Option<Join>> {
+    let Some(server) = server else { return Ok(None) };
+    match token.or(left) {
+        Some(token) => Ok(Some(Join { server, token })),
+        None => Err(usage(format!(
+            "--join needs a token: --token, or {TOKEN} in the environment; `coracle token create` on the cluster's machine prints one"
+        ))),
     }
 }
 
@@ -136,10 +187,10 @@ impl From<Ingress> for IngressPorts {
 #[derive(Args, Clone)]
 pub struct Peers {
     /// Join a cluster as one more of its servers: the address of its API
-    #[arg(long, value_name = "https://HOST:PORT", requires = "token")]
+    #[arg(long, value_name = "https://HOST:PORT")]
     pub join: Option<String>,
-    /// Token that `coracle token create --server` printed
-    #[arg(long, env = "CORACLE_TOKEN", hide_env_values = true, value_name = "TOKEN", requires = "join")]
+    /// Token that `coracle token create --server` printed [env: CORACLE_TOKEN]
+    #[arg(long, value_name = "TOKEN", requires = "join")]
     pub token: Option<String>,
     /// Name of this machine in the cluster [default: the machine's]
     #[arg(long, value_name = "NAME")]
@@ -166,18 +217,42 @@ const PEER_PORT: u16 = 6442;
 
 impl Peers {
     /// Sets what it says in `options`.
-    pub fn apply(self, options: Options) -> Options {
+    pub fn apply(self, options: Options) -> anyhow::Result<Options> {
         let usual = if options.bind.is_loopback() { 0 } else { PEER_PORT };
-        Options {
-            join: self.join.zip(self.token).map(|(server, token)| Join { server, token }),
+        let join = join(self.join, self.token)?;
+        // Other servers call it before it is let in.
+        if let Some(join) = &join
+            && options.bind.is_loopback()
+            && self.peer_address.is_none()
+            && !is_on_loopback(&join.server)
+        {
+            return Err(usage(format!(
+                "{} is on another machine, and its servers could not reach this one, which listens on {} only: say --bind 0.0.0.0, or one \
+                 address of this machine",
+                join.server, options.bind
+            )));
+        }
+        Ok(Options {
+            join,
             name: self.name,
             peer_port: self.peer_port.unwrap_or(usual),
             peer_address: self.peer_address,
             peer_places: self.peer_places,
             ..options
-        }
+        })
     }
 }
+
+/// Whether `https://HOST:PORT` is on this machine; what is no such address is told of where it is used.
+fn is_on_loopback(server: &str) -> bool {
+    let Ok(url) = server.parse::<http::Uri>() else { return true };
+    let Some(host) = url.host() else { return true };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.ends_with(".localhost") || host.parse::<IpAddr>().is_ok_and(|host| host.is_loopback())
+}
+
+/// Where API servers and nodes find a node, as with the kubelet.
+const KUBELET_PORT: u16 = 10_250;
 
 impl Here {
     /// Whether the audit log goes to standard output.
@@ -202,14 +277,24 @@ impl Here {
             tls_san: self.tls_san,
             api_port: self.api_port,
             registry_port: self.registry_port,
+            kubelet_port: self.kubelet_port.unwrap_or(if self.bind.is_loopback() { 0 } else { KUBELET_PORT }),
             node_port_bind: self.node_port_bind,
             ingress: self.ingress.into(),
-            otlp: self.traces.into(),
+            otlp: self.traces.otlp()?,
             audit: self.audit.into(),
             compiler: Compiler::Process(anew::own_file()?),
             ..Options::new(data_dir)
         };
-        start(self.peers.apply(options), program).await
+        start(self.peers.apply(options)?, program).await
+    }
+
+    /// Where NodePorts answer, as a client on this machine asks for them.
+    pub fn node_ports(&self) -> IpAddr {
+        match self.node_port_bind {
+            IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            address => address,
+        }
     }
 }
 
@@ -261,8 +346,8 @@ impl Which {
             }
             return Ok(files);
         }
-        match default_dirs()?.into_iter().map(|dir| dir.join("kubeconfig")).find(|file| file.exists()) {
-            Some(file) => Ok(vec![file]),
+        match first_running(&default_dirs()?, |dir| dir.join("kubeconfig").exists()) {
+            Some(dir) => Ok(vec![dir.join("kubeconfig")]),
             None => {
                 bail!("no cluster is known: start one with `coracle up`, or say which with --data-dir or --kubeconfig")
             }
@@ -279,17 +364,98 @@ pub struct Local {
 }
 
 impl Local {
-    /// Its data directory, which must be there.
+    /// Its data directory, which must be there: of several, the one whose cluster runs.
     pub fn dir(&self) -> anyhow::Result<PathBuf> {
-        let candidates = match &self.data_dir {
-            Some(dir) => vec![std::path::absolute(dir)?],
-            None => default_dirs()?,
-        };
-        match candidates.iter().find(|dir| is_cluster(dir)) {
-            Some(dir) => Ok(dir.clone()),
-            None => bail!("there is no cluster's data in {}", candidates[0].display()),
+        let candidates = self.candidates()?;
+        first_running(&candidates, is_cluster).with_context(|| nothing_in(&candidates))
+    }
+
+    /// The same for what cannot be undone, of a node, too: of several clusters, the person has to say which, and a node is always named.
+    pub fn to_delete(&self) -> anyhow::Result<(PathBuf, Kept)> {
+        if let Some(dir) = self.named()? {
+            return match whose(&dir) {
+                Some(kept) => Ok((dir, kept)),
+                None => bail!("there is no cluster's and no node's data in {}", dir.display()),
+            };
+        }
+        let node = std::env::var_os("CORACLE_NODE_DIR").map(PathBuf::from);
+        only(&default_dirs()?, &node.map_or_else(|| default_dir("coracle-node"), Ok)?).map(|dir| (dir, Kept::Cluster))
+    }
+
+    /// The directory that was named, if one was.
+    pub fn named(&self) -> anyhow::Result<Option<PathBuf>> {
+        Ok(self.data_dir.as_ref().map(std::path::absolute).transpose()?)
+    }
+
+    fn candidates(&self) -> anyhow::Result<Vec<PathBuf>> {
+        self.named()?.map_or_else(default_dirs, |dir| Ok(vec![dir]))
+    }
+}
+
+/// The one cluster that is there.
+fn only(candidates: &[PathBuf], node: &Path) -> anyhow::Result<PathBuf> {
+    let found: Vec<&PathBuf> = candidates.iter().filter(|dir| is_cluster(dir)).collect();
+    match found.as_slice() {
+        [dir] => Ok((*dir).clone()),
+        [] if node_of(node).is_some() => {
+            bail!("{}, but a node's in {}: name it with --data-dir", nothing_in(candidates), node.display())
+        }
+        [] => bail!("{}", nothing_in(candidates)),
+        several => {
+            let several: Vec<String> = several.iter().map(|dir| dir.display().to_string()).collect();
+            bail!("there are several clusters: name one with --data-dir: {}", several.join(", "))
         }
     }
+}
+
+fn nothing_in(candidates: &[PathBuf]) -> String {
+    format!("there is no cluster's data in {}", candidates[0].display())
+}
+
+/// Of the directories that fit, the one whose cluster runs, or else the first.
+fn first_running(dirs: &[PathBuf], is_fit: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let fit: Vec<&PathBuf> = dirs.iter().filter(|dir| is_fit(dir)).collect();
+    let running = match fit.len() {
+        0 | 1 => None,
+        _ => fit.iter().find(|dir| crate::down::is_running(dir)),
+    };
+    running.or(fit.first()).map(|dir| (*dir).clone())
+}
+
+/// What a data directory holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// A server's data, and its node's, if it has one.
+    Cluster,
+    /// That of a node that has joined.
+    Node(NodeOf),
+}
+
+/// Which node it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeOf {
+    /// Its name.
+    pub name: String,
+    /// The server that it has joined.
+    pub server: String,
+}
+
+fn whose(dir: &Path) -> Option<Kept> {
+    if is_cluster(dir) { Some(Kept::Cluster) } else { node_of(dir).map(Kept::Node) }
+}
+
+/// Bytes of a file that may be a node's identity.
+const IDENTITY_BYTES_MAX: u64 = 1 << 20;
+
+/// The node whose data is here, by what joining leaves: another program's file of that name is none.
+fn node_of(dir: &Path) -> Option<NodeOf> {
+    let file = std::fs::File::open(dir.join("identity.json")).ok()?;
+    let identity: serde_json::Value = serde_json::from_reader(file.take(IDENTITY_BYTES_MAX)).ok()?;
+    let text = |name: &str| identity[name].as_str().map(str::to_owned);
+    // Of any version: the one that reads the data says which it is.
+    let is_whole =
+        identity["layout"].is_u64() && ["authority", "certificate", "key"].iter().all(|key| text(key).is_some());
+    if is_whole { Some(NodeOf { name: text("name")?, server: text("server")? }) } else { None }
 }
 
 /// Bytes of a file that are looked at to know whose it is.
@@ -429,6 +595,91 @@ mod tests {
         assert_eq!(run(1, 0).await, (Ok(None), true), "it ends, and first in order");
         assert_eq!(run(0, 1).await, (Ok(None), true), "it ends, however late it hears so");
         assert_eq!(run(2, 0).await, (Err("stopped before everything was drained".to_owned()), false));
+    }
+
+    #[test]
+    fn what_other_programs_leave_in_the_environment_stops_no_start() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            traces: Traces,
+        }
+        let told = |endpoint: &str, arg: Option<&str>| {
+            let Line { traces } = clap::Parser::parse_from(["up", "--otlp-endpoint", endpoint]);
+            traces.otlp_with(arg.map(str::to_owned)).map(|otlp| otlp.map(|otlp| otlp.share)).map_err(|e| e.to_string())
+        };
+        assert_eq!(told("", Some("parentbased")), Ok(None));
+        assert_eq!(told("http://127.0.0.1:4318", None), Ok(Some(1.0)));
+        assert_eq!(told("http://127.0.0.1:4318", Some("0.25")), Ok(Some(0.25)));
+        assert!(told("http://127.0.0.1:4318", Some("rate=5")).unwrap_err().contains("OTEL_TRACES_SAMPLER_ARG"));
+        let word = |word: &str| Some(word.to_owned());
+        assert!(join_with(None, None, word("left")).unwrap().is_none());
+        assert_eq!(join_with(word("s"), None, word("left")).unwrap().unwrap().token, "left");
+        assert_eq!(join_with(word("s"), word("said"), word("left")).unwrap().unwrap().token, "said");
+        assert!(join_with(word("s"), None, None).unwrap_err().to_string().contains("--token"));
+    }
+
+    #[test]
+    fn who_joins_from_loopback_is_told_where_to_listen() {
+        let peers = |join: &str, address: Option<&str>| Peers {
+            join: Some(join.to_owned()),
+            token: Some("t".to_owned()),
+            name: None,
+            peer_port: None,
+            peer_address: address.map(str::to_owned),
+            peer_places: Vec::new(),
+        };
+        let refused = |peers: Peers, bind: &str| {
+            let options = Options { bind: bind.parse().unwrap(), ..Options::new("/none") };
+            peers.apply(options).err().map(|error| error.to_string())
+        };
+        let far = "https://192.0.2.1:6443";
+        assert!(refused(peers(far, None), "127.0.0.1").is_some_and(|said| said.contains("--bind 0.0.0.0")));
+        assert!(refused(peers("https://server.example:6443", None), "::1").is_some());
+        assert_eq!(refused(peers(far, None), "0.0.0.0"), None);
+        assert_eq!(refused(peers(far, Some("192.0.2.2:6442")), "127.0.0.1"), None, "something leads there");
+        for near in ["https://127.0.0.1:6443", "https://[::1]:6443", "https://localhost:6443"] {
+            assert_eq!(refused(peers(near, None), "127.0.0.1"), None, "{near}");
+        }
+    }
+
+    #[test]
+    fn of_several_clusters_the_one_that_runs_is_meant_and_what_cannot_be_undone_is_named() {
+        let base = tempfile::tempdir().unwrap();
+        let dirs = ["coracle", "coracle-demo"].map(|name| base.path().join(name));
+        let node = base.path().join("coracle-node");
+        let said = || only(&dirs, &node).map_err(|error| error.to_string());
+        assert!(said().unwrap_err().starts_with("there is no cluster's data in"));
+        std::fs::create_dir(&node).unwrap();
+        std::fs::write(node.join("identity.json"), r#"{"name": "n", "server": "s"}"#).unwrap();
+        assert!(!said().unwrap_err().contains("coracle-node"), "somebody else's file");
+        let identity = r#"{"layout": 1, "name": "n", "server": "s", "authority": "", "certificate": "", "key": ""}"#;
+        std::fs::write(node.join("identity.json"), identity).unwrap();
+        assert!(said().unwrap_err().contains("coracle-node: name it with --data-dir"));
+        let named = Local { data_dir: Some(node.clone()) };
+        let expected = NodeOf { name: "n".to_owned(), server: "s".to_owned() };
+        assert_eq!(named.to_delete().unwrap(), (node.clone(), Kept::Node(expected)));
+        assert!(named.dir().is_err(), "it is no cluster");
+
+        for dir in &dirs {
+            std::fs::create_dir_all(dir.join("control")).unwrap();
+            std::fs::write(dir.join("CLUSTER"), "coracle cluster 1\n").unwrap();
+            std::fs::write(dir.join("control/LOCK"), "").unwrap();
+        }
+        let refused = said().unwrap_err();
+        assert!(refused.contains("coracle, ") && refused.contains("coracle-demo"), "{refused}");
+        assert_eq!(first_running(&dirs, is_cluster).as_ref(), Some(&dirs[0]), "none runs");
+        assert_eq!(first_running(&dirs, |_| false), None);
+        // Another process has the second one's lock.
+        let lock = std::fs::File::open(dirs[1].join("control/LOCK")).unwrap();
+        lock.lock().unwrap();
+        let mut holds = std::process::Command::new("tail").args(["-f", "/dev/null"]).stdin(lock).spawn().unwrap();
+        let running = first_running(&dirs, is_cluster);
+        holds.kill().unwrap();
+        holds.wait().unwrap();
+        assert_eq!(running.as_ref(), Some(&dirs[1]));
+        std::fs::remove_file(dirs[0].join("CLUSTER")).unwrap();
+        assert_eq!(said().as_ref(), Ok(&dirs[1]));
     }
 
     #[test]

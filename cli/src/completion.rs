@@ -3,6 +3,8 @@
 use clap::CommandFactory;
 use clap_complete::Shell;
 
+use crate::output;
+
 /// Print a shell's completion script
 ///
 /// For instance: coracle completion bash > ~/.local/share/bash-completion/completions/coracle
@@ -14,6 +16,7 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    clap_complete::generate(arguments.shell, &mut crate::Arguments::command(), "coracle", &mut std::io::stdout());
-    Ok(())
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut crate::Arguments::command(), "coracle", &mut script);
+    output::line(script.trim_ascii_end()).map(drop)
 }

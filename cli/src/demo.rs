@@ -1,5 +1,6 @@
 //! `coracle demo`: from the checkout to an answer in the browser.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,10 +50,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         step.done();
     }
     let step = Step::begin("start the cluster");
-    let cluster = arguments.here.start("coracle-demo", None).await?;
+    let node_ports = arguments.here.node_ports();
+    let cluster = tokio::select! {
+        cluster = arguments.here.start("coracle-demo", None) => cluster?,
+        () = signals.received() => return Ok(()),
+    };
     step.done();
     let shown = tokio::select! {
-        shown = show(&cluster, &files, &objects) => shown,
+        shown = show(&cluster, node_ports, &files, &objects) => shown,
         () = signals.received() => return drain(cluster, &mut signals).await,
     };
     let url = match shown {
@@ -66,17 +71,20 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         cluster.shutdown().await;
         return Err(error);
     }
-    if arguments.exit {
-        cluster.shutdown().await;
-        return Ok(());
+    if !arguments.exit {
+        eprintln!("\nrunning until Ctrl-C");
+        signals.received().await;
     }
-    eprintln!("\nrunning until Ctrl-C");
-    signals.received().await;
     drain(cluster, &mut signals).await
 }
 
 /// Pushes, applies, waits, asks; returns the URL that answered.
-async fn show(cluster: &Cluster, files: &[(PathBuf, &str)], objects: &[manifests::Manifest]) -> anyhow::Result<String> {
+async fn show(
+    cluster: &Cluster,
+    node_ports: IpAddr,
+    files: &[(PathBuf, &str)],
+    objects: &[manifests::Manifest],
+) -> anyhow::Result<String> {
     let client = cluster.remote().client().clone();
     for (file, image) in files {
         let step = Step::begin(format!("push {image}"));
@@ -110,7 +118,7 @@ async fn show(cluster: &Cluster, files: &[(PathBuf, &str)], objects: &[manifests
         .into_iter()
         .find_map(|service| service.spec?.ports?.into_iter().find_map(|port| port.node_port))
         .context("the demo's manifest has no NodePort service")?;
-    let url = format!("http://127.0.0.1:{port}/");
+    let url = format!("http://{}/", SocketAddr::new(node_ports, u16::try_from(port).context("a node port is a port")?));
     let answer = coracle_sdk::bench::http_get(&url)
         .await
         .map_err(anyhow::Error::from_boxed)
@@ -126,12 +134,19 @@ async fn show(cluster: &Cluster, files: &[(PathBuf, &str)], objects: &[manifests
 fn try_these(cluster: &Cluster, url: &str) -> anyhow::Result<()> {
     say!("\nThree things to try, in another terminal:\n")?;
     say!("  curl {url}")?;
-    say!("  export KUBECONFIG={}", cluster.kubeconfig().display())?;
+    say!("  export KUBECONFIG={}", quoted(cluster.kubeconfig()))?;
     say!("  kubectl -n demo get all")?;
     say!(
         "  kubectl -n demo scale deployment hello --replicas 50 && kubectl -n demo rollout status deployment hello\n"
     )?;
     Ok(())
+}
+
+/// A path as a word of a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+:@%,".contains(letter);
+    if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// The repository's examples: of the checkout we are in, else of the one this program was built from.
@@ -145,4 +160,21 @@ fn examples() -> anyhow::Result<PathBuf> {
         .find_map(fits)
         .or_else(|| fits(Path::new(env!("CARGO_MANIFEST_DIR")).parent()?))
         .context("the demo needs a checkout of Coracle's repository: run it there")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_word_of_a_shell() {
+        for (path, expected) in [
+            ("/home/me/.local/share", "/home/me/.local/share"),
+            ("/a b", "'/a b'"),
+            ("/it's", r"'/it'\''s'"),
+            ("/$x", "'/$x'"),
+        ] {
+            assert_eq!(quoted(Path::new(path)), expected);
+        }
+    }
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use coracle_sdk::{Encryption, Remote};
 
 use crate::cluster::Which;
+use crate::down::agrees;
 use crate::output::{Step, say};
 
 /// Show and change what is encrypted before the cluster keeps it, and renew the key
@@ -36,15 +37,19 @@ enum Command {
         #[command(flatten)]
         which: Which,
     },
-    /// Say which resources are encrypted; Secrets always are
+    /// Say which resources are encrypted, all of them; without any, show which are. Secrets always are
     ///
-    /// What is stored is written anew by the cluster, of resources that are no longer named in the clear.
+    /// What is stored is written anew by the cluster, of resources that are no longer named in the clear: whoever leaves one out is
+    /// asked first.
     Resources {
         /// As `kubectl api-resources -o name` shows them: configmaps, deployments.apps, or a custom resource
         #[arg(value_name = "RESOURCE")]
         resources: Vec<String>,
+        /// Do not ask before what was encrypted is written in the clear
+        #[arg(short, long, requires = "resources")]
+        yes: bool,
         /// Do not wait until everything is written anew
-        #[arg(long)]
+        #[arg(long, requires = "resources")]
         no_wait: bool,
         #[command(flatten)]
         which: Which,
@@ -67,15 +72,42 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             }
             finish(&remote, now, no_wait).await?;
         }
-        Command::Resources { resources, no_wait, which } => {
+        Command::Resources { resources, which, .. } if resources.is_empty() => {
+            let now = which.connect().await?.encryption().await.context("ask the cluster")?;
+            for resource in &now.resources {
+                say!("{resource}")?;
+            }
+            if now.key.is_none() {
+                eprintln!("nothing is encrypted yet: {}", in_words(&now));
+            }
+        }
+        Command::Resources { resources, yes, no_wait, which } => {
             let remote = which.connect().await?;
-            let mut resources: BTreeSet<String> = resources.into_iter().collect();
-            resources.insert("secrets".into());
+            let resources: BTreeSet<String> = resources.into_iter().chain(["secrets".to_owned()]).collect();
+            let before = remote.encryption().await.context("ask the cluster")?;
+            if let Some(opened) = opened(&before.resources, &resources)
+                && !yes
+                && !agrees(&opened)?
+            {
+                bail!("nothing was changed: name all that is to be encrypted, or say --yes");
+            }
             let now = remote.encrypt_resources(&resources).await.context("say what is encrypted")?;
             finish(&remote, now, no_wait).await?;
         }
     }
     Ok(())
+}
+
+/// What is no longer encrypted with `next`, in words.
+fn opened(before: &BTreeSet<String>, next: &BTreeSet<String>) -> Option<String> {
+    let opened: Vec<&str> = before.difference(next).map(String::as_str).collect();
+    let is = if opened.len() == 1 { "is" } else { "are" };
+    (!opened.is_empty()).then(|| {
+        format!(
+            "{} {is} no longer encrypted then: what is stored of it is written anew in the clear",
+            opened.join(", ")
+        )
+    })
 }
 
 /// Waits until nothing is left to be written anew, and shows how far it is.
@@ -157,6 +189,17 @@ mod tests {
     use coracle_sdk::HeldBack;
 
     use super::*;
+
+    #[test]
+    fn what_is_no_longer_encrypted_is_named() {
+        let set = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        let before = set(&["secrets", "configmaps", "events"]);
+        assert_eq!(opened(&before, &set(&["secrets", "configmaps", "events", "pods"])), None);
+        let said = opened(&before, &set(&["secrets", "pods"])).unwrap();
+        assert!(said.starts_with("configmaps, events are no longer encrypted"), "{said}");
+        let said = opened(&before, &set(&["secrets", "events"])).unwrap();
+        assert!(said.starts_with("configmaps is no longer encrypted"), "{said}");
+    }
 
     #[test]
     fn a_line_says_whether_secrets_are_encrypted_and_under_which_key() {

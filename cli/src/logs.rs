@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use futures::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, Stream, StreamExt as _, stream};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::{DynamicObject, ListParams, LogParams};
@@ -21,12 +22,12 @@ const LINE_BYTES_MAX: u64 = 1 << 20;
 /// Show what a workload's pods print
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A Deployment, StatefulSet, DaemonSet or ReplicaSet (also as `sts/NAME`), a pod, or a value of the label `app`; all pods of
+    /// A Deployment, StatefulSet, DaemonSet, ReplicaSet or Job (also as `sts/NAME`), a pod, or a value of the label `app`; all pods of
     /// the namespace when absent
     workload: Option<String>,
-    /// Namespace of the workload
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
+    /// Namespace of the workload [default: the context's]
+    #[arg(short, long)]
+    namespace: Option<String>,
     /// Go on with what they print from now
     #[arg(short, long)]
     follow: bool,
@@ -40,8 +41,9 @@ pub struct Arguments {
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let client = arguments.which.connect().await?.client().clone();
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &arguments.namespace);
-    let found = find(&client, &pods, &arguments.namespace, arguments.workload.as_deref()).await?;
+    let namespace = arguments.namespace.as_deref().unwrap_or(client.default_namespace());
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let found = find(&client, &pods, namespace, arguments.workload.as_deref()).await?;
     let containers: Vec<(String, String)> = found.iter().take(PODS_MAX).flat_map(containers).collect();
     if found.len() > PODS_MAX {
         eprintln!("showing {PODS_MAX} of {} pods", found.len());
@@ -114,13 +116,27 @@ fn containers(pod: &Pod) -> Vec<(String, String)> {
 }
 
 /// Kinds that have pods, with the names that kubectl knows them by.
-fn workloads() -> [(ApiResource, [&'static str; 3]); 4] {
+fn workloads() -> [(ApiResource, [&'static str; 3]); 5] {
     [
         (ApiResource::erase::<Deployment>(&()), ["deployments", "deployment", "deploy"]),
         (ApiResource::erase::<StatefulSet>(&()), ["statefulsets", "statefulset", "sts"]),
         (ApiResource::erase::<DaemonSet>(&()), ["daemonsets", "daemonset", "ds"]),
         (ApiResource::erase::<ReplicaSet>(&()), ["replicasets", "replicaset", "rs"]),
+        (ApiResource::erase::<Job>(&()), ["jobs", "job", "job"]),
     ]
+}
+
+/// A pod alone.
+const POD: [&str; 3] = ["pods", "pod", "po"];
+
+/// Whether a kind that somebody has named is one of those.
+fn check(kind: &str) -> anyhow::Result<()> {
+    let known: Vec<&str> = workloads().iter().flat_map(|(_, names)| *names).chain(POD).collect();
+    if kind.is_empty() || known.contains(&kind) {
+        return Ok(());
+    }
+    let known: Vec<&str> = workloads().iter().map(|(_, names)| names[1]).chain([POD[1]]).collect();
+    bail!("{kind} is no kind whose logs are shown: {}", known.join(", "))
 }
 
 async fn find(client: &Client, pods: &Api<Pod>, namespace: &str, name: Option<&str>) -> anyhow::Result<Vec<Pod>> {
@@ -130,6 +146,7 @@ async fn find(client: &Client, pods: &Api<Pod>, namespace: &str, name: Option<&s
     };
     let Some(name) = name else { return list(None).await };
     let (kind, name) = name.split_once('/').unwrap_or(("", name));
+    check(kind)?;
     let ask = coracle_sdk::AskError::from;
     for (resource, _) in workloads().iter().filter(|(_, names)| kind.is_empty() || names.contains(&kind)) {
         let workloads: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, resource);
@@ -142,14 +159,21 @@ async fn find(client: &Client, pods: &Api<Pod>, namespace: &str, name: Option<&s
             return list(Some(selector.to_string())).await;
         }
     }
-    if matches!(kind, "" | "pod" | "pods" | "po")
+    if (kind.is_empty() || POD.contains(&kind))
         && let Some(pod) = pods.get_opt(name).await.map_err(ask).context("find the pod")?
     {
         return Ok(vec![pod]);
     }
     let labelled = if kind.is_empty() { list(Some(format!("app={name}"))).await? } else { Vec::new() };
     if labelled.is_empty() {
-        bail!("there is no workload, no pod and no label app of the name {name} in this namespace");
+        let kinds: Vec<String> = workloads().into_iter().map(|(resource, _)| resource.kind).collect();
+        match kind {
+            "" => bail!(
+                "there is no {} or Pod {name} in namespace {namespace}, and no pod with the label app={name}",
+                kinds.join(", ")
+            ),
+            kind => bail!("there is no {kind} {name} in namespace {namespace}"),
+        }
     }
     Ok(labelled)
 }
@@ -159,6 +183,15 @@ mod tests {
     use futures::TryStreamExt as _;
 
     use super::*;
+
+    #[test]
+    fn a_kind_without_logs_is_told_with_those_that_have_them() {
+        for kind in ["", "deploy", "sts", "job", "jobs", "po"] {
+            check(kind).unwrap();
+        }
+        let said = check("service").unwrap_err().to_string();
+        assert!(said.starts_with("service is no kind") && said.ends_with("replicaset, job, pod"), "{said}");
+    }
 
     #[tokio::test]
     async fn lines_are_bytes() {

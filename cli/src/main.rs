@@ -9,6 +9,7 @@ mod completion;
 mod demo;
 mod down;
 mod encryption;
+mod kubeconfig;
 mod logs;
 mod member;
 mod memory;
@@ -31,6 +32,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 // A third of the API server's time under load went into the system's allocator, and what it kept after that load was twice
 // as much (`apibench writes`).
@@ -40,7 +42,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Kubernetes without containers: a cluster that runs WebAssembly components as its pods.
 #[derive(Parser)]
 #[command(name = "coracle", version, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 done, 1 it failed, 2 the arguments are wrong, 3 no cluster answers.")]
+#[command(after_help = "Exit codes: 0 done, 1 it failed, 2 the arguments are wrong, 3 no cluster answers.\n\n\
+    CORACLE_LOG in the environment says what is logged on standard error: a level (error, warn, info, debug, trace), or \
+    levels of parts, as warn,coracle_node=debug.")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -58,6 +62,7 @@ enum Command {
     Encryption(encryption::Arguments),
     Push(push::Arguments),
     Status(status::Arguments),
+    Kubeconfig(kubeconfig::Arguments),
     Logs(logs::Arguments),
     Tap(tap::Arguments),
     Routes(routes::Arguments),
@@ -107,6 +112,7 @@ fn main() -> ExitCode {
         Command::Encryption(arguments) => run(encryption::run(arguments)),
         Command::Push(arguments) => run(push::run(arguments)),
         Command::Status(arguments) => run(status::run(arguments)),
+        Command::Kubeconfig(arguments) => run(kubeconfig::run(arguments)),
         Command::Upgrade(arguments) => run(upgrade::run(arguments)),
         Command::Bench(arguments) => run(bench::run(arguments)),
         Command::BenchPeer => run(bench::peer()),
@@ -118,19 +124,72 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(wrong) = error.downcast_ref::<clap::Error>() {
+                wrong.exit();
+            }
             eprintln!("error: {}", output::chain(&error));
-            if output::is_unreachable(&error) { ExitCode::from(3) } else { ExitCode::FAILURE }
+            match error.downcast_ref::<up::Ended>() {
+                Some(ended) => ExitCode::from(ended.code),
+                None if output::is_unreachable(&error) => ExitCode::from(3),
+                None => ExitCode::FAILURE,
+            }
         }
+    }
+}
+
+/// By this a person says what is logged.
+const LOG: &str = "CORACLE_LOG";
+/// What is when nobody says it. What the client library logs is told again as the command's own error.
+const LOGGED: &str = "warn,openraft=error,kube_client=off";
+
+/// What `said` asks to be logged; a mistake in it is told, and is no reason to end.
+fn logged(said: Option<&str>) -> (EnvFilter, Option<String>) {
+    let usual = || EnvFilter::new(LOGGED);
+    match said.filter(|said| !said.trim().is_empty()).map(EnvFilter::try_new) {
+        None => (usual(), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (usual(), Some(format!("{LOG} is not heeded: {error}"))),
     }
 }
 
 fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     memory::begin();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("CORACLE_LOG")
-        // What the client library logs is told again as the command's own error.
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,openraft=error,kube_client=off"));
+    let (filter, mistake) = logged(std::env::var_os(LOG).map(|said| said.to_string_lossy().into_owned()).as_deref());
+    if let Some(mistake) = mistake {
+        eprintln!("warning: {mistake}");
+    }
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.enable_all().on_thread_park(memory::rest).build()?.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_about_the_log_is_told() {
+        for (said, is_mistake) in [
+            (None, false),
+            (Some(""), false),
+            (Some("debug"), false),
+            (Some("warn,coracle_node=debug"), false),
+            (Some("a=loud"), true),
+        ] {
+            let (filter, mistake) = logged(said);
+            assert_eq!(mistake.is_some_and(|said| said.contains(LOG)), is_mistake, "{said:?}");
+            assert_eq!(
+                filter.to_string().contains("openraft=error"),
+                said.is_none_or(str::is_empty) || is_mistake,
+                "{said:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn arguments_are_consistent() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
 }

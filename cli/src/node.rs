@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use anyhow::bail;
-use coracle_sdk::{Compiler, Join, Listeners, Worker, WorkerOptions};
+use coracle_sdk::{Compiler, Listeners, Worker, WorkerOptions};
 
 use crate::anew;
-use crate::cluster::{Ingress, Signals, Traces, default_dir, to_begin_anew};
+use crate::cluster::{Ingress, Signals, Traces, default_dir, join, to_begin_anew};
 use crate::memory;
 use crate::output::{self, Step};
 
@@ -19,10 +19,10 @@ use crate::output::{self, Step};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Address of the cluster's API
-    #[arg(long, value_name = "https://HOST:PORT", requires = "token")]
+    #[arg(long, value_name = "https://HOST:PORT")]
     join: Option<String>,
-    /// Token that `coracle token create` printed
-    #[arg(long, env = "CORACLE_TOKEN", hide_env_values = true, value_name = "TOKEN", requires = "join")]
+    /// Token that `coracle token create` printed [env: CORACLE_TOKEN]
+    #[arg(long, value_name = "TOKEN", requires = "join")]
     token: Option<String>,
     /// Name of the node [default: the machine's]
     #[arg(long, value_name = "NAME")]
@@ -34,7 +34,7 @@ pub struct Arguments {
     #[arg(long, value_name = "ADDRESS")]
     address: Option<IpAddr>,
     /// Port there; 0 takes a free one
-    #[arg(long, value_name = "PORT", default_value_t = 10_250)]
+    #[arg(long, visible_alias = "kubelet-port", value_name = "PORT", default_value_t = 10_250)]
     port: u16,
     /// Address on which NodePort and LoadBalancer services answer
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
@@ -55,13 +55,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let program = anew::program()?;
     let options = WorkerOptions {
-        join: arguments.join.zip(arguments.token).map(|(server, token)| Join { server, token }),
+        join: join(arguments.join, arguments.token)?,
         name: arguments.name,
         address: arguments.address,
         port: arguments.port,
         node_port_bind: arguments.node_port_bind,
         ingress: arguments.ingress.into(),
-        otlp: arguments.traces.into(),
+        otlp: arguments.traces.otlp()?,
         compiler: Compiler::Process(anew::own_file()?),
         program: Some(program.clone()),
         ..WorkerOptions::new(data_dir)

@@ -19,9 +19,9 @@ pub struct Arguments {
     /// A host, as `app.example` or `app.example/path`, or a Service, as `svc/NAME` (a name without a dot is a Service, too)
     #[arg(value_name = "HOST|SERVICE")]
     what: String,
-    /// Namespace of the Service
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
+    /// Namespace of the Service [default: the context's]
+    #[arg(short, long)]
+    namespace: Option<String>,
     /// `json`: as the nodes tell it
     #[arg(short, long, value_name = "json", value_parser = ["json"])]
     output: Option<String>,
@@ -49,7 +49,7 @@ fn of<'a>(what: &'a str, namespace: &'a str) -> RoutesOf<'a> {
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let remote = arguments.which.connect().await?;
-    let of = of(&arguments.what, &arguments.namespace);
+    let of = of(&arguments.what, arguments.namespace.as_deref().unwrap_or(remote.client().default_namespace()));
     let said = remote.routes(&of).await.context("ask where requests go")?;
     if arguments.output.is_some() {
         say!("{}", serde_json::to_string_pretty(&said)?)?;

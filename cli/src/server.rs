@@ -24,9 +24,9 @@ pub struct Arguments {
     /// Port of the Kubernetes API; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 6443)]
     api_port: u16,
-    /// Port of the image registry; 0 takes a free one
-    #[arg(long, value_name = "PORT", default_value_t = 5000)]
-    registry_port: u16,
+    /// Port of the image registry; 0 takes a free one [default: 5000, or a free one where that is taken]
+    #[arg(long, value_name = "PORT")]
+    registry_port: Option<u16>,
     /// Address on which the API and other servers are listened for (the registry stays on loopback)
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
     bind: IpAddr,
@@ -54,11 +54,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         audit: arguments.audit.into(),
         ..Options::new(data_dir)
     };
+    let options = arguments.peers.apply(options)?;
     let program = anew::program()?;
     let mut signals = Signals::take()?;
     let step = Step::begin("start the server");
     let server = tokio::select! {
-        server = cluster::start(arguments.peers.apply(options), Some(&program)) => server?,
+        server = cluster::start(options, Some(&program)) => server?,
         () = signals.received() => return Ok(()),
     };
     step.done();

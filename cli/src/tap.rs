@@ -16,9 +16,9 @@ use crate::output;
 pub struct Arguments {
     /// A Service; all of the namespace when absent
     service: Option<String>,
-    /// Namespace of the Services
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
+    /// Namespace of the Services [default: the context's]
+    #[arg(short, long)]
+    namespace: Option<String>,
     /// Services of all namespaces
     #[arg(short = 'A', long, conflicts_with_all = ["namespace", "service"])]
     all_namespaces: bool,
@@ -35,7 +35,8 @@ pub struct Arguments {
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let remote = arguments.which.connect().await?;
-    let namespace = (!arguments.all_namespaces).then_some(&*arguments.namespace);
+    let own = arguments.namespace.as_deref().unwrap_or(remote.client().default_namespace());
+    let namespace = (!arguments.all_namespaces).then_some(own);
     let lines = remote.tap(namespace, arguments.service.as_deref()).await.context("look at requests")?;
     let mut lines = std::pin::pin!(lines);
     let mut left = arguments.count.unwrap_or(u64::MAX);

@@ -1,6 +1,6 @@
 //! `coracle up`: a cluster on this machine.
 
-use std::io::Write;
+use std::io::{Read as _, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -93,6 +93,7 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
     let log = dir.join(own_log::NAME);
     let file = std::fs::File::options().create(true).append(true).mode(0o600).open(&log);
     let file = file.with_context(|| format!("open {}", log.display()))?;
+    let before = file.metadata().with_context(|| format!("look at {}", log.display()))?.len();
     // By the path at which this one was called, which may be a link: that is what it begins anew with.
     let mut command = Command::new(anew::program()?.path());
     command.args(std::env::args_os().skip(1)).env(IN_BACKGROUND, "1");
@@ -143,7 +144,52 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
     if is_interrupted {
         anyhow::bail!("interrupted before the cluster was ready; what was started has ended ({status})")
     }
-    anyhow::bail!("the cluster did not start ({status}); {} says why", log.display())
+    let why = said_at_the_end(&log, before).unwrap_or_default();
+    Err(match (error_of(&why), status.code().and_then(|code| u8::try_from(code).ok())) {
+        (Some(why), Some(code)) if code != 0 => Ended { code, why: why.to_owned() }.into(),
+        _ => anyhow::anyhow!("the cluster did not start ({status}); {} says why", log.display()),
+    })
+}
+
+/// The process in the background has ended, and has said why.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code.
+    pub code: u8,
+    why: String,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for Ended {}
+
+/// Bytes of the log's end that are looked at for that.
+const SAID_BYTES_MAX: u64 = 64 << 10;
+
+/// What has come to the log since it had `before` bytes, or its end.
+fn said_at_the_end(log: &Path, before: u64) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(log)?;
+    let length = file.metadata()?.len();
+    // It begins anew when it is too long.
+    let since = if before <= length { before } else { 0 };
+    file.seek(SeekFrom::Start(since.max(length.saturating_sub(SAID_BYTES_MAX))))?;
+    let mut said = Vec::new();
+    file.take(SAID_BYTES_MAX).read_to_end(&mut said)?;
+    Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+/// The last error in it, with all that was said after.
+fn error_of(said: &str) -> Option<&str> {
+    const ERROR: &str = "error: ";
+    let at = match said.rfind(&format!("\n{ERROR}")) {
+        Some(before) => before + 1 + ERROR.len(),
+        None => said.starts_with(ERROR).then_some(ERROR.len())?,
+    };
+    Some(said[at..].trim_end()).filter(|why| !why.is_empty())
 }
 
 /// Applies `objects`, saying each.
@@ -197,6 +243,28 @@ mod tests {
         }
         let Line { arguments } = clap::Parser::parse_from(["up", "-d"]);
         to_detach(&arguments).unwrap();
+    }
+
+    #[test]
+    fn why_a_start_in_the_background_failed_is_what_its_log_says_since() {
+        for (said, expected) in [
+            ("", None),
+            ("ready\n", None),
+            ("error: a\n", Some("a")),
+            ("warn\nerror: a: b\n  more\n", Some("a: b\n  more")),
+            ("error: a\nerror: b\n", Some("b")),
+            ("an error: a\n", None),
+            ("error: \n", None),
+        ] {
+            assert_eq!(error_of(said), expected, "{said}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        std::fs::write(&log, "error: before\nerror: now\n").unwrap();
+        assert_eq!(said_at_the_end(&log, 14).unwrap(), "error: now\n");
+        assert_eq!(said_at_the_end(&log, 1000).unwrap(), "error: before\nerror: now\n", "it has begun anew");
+        std::fs::write(&log, vec![b'x'; SAID_BYTES_MAX as usize + 10]).unwrap();
+        assert_eq!(said_at_the_end(&log, 0).unwrap().len() as u64, SAID_BYTES_MAX);
     }
 
     #[test]

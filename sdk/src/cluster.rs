@@ -29,8 +29,10 @@ pub struct Options {
     pub stored_max: u64,
     /// Port of the API; 0 takes a free one.
     pub api_port: u16,
-    /// Port of the registry; 0 takes a free one.
-    pub registry_port: u16,
+    /// Port of the registry; 0 takes a free one. Without, it is 5000, or a free one where another program has that.
+    pub registry_port: Option<u16>,
+    /// Port at which servers and other nodes reach the node in this process, on the API's address; 0 takes a free one.
+    pub kubelet_port: u16,
     /// Address of the listeners of NodePort services.
     pub node_port_bind: IpAddr,
     /// Where Ingresses are served.
@@ -49,7 +51,8 @@ pub struct Options {
     pub peer_places: Vec<String>,
     /// How to join a cluster as one more server; not needed where it has joined before.
     pub join: Option<Join>,
-    /// Where components are compiled.
+    /// Where components are compiled. Within this process, as is the default, is for programs that trust their components: one may have a
+    /// compiler take any amount of time and memory. For [`Compiler::Process`] see [`compile_worker`].
     pub compiler: Compiler,
     /// The program that this process runs, where the process can begin anew when it is asked to ([`Program::asked`]).
     pub program: Option<Program>,
@@ -69,7 +72,8 @@ impl Options {
             tls_san: Vec::new(),
             stored_max: 6 << 30,
             api_port: 6443,
-            registry_port: 5000,
+            registry_port: None,
+            kubelet_port: 0,
             node_port_bind: loopback,
             ingress: IngressPorts::usual(),
             otlp: None,
@@ -88,7 +92,7 @@ impl Options {
 
     /// The same with free ports.
     pub fn free_ports(self) -> Options {
-        Options { api_port: 0, registry_port: 0, ingress: IngressPorts::free(), ..self }
+        Options { api_port: 0, registry_port: Some(0), kubelet_port: 0, ingress: IngressPorts::free(), ..self }
     }
 }
 
@@ -161,10 +165,8 @@ impl Cluster {
         let server = Server::start(coracle_server::Config {
             data_dir: options.data_dir.clone(),
             api: SocketAddr::new(options.bind, options.api_port),
-            registry: SocketAddr::new(
-                if options.bind.is_loopback() { options.bind } else { IpAddr::V4(Ipv4Addr::LOCALHOST) },
-                options.registry_port,
-            ),
+            registry: if options.bind.is_loopback() { options.bind } else { IpAddr::V4(Ipv4Addr::LOCALHOST) },
+            registry_port: options.registry_port,
             hosts: options.tls_san.clone(),
             stored_max: options.stored_max,
             node: options.with_node.then(|| name.clone()),
@@ -375,6 +377,7 @@ async fn start_node(server: &Server, options: &Options, name: &str) -> Result<No
     let tls = server.node_tls(name, address)?;
     let client = server.node_client(name);
     let mut config = coracle_node::Config {
+        port: options.kubelet_port,
         link: Some(tls.client),
         cluster_roots: vec![tls.root],
         registry: Some(server.registry_address().to_string()),

@@ -59,6 +59,11 @@ impl Certificate {
     pub fn days_left(&self) -> i64 {
         (self.ends - Timestamp::now().as_second()) / 86_400
     }
+
+    /// The day on which it ends, in UTC, as `2030-01-02`.
+    pub fn day(&self) -> String {
+        Timestamp::from_second(self.ends).map_or_else(|_| "?".to_owned(), |ends| ends.strftime("%Y-%m-%d").to_string())
+    }
 }
 
 impl Member {

@@ -1,11 +1,14 @@
 //! A cluster as a client sees it: by its kubeconfig, from this process or from afar.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, StatusCode};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::ListParams;
+use kube::client::Body;
 use kube::config::{Context, KubeConfigOptions, Kubeconfig, NamedContext};
 use kube::{Api, Client, Config, ResourceExt};
 use serde::{Deserialize, Serialize};
@@ -14,6 +17,8 @@ use crate::failover::{Moved, Servers};
 
 /// A server is connected within this time, or another is asked.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Where every server of Coracle says how it is.
+const STATUS: &str = "/coracle/v1/status";
 
 /// Why a cluster cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +31,17 @@ pub enum ConnectError {
         /// Why.
         #[source]
         source: Box<kube::config::KubeconfigError>,
+    },
+    /// It says to go by a proxy.
+    #[error(
+        "the kubeconfig {path} has a proxy-url for context {context}, and coracle goes by no proxy: take it out, or name a kubeconfig \
+         without one with --kubeconfig"
+    )]
+    Proxy {
+        /// The file.
+        path: PathBuf,
+        /// The context.
+        context: String,
     },
     /// The client could not be made of it.
     #[error("use the kubeconfig {path}")]
@@ -48,6 +64,15 @@ pub enum AskError {
         /// What the network said.
         reason: String,
     },
+    /// What answers shows a certificate that is not the cluster's.
+    #[error("{reason}")]
+    Untrusted {
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// What answers is a cluster of another kind.
+    #[error("{0}")]
+    NotCoracle(String),
     /// It answered, and said no.
     #[error("{message} (HTTP status {code})")]
     Refused {
@@ -72,6 +97,16 @@ impl From<&kube::Error> for AskError {
         if let kube::Error::Api(status) = error {
             return AskError::Refused { code: status.code, message: status.message.clone() };
         }
+        if let kube::Error::Service(inner) = error
+            && let Some(NotCoracle { whose }) = inner.downcast_ref()
+        {
+            return AskError::NotCoracle(format!(
+                "{whose} is no Coracle cluster: name yours with --data-dir or --kubeconfig, or `coracle up` starts one"
+            ));
+        }
+        if let Some(reason) = untrusted(error) {
+            return AskError::Untrusted { reason };
+        }
         // The innermost cause is what happened; the ones around it say which library was at work.
         let mut cause: &(dyn std::error::Error + 'static) = error;
         let mut from_network = matches!(error, kube::Error::HyperError(_) | kube::Error::Service(_));
@@ -83,6 +118,44 @@ impl From<&kube::Error> for AskError {
         let reason = text.split(" (os error").next().unwrap_or(&text).to_owned();
         if from_network { AskError::Unreachable { reason } } else { AskError::Other(reason) }
     }
+}
+
+/// That what answers is a cluster, and none of Coracle.
+#[derive(Debug, thiserror::Error)]
+#[error("{whose} is no Coracle cluster")]
+struct NotCoracle {
+    /// Its URL, the context and the files.
+    whose: String,
+}
+
+/// What is wrong with the certificate that a server has shown, if it is that.
+fn untrusted(error: &kube::Error) -> Option<String> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let wrong = loop {
+        let error = cause?;
+        // An io::Error passes over what it holds: its source is that one's.
+        let held = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        let held = held.and_then(|held| held.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::InvalidCertificate(wrong)) = error.downcast_ref().or(held) {
+            break wrong;
+        }
+        cause = error.source();
+    };
+    use rustls::CertificateError as Wrong;
+    Some(match wrong {
+        Wrong::UnknownIssuer | Wrong::BadSignature => {
+            "the server's certificate is not of the authority in the kubeconfig: that is of another cluster, or of one that was founded \
+             anew since; --data-dir and --kubeconfig name another"
+                .to_owned()
+        }
+        Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => {
+            "the server's certificate does not name the host by which it was asked: start it with --tls-san HOST".to_owned()
+        }
+        Wrong::Expired | Wrong::ExpiredContext { .. } | Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => {
+            "the server's certificate is not valid at this time: look at the clocks of both machines".to_owned()
+        }
+        other => format!("the server's certificate cannot be trusted: {other}"),
+    })
 }
 
 /// Most entries of [`Status::not_ready`].
@@ -177,7 +250,7 @@ pub struct Count {
 
 /// The current context (`None`), and others by which the same cluster is reached with the same credentials: their authority is the
 /// same one, and is no other's.
-fn contexts(config: &Kubeconfig) -> Vec<Option<String>> {
+pub(crate) fn contexts(config: &Kubeconfig) -> Vec<Option<String>> {
     let context = |name: &str| config.contexts.iter().find(|context| context.name == name)?.context.as_ref();
     let authority = |context: &Context| {
         let cluster = config.clusters.iter().find(|cluster| cluster.name == context.cluster)?.cluster.as_ref()?;
@@ -194,6 +267,61 @@ fn contexts(config: &Kubeconfig) -> Vec<Option<String>> {
     [None].into_iter().chain(others).collect()
 }
 
+/// The configuration of a context. The library would take a proxy from the environment (`HTTPS_PROXY`), for loopback, too, and refuse
+/// to go by it: a cluster is asked where it is.
+async fn config(kubeconfig: &Kubeconfig, context: Option<String>, path: &Path) -> Result<Config, ConnectError> {
+    let mut kubeconfig = kubeconfig.clone();
+    let name = context.as_ref().or(kubeconfig.current_context.as_ref()).cloned().unwrap_or_default();
+    let cluster = kubeconfig.contexts.iter().find(|context| context.name == name);
+    let cluster = cluster.and_then(|context| context.context.as_ref()).map(|context| context.cluster.clone());
+    for named in &mut kubeconfig.clusters {
+        let Some(inner) = &mut named.cluster else { continue };
+        // Said here the environment is not looked at, whose text may be no URL either.
+        let said = inner.proxy_url.replace("http://proxy.invalid".to_owned()).filter(|url| !url.is_empty());
+        if said.is_some() && Some(&named.name) == cluster.as_ref() {
+            return Err(ConnectError::Proxy { path: path.to_owned(), context: name });
+        }
+    }
+    let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
+    let failed = |source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?;
+    config.proxy_url = None;
+    Ok(config)
+}
+
+/// Several kubeconfigs as one, as kubectl merges those of `KUBECONFIG`: what an earlier file says holds.
+pub(crate) fn merged(paths: &[PathBuf]) -> Result<Kubeconfig, ConnectError> {
+    let mut merged = Kubeconfig::default();
+    for path in paths {
+        let failed = |source| ConnectError::Kubeconfig { path: path.clone(), source: Box::new(source) };
+        merged = Kubeconfig::read_from(path).and_then(|read| merged.merge(read)).map_err(failed)?;
+    }
+    Ok(merged)
+}
+
+/// A client of these servers. `whose` are they, should they be none of Coracle: whoever asks for what only Coracle has is told so, and not
+/// that it was not found.
+fn client(servers: Servers, namespace: &str, whose: String) -> Client {
+    // Once one has answered nobody asks again: a push finds out by 404 what is to be sent.
+    let is_coracle = Arc::new(AtomicBool::new(false));
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (servers, is_coracle, whose) = (servers.clone(), is_coracle.clone(), whose.clone());
+        async move {
+            let is_own = ["/coracle/", "/v2/"].iter().any(|own| request.uri().path().starts_with(own));
+            let answer = servers.ask(request).await?;
+            if is_own && answer.status() == StatusCode::NOT_FOUND && !is_coracle.load(Ordering::Relaxed) {
+                let asked = Request::get(STATUS).body(Body::empty()).expect("a request of constants");
+                if servers.ask(asked).await?.status() == StatusCode::NOT_FOUND {
+                    return Err(kube::Error::Service(Box::new(NotCoracle { whose })));
+                }
+            }
+            is_coracle.fetch_or(is_own, Ordering::Relaxed);
+            Ok(answer)
+        }
+    });
+    Client::new(service, namespace)
+}
+
 impl Remote {
     pub(crate) fn new(client: Client) -> Remote {
         Remote { client }
@@ -207,10 +335,7 @@ impl Remote {
     /// The same, asking that server alone, and with everything sent once. Others send again what a server refuses for the moment
     /// (429, 503).
     pub async fn connect_once(path: &Path) -> Result<Remote, ConnectError> {
-        let failed = |source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
-        let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-        let mut config = config.map_err(failed)?;
+        let mut config = config(&merged(&[path.to_owned()])?, None, path).await?;
         config.default_retry = false;
         let client = Client::try_from(config);
         let client = client.map_err(|source| ConnectError::Client { path: path.to_owned(), source: source.into() })?;
@@ -224,18 +349,12 @@ impl Remote {
         paths: &[PathBuf],
         told: impl Fn(&Moved) + Send + Sync + 'static,
     ) -> Result<Remote, ConnectError> {
-        let named = |path: Option<&PathBuf>| path.cloned().unwrap_or_default();
-        let mut merged = Kubeconfig::default();
-        let failed = |path: PathBuf| |source| ConnectError::Kubeconfig { path, source: Box::new(source) };
-        for path in paths {
-            merged = Kubeconfig::read_from(path).and_then(|read| merged.merge(read)).map_err(failed(path.clone()))?;
-        }
+        let merged = merged(paths)?;
+        let path = paths.first().cloned().unwrap_or_default();
         let mut servers: Vec<(String, Client)> = Vec::new();
         let mut namespace = String::new();
         for context in contexts(&merged) {
-            let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
-            let config = Config::from_custom_kubeconfig(merged.clone(), &options).await;
-            let mut config = config.map_err(failed(named(paths.first())))?;
+            let mut config = config(&merged, context, &path).await?;
             let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
             if servers.iter().any(|(known, _)| *known == server) {
                 continue;
@@ -248,10 +367,14 @@ impl Remote {
             // write again whose outcome is unknown (504).
             config.default_retry = false;
             let client = Client::try_from(config)
-                .map_err(|source| ConnectError::Client { path: named(paths.first()), source: source.into() })?;
+                .map_err(|source| ConnectError::Client { path: path.clone(), source: source.into() })?;
             servers.push((server, client));
         }
-        Ok(Remote { client: Servers::new(servers, told).client(&namespace) })
+        let server = servers.first().map(|(server, _)| server.clone()).unwrap_or_default();
+        let context = merged.current_context.unwrap_or_default();
+        let files: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        let whose = format!("{server} (context {context} of {})", files.join(":"));
+        Ok(Remote { client: client(Servers::new(servers, told), &namespace, whose) })
     }
 
     /// The Kubernetes client.
@@ -260,8 +383,8 @@ impl Remote {
     }
 
     /// What the server says of itself.
-    async fn server(&self) -> Result<Status, AskError> {
-        let request = Request::get("/coracle/v1/status").body(Vec::new()).expect("a request of constants");
+    pub(crate) async fn server(&self) -> Result<Status, AskError> {
+        let request = Request::get(STATUS).body(Vec::new()).expect("a request of constants");
         Ok(self.client.request(request).await?)
     }
 
@@ -436,6 +559,123 @@ mod tests {
         for alone in ["x", "a2", "n", "nothing"] {
             assert_eq!(contexts(&config(alone)), [None], "{alone}");
         }
+    }
+
+    /// Answers requests by their paths, without TLS; its URL.
+    async fn answering(answer: fn(&str) -> (u16, &'static str)) -> String {
+        use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut stream = BufReader::new(stream);
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n")
+                    && stream.read_until(b'\n', &mut head).await.is_ok_and(|read| read > 0)
+                {}
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let (code, body) = answer(head.split(' ').nth(1).unwrap_or_default());
+                let head = format!("HTTP/1.1 {code} X\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+                let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+            }
+        });
+        url
+    }
+
+    fn kubeconfig(dir: &Path, cluster: serde_json::Value) -> PathBuf {
+        let path = dir.join("kubeconfig");
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "work",
+            "clusters": [{"name": "c", "cluster": cluster}, {"name": "other", "cluster": {"server": "https://other", "proxy-url": "http://p"}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "work", "context": {"cluster": "c", "user": "u", "namespace": "team"}}],
+        });
+        std::fs::write(&path, config.to_string()).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn a_cluster_of_another_kind_is_told_apart_from_what_is_not_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = answering(|_| (404, "404 page not found\n")).await;
+        let path = kubeconfig(dir.path(), serde_json::json!({"server": url}));
+        let remote = Remote::connect_merged(std::slice::from_ref(&path), |_| ()).await.unwrap();
+        assert_eq!(remote.client().default_namespace(), "team");
+        let expected = format!("{url} (context work of {}) is no Coracle cluster: ", path.display());
+        let told = remote.server().await.unwrap_err();
+        assert!(matches!(told, AskError::NotCoracle(_)) && told.to_string().starts_with(&expected), "{told}");
+        assert!(remote.encryption().await.unwrap_err().to_string().starts_with(&expected));
+        assert!(!crate::is_unreachable(&told));
+        // What any cluster has is another thing.
+        let nodes = Api::<Node>::all(remote.client().clone()).list(&ListParams::default()).await.unwrap_err();
+        assert!(matches!(AskError::from(nodes), AskError::Refused { code: 404, .. }));
+
+        let url = answering(|path| if path == STATUS { (200, "{}") } else { (404, "{}") }).await;
+        let path = kubeconfig(dir.path(), serde_json::json!({"server": url}));
+        let remote = Remote::connect_merged(&[path], |_| ()).await.unwrap();
+        let told = remote.encryption().await.unwrap_err();
+        assert!(matches!(told, AskError::Refused { code: 404, .. }), "{told}");
+    }
+
+    /// The variables of a process are all its threads': the test runs itself again with them.
+    #[tokio::test]
+    async fn a_cluster_is_asked_where_it_is_whatever_proxy_the_environment_names() {
+        const NAME: &str = "remote::tests::a_cluster_is_asked_where_it_is_whatever_proxy_the_environment_names";
+        if std::env::var_os("CORACLE_TEST_PROXY").is_none() {
+            // Nobody listens at the first; the second is no URL.
+            for proxy in ["http://127.0.0.1:1", "what is this"] {
+                let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+                again.args(["--exact", NAME]).env("CORACLE_TEST_PROXY", "1");
+                for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+                    again.env(name, proxy);
+                }
+                let done = again.env_remove("NO_PROXY").env_remove("no_proxy").output().unwrap();
+                let said = String::from_utf8_lossy(&done.stdout);
+                assert!(done.status.success() && said.contains("1 passed"), "{said}");
+            }
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let url = answering(|_| (404, "404 page not found\n")).await;
+        let path = kubeconfig(dir.path(), serde_json::json!({"server": url}));
+        let remote = Remote::connect_merged(std::slice::from_ref(&path), |_| ()).await.unwrap();
+        assert!(matches!(remote.server().await, Err(AskError::NotCoracle(_))));
+        let remote = Remote::connect_once(&path).await.unwrap();
+        assert!(matches!(remote.server().await, Err(AskError::Refused { code: 404, .. })));
+        // What the kubeconfig itself says is not left out without a word.
+        let path = kubeconfig(dir.path(), serde_json::json!({"server": url, "proxy-url": "http://127.0.0.1:1"}));
+        let told = Remote::connect_once(&path).await.err().unwrap();
+        assert!(matches!(&told, ConnectError::Proxy { context, .. } if context == "work"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_somebody_else_is_no_cluster_that_does_not_answer() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let own = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let private = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls = Arc::new(tls.with_no_client_auth().with_single_cert(vec![own.der().clone()], private).unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let connection = rustls::ServerConnection::new(tls.clone()).unwrap();
+                let _ = std::io::Read::read(&mut rustls::StreamOwned::new(connection, stream), &mut [0]);
+            }
+        });
+        let other = rcgen::CertificateParams::new(vec!["other".to_owned()]).unwrap();
+        let other = other.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+        let other = serde_json::to_value(k8s_openapi::ByteString(other.into_bytes())).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = serde_json::json!({"server": url, "certificate-authority-data": other});
+        let remote = Remote::connect_merged(&[kubeconfig(dir.path(), cluster)], |_| ()).await.unwrap();
+        let told = remote.server().await.unwrap_err();
+        assert!(
+            matches!(&told, AskError::Untrusted { reason } if reason.contains("authority in the kubeconfig")),
+            "{told}"
+        );
+        assert!(!crate::is_unreachable(&told));
     }
 
     #[test]

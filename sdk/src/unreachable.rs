@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use crate::manifests::ApplyError;
-use crate::{AskError, BackupError, PushError, StartError, WorkerError};
+use crate::{AskError, BackupError, ElsewhereError, PushError, StartError, WorkerError};
 
 /// Whether this error, or one of its causes, is that no server of a cluster could be reached: it may work later, with nothing
 /// changed. What a server refuses is something else.
@@ -35,6 +35,8 @@ fn says_so(error: &(dyn Error + 'static)) -> bool {
     } else if let Some(StartError::Join(error)) = error.downcast_ref::<StartError>() {
         of_worker(error)
     } else if let Some(BackupError::Ask(error)) = error.downcast_ref::<BackupError>() {
+        asked(error)
+    } else if let Some(ElsewhereError::Ask(error)) = error.downcast_ref::<ElsewhereError>() {
         asked(error)
     } else if let Some(ApplyError::Ask { source, .. } | ApplyError::Apply { source, .. }) = error.downcast_ref() {
         asked(source)
@@ -83,7 +85,11 @@ mod tests {
             (BackupError::Ask(asked()).into(), true),
             (BackupError::Ask(refused()).into(), false),
             (BackupError::Write(std::io::Error::from_raw_os_error(28)).into(), false),
+            (ElsewhereError::Ask(asked()).into(), true),
+            (ElsewhereError::Loopback.into(), false),
             (UpgradeError::Ask { title: text(), source: asked() }.into(), true),
+            (AskError::NotCoracle(text()).into(), false),
+            (AskError::Untrusted { reason: text() }.into(), false),
             (UpgradeError::Ask { title: text(), source: refused() }.into(), false),
             (PushError::Send { step: "push", source: asked() }.into(), true),
             (ApplyError::Ask { origin: text(), kind: text(), source: asked() }.into(), true),

@@ -28,7 +28,7 @@ impl Peering {
     /// Listens for other servers at `listen`. They reach that at `address`, `HOST` or `HOST:PORT`: where there is none, at
     /// the address that is listened at, or the one that leads out of this machine.
     pub async fn listen(listen: SocketAddr, address: Option<&str>) -> Result<Peering, Error> {
-        let listener = listener::bind(listen, None, "other servers").await?;
+        let listener = listener::bind(listen, None, "other servers", "--peer-port").await?;
         let bound = listener.local_addr();
         let bound = bound.map_err(|source| Error::File { path: Path::new("listener").into(), source })?;
         let address = match address {
@@ -251,7 +251,8 @@ mod tests {
         let config = Config {
             data_dir: dir.to_owned(),
             api: any,
-            registry: any,
+            registry: any.ip(),
+            registry_port: Some(0),
             hosts: Vec::new(),
             stored_max: 6 << 30,
             name: dir.file_name().unwrap().to_string_lossy().into_owned(),

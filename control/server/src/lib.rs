@@ -75,7 +75,9 @@ pub struct Config {
     /// Where the API listens.
     pub api: SocketAddr,
     /// Where the registry listens for clients on this machine, without TLS.
-    pub registry: SocketAddr,
+    pub registry: IpAddr,
+    /// At which port; without, at 5000, or at a free one where another program has that.
+    pub registry_port: Option<u16>,
     /// Further host names or addresses the API is reached at; they go into its certificate.
     pub hosts: Vec<String>,
     /// Bytes of objects beyond which nothing may be added; deletions are possible.
@@ -118,10 +120,14 @@ impl Audit {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A listener's address cannot be had.
-    #[error("listen at {address} for {what}: is another program using it? choose another port, or 0 for a free one")]
+    #[error(
+        "listen at {address} for {what}: is another program using it? choose another port with {flag}, or 0 for a free one"
+    )]
     Bind {
         /// Which listener.
         what: &'static str,
+        /// What `coracle` calls its port.
+        flag: &'static str,
         /// Its address.
         address: SocketAddr,
         /// Why.
@@ -310,8 +316,9 @@ impl Server {
         }
 
         let kept = std::mem::take(&mut config.listeners);
-        let api_listener = Arc::new(listener::bind(config.api, kept.api, "the API").await?);
-        let registry_listener = Arc::new(listener::bind(config.registry, kept.registry, "the registry").await?);
+        let api_listener = Arc::new(listener::bind(config.api, kept.api, "the API", "--api-port").await?);
+        let registry_listener = listener::bind_registry(config.registry, config.registry_port, kept.registry).await?;
+        let registry_listener = Arc::new(registry_listener);
         let local = |listener: &TcpListener| listener.local_addr().map_err(file(Path::new("listener")));
         let (api_address, registry_address) = (local(&api_listener)?, local(&registry_listener)?);
         let api_url = format!("https://{}", reachable(api_address));
@@ -719,7 +726,8 @@ pub(crate) mod tests {
         Config {
             data_dir: dir.to_owned(),
             api: any,
-            registry: any,
+            registry: any.ip(),
+            registry_port: Some(0),
             hosts: Vec::new(),
             stored_max: 6 << 30,
             name: "boat".into(),

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,6 +64,7 @@ pub async fn bind(
     address: SocketAddr,
     kept: Option<Arc<std::net::TcpListener>>,
     what: &'static str,
+    flag: &'static str,
 ) -> Result<TcpListener, crate::Error> {
     let is_there = |kept: &Arc<std::net::TcpListener>| {
         kept.local_addr().is_ok_and(|at| at.ip() == address.ip() && [0, at.port()].contains(&address.port()))
@@ -78,7 +79,40 @@ pub async fn bind(
             Err(error) => tracing::warn!(%error, %address, "a listener that was kept cannot be used: it is made again"),
         }
     }
-    TcpListener::bind(address).await.map_err(|source| crate::Error::Bind { what, address, source })
+    TcpListener::bind(address).await.map_err(|source| crate::Error::Bind { what, flag, address, source })
+}
+
+/// Where the registry is when nobody says where: as that of Docker.
+const REGISTRY_PORT: u16 = 5000;
+
+/// The registry's listener. Many a machine has something at its usual port, which is no reason not to start: whoever has not asked for
+/// that is given another one.
+pub async fn bind_registry(
+    ip: IpAddr,
+    port: Option<u16>,
+    kept: Option<Arc<std::net::TcpListener>>,
+) -> Result<TcpListener, crate::Error> {
+    registry_at(ip, port, kept, REGISTRY_PORT).await
+}
+
+async fn registry_at(
+    ip: IpAddr,
+    port: Option<u16>,
+    kept: Option<Arc<std::net::TcpListener>>,
+    usual: u16,
+) -> Result<TcpListener, crate::Error> {
+    let bind_at = |port, kept| bind(SocketAddr::new(ip, port), kept, "the registry", "--registry-port");
+    if let Some(port) = port {
+        return bind_at(port, kept).await;
+    }
+    // What clients were told in an earlier life holds.
+    if kept.as_ref().is_some_and(|kept| kept.local_addr().is_ok_and(|at| at.ip() == ip)) {
+        return bind_at(0, kept).await;
+    }
+    match bind_at(usual, None).await {
+        Err(crate::Error::Bind { source, .. }) if source.kind() == io::ErrorKind::AddrInUse => bind_at(0, None).await,
+        bound => bound,
+    }
 }
 
 /// Serves `router` until `stop`, then lets connections finish.
@@ -358,6 +392,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_usual_port_that_is_taken_is_no_reason_not_to_start_and_a_named_one_is_with_its_flag() {
+        let ip = IpAddr::from([127, 0, 0, 1]);
+        let taken = TcpListener::bind((ip, 0)).await.unwrap();
+        let usual = taken.local_addr().unwrap().port();
+        let another = registry_at(ip, None, None, usual).await.unwrap();
+        assert_ne!(another.local_addr().unwrap().port(), usual);
+        let said = registry_at(ip, Some(usual), None, usual).await.unwrap_err().to_string();
+        assert!(said.contains(&usual.to_string()) && said.contains("--registry-port"), "{said}");
+        // A process that begins anew has the port that its clients were told, whatever is free by now.
+        drop(taken);
+        let again = registry_at(ip, None, keep(&another), usual).await.unwrap();
+        assert_eq!(again.local_addr().unwrap(), another.local_addr().unwrap());
+        let usually = registry_at(ip, None, None, usual).await.unwrap();
+        assert_eq!(usually.local_addr().unwrap().port(), usual);
+        // Something else than another program: that there is no such address.
+        assert!(registry_at([192, 0, 2, 1].into(), None, None, usual).await.is_err());
+    }
+
+    #[tokio::test]
     async fn a_request_names_its_connection_which_is_cut_by_that() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let (sent, mut named) = tokio::sync::mpsc::unbounded_channel::<Connection>();
@@ -410,20 +463,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_listener_that_was_kept_goes_on_at_its_port_and_nowhere_else() {
-        let first = bind("127.0.0.1:0".parse().unwrap(), None, "a test").await.unwrap();
+        let first = bind("127.0.0.1:0".parse().unwrap(), None, "a test", "--port").await.unwrap();
         let address = first.local_addr().unwrap();
         let kept = keep(&first);
         drop(first);
         // It waits, and is not refused.
         let waiting = TcpStream::connect(address).await.unwrap();
         for asked in ["127.0.0.1:0".parse().unwrap(), address] {
-            let again = bind(asked, kept.clone(), "a test").await.unwrap();
+            let again = bind(asked, kept.clone(), "a test", "--port").await.unwrap();
             assert_eq!(again.local_addr().unwrap(), address);
         }
-        let again = bind(address, kept.clone(), "a test").await.unwrap();
+        let again = bind(address, kept.clone(), "a test", "--port").await.unwrap();
         let (_, from) = again.accept().await.unwrap();
         assert_eq!(from, waiting.local_addr().unwrap());
-        let elsewhere = bind("127.0.0.2:0".parse().unwrap(), kept, "a test").await.unwrap();
+        let elsewhere = bind("127.0.0.2:0".parse().unwrap(), kept, "a test", "--port").await.unwrap();
         assert_eq!(elsewhere.local_addr().unwrap().ip().to_string(), "127.0.0.2");
     }
 

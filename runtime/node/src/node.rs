@@ -13,6 +13,7 @@ use coracle_artifact::PullPolicy;
 use coracle_discovery::Again;
 use coracle_discovery::Discovery;
 use coracle_discovery::Policies;
+use coracle_discovery::Protocol;
 use coracle_engine::Engine;
 use coracle_proxy::{Spans, Tracer};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -64,22 +65,25 @@ pub enum Error {
     #[error("find a free block of loopback addresses for pods")]
     Addresses(#[source] io::Error),
     /// The HTTPS endpoint.
-    #[error("listen at {address} for the API server")]
+    #[error("listen at {address} for API servers: choose another port with --kubelet-port, or 0 for a free one{why}")]
     Listen {
         /// Where.
         address: std::net::SocketAddr,
+        /// Who has it, or who may: more than the kernel says.
+        why: String,
         /// Why.
         #[source]
         source: io::Error,
     },
     /// A port for Ingresses that somebody has asked for.
     #[error(
-        "listen at {address} for Ingresses: is another program using it? choose another with --http-port or --https-port, 0 for a \
-         free one, or off"
+        "listen at {address} for Ingresses: choose another port with --http-port or --https-port, 0 for a free one, or off{why}"
     )]
     Ingress {
         /// Where.
         address: std::net::SocketAddr,
+        /// Who has it, or who may: more than the kernel says.
+        why: String,
         /// Why.
         #[source]
         source: io::Error,
@@ -87,6 +91,18 @@ pub enum Error {
     /// The certificate for hosts that have none.
     #[error("make a certificate for hosts that have none")]
     Certificate(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// That the port for API servers cannot be had. Blocks on files.
+    fn listen(address: std::net::SocketAddr, source: io::Error) -> Self {
+        Self::Listen { address, why: balancer::holder::why(source.kind(), address.port(), Protocol::Tcp), source }
+    }
+
+    /// That a port for Ingresses cannot be had. Blocks on files.
+    pub(crate) fn ingress(address: std::net::SocketAddr, source: io::Error) -> Self {
+        Self::Ingress { address, why: balancer::holder::why(source.kind(), address.port(), Protocol::Tcp), source }
+    }
 }
 
 /// A node. Clones are the same one.
@@ -113,7 +129,7 @@ impl Node {
             make(&config.data_dir.join(dir))?;
         }
         let address = (config.node_ip, config.port).into();
-        let listen = |source| Error::Listen { address, source };
+        let listen = |source| Error::listen(address, source);
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let port = listener.local_addr().map_err(listen)?.port();
         let gateway = Arc::new(Gateway::open(&config)?);

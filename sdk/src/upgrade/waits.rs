@@ -99,6 +99,7 @@ impl<'a> Waits<'a> {
     fn is_final(&self, error: &AskError) -> bool {
         match error {
             AskError::Refused { code, .. } => matches!(code, 401 | 403) || *code == 404 && self.is_node,
+            AskError::Untrusted { .. } | AskError::NotCoracle(_) => true,
             AskError::Unreachable { .. } | AskError::Other(_) => false,
         }
     }

@@ -33,6 +33,7 @@ fn help_names_every_command() {
         "encryption",
         "push",
         "status",
+        "kubeconfig",
         "logs",
         "tap",
         "routes",
@@ -75,6 +76,11 @@ fn the_exit_code_says_whether_no_cluster_answers() {
         (all(&[&["node", "--port", "0"], &join]), 3),
         (all(&[&["server"], &ports, &join]), 3),
         (all(&[&["up"], &ports, &join]), 3),
+        (all(&[&["up", "-d"], &ports, &join]), 3),
+        (all(&[&["up", "-d"], &ports, &bad]), 1),
+        (all(&[&["up"], &ports, &["--data-dir", &data, "--join", "https://192.0.2.1:6443", "--token", &token]]), 2),
+        (all(&[&["up"], &ports, &["--data-dir", &data, "--join", &server]]), 2),
+        (all(&[&["kubeconfig"], &which]), 3),
         (all(&[&["status"], &which]), 3),
         (all(&[&["token", "list"], &which]), 3),
         (all(&[&["token", "create"], &which]), 3),
@@ -93,7 +99,7 @@ fn the_exit_code_says_whether_no_cluster_answers() {
         (all(&[&["status", "--nonsense"]]), 2),
     ] {
         let mut process = Command::new(coracle());
-        process.args(&arguments).env_remove("KUBECONFIG").env_remove("CORACLE_DATA_DIR");
+        process.args(&arguments).env_remove("KUBECONFIG").env_remove("CORACLE_DATA_DIR").env_remove("CORACLE_TOKEN");
         let output = output(&mut process);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
@@ -219,7 +225,71 @@ fn a_directory_in_use_and_a_port_in_use_are_told_apart() {
     let other = tempfile::tempdir().expect("a directory");
     let other = other.path().to_str().expect("a path");
     let said = fails(&["up", "--data-dir", other, "--api-port", &port, "--registry-port", "0"]);
-    assert!(said.contains(&port) && said.contains("is another program using it?"), "{said}");
+    assert!(said.contains(&port) && said.contains("--api-port"), "{said}");
+    // In the background the same words, and not where they are.
+    let before = "error: of an earlier start\n";
+    std::fs::write(std::path::Path::new(other).join("coracle.log"), before).expect("write the log");
+    let in_background = fails(&["up", "-d", "--data-dir", other, "--api-port", &port, "--registry-port", "0"]);
+    let error = |said: &str| said.lines().find(|line| line.starts_with("error: ")).map(str::to_owned);
+    assert_eq!(error(&in_background), error(&said), "{in_background}");
+    assert!(error(&said).is_some() && !in_background.contains("earlier"), "{in_background}");
+    // So with the port of the node.
+    let said = fails(&["up", "--data-dir", other, "--api-port", "0", "--registry-port", "0", "--kubelet-port", &port]);
+    assert!(said.contains(&port) && said.contains("--kubelet-port"), "{said}");
+}
+
+#[test]
+fn what_others_leave_in_the_environment_stops_no_start_and_no_command() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let coracle = |arguments: &[&str]| {
+        let mut command = Command::new(coracle());
+        command.args(arguments).env("CORACLE_DATA_DIR", dir.path().join("data")).env_remove("KUBECONFIG");
+        command.env("CORACLE_TOKEN", "left").env("HTTPS_PROXY", "http://127.0.0.1:1").env("CORACLE_LOG", "a=loud");
+        command
+            .stdin(Stdio::null())
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+            .env("OTEL_TRACES_SAMPLER_ARG", "parentbased_always_on");
+        output(&mut command)
+    };
+    let said = |output: &std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let started = coracle(&["up", "-d", "--api-port", "0"]);
+    assert!(started.status.success() && said(&started).contains("CORACLE_LOG is not heeded"), "{}", said(&started));
+    // What only reads tells and changes nothing; what takes out is asked for.
+    let widened = coracle(&["encryption", "resources", "configmaps"]);
+    assert!(widened.status.success(), "{}", said(&widened));
+    let listed = || String::from_utf8_lossy(&coracle(&["encryption", "resources"]).stdout).into_owned();
+    assert_eq!(listed(), "configmaps\nsecrets\n");
+    let refused = coracle(&["encryption", "resources", "events"]);
+    assert!(
+        refused.status.code() == Some(1) && said(&refused).contains("configmaps is no longer"),
+        "{}",
+        said(&refused)
+    );
+    assert_eq!(listed(), "configmaps\nsecrets\n");
+    let narrowed = coracle(&["encryption", "resources", "events", "--yes"]);
+    assert!(narrowed.status.success(), "{}", said(&narrowed));
+    assert_eq!(listed(), "events\nsecrets\n");
+    // It is reached from nowhere else, as it says.
+    let printed = coracle(&["kubeconfig"]);
+    assert!(printed.status.code() == Some(1) && said(&printed).contains("--bind 0.0.0.0"), "{}", said(&printed));
+    let printed = coracle(&["kubeconfig", "--server", "https://api.example:6443"]);
+    let config = String::from_utf8_lossy(&printed.stdout).into_owned();
+    assert!(
+        config.contains("https://api.example:6443") && said(&printed).contains("ends on 2"),
+        "{config}{}",
+        said(&printed)
+    );
+    assert!(coracle(&["down"]).status.success());
+}
+
+#[test]
+fn who_has_read_enough_of_a_completion_is_no_fault() {
+    let mut child = Command::new(coracle());
+    let mut child =
+        child.args(["completion", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("run");
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().expect("it ends");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 }
 
 #[test]

@@ -50,7 +50,7 @@ impl Gateway {
             let Some(number) = port.number() else { continue };
             let mut address = SocketAddr::new(config.ingress.bind, number);
             let socket = match port {
-                IngressPort::Named(_) => Some(bind(address).map_err(|source| Error::Ingress { address, source })?),
+                IngressPort::Named(_) => Some(bind(address).map_err(|source| Error::ingress(address, source))?),
                 IngressPort::Off | IngressPort::Usual(_) => None,
             };
             if let Some(Ok(bound)) = socket.as_ref().map(TcpListener::local_addr) {
