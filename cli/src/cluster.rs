@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use coracle_sdk::{
-    Audit, Cluster, Compiler, IngressPort, IngressPorts, Join, Log, Options, Otlp, OtlpEndpoint, Program, Remote,
-};
+use coracle_sdk::{Cluster, Compiler, IngressPort, IngressPorts, Join, Options, Otlp, OtlpEndpoint, Program, Remote};
 use futures::FutureExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::anew;
+use crate::audit::AuditLog;
 
 /// Where a cluster that runs here keeps everything and listens.
 #[derive(Args, Clone)]
@@ -43,46 +42,6 @@ pub struct Here {
     audit: AuditLog,
     #[command(flatten)]
     peers: Peers,
-}
-
-/// The audit log, by kube-apiserver's arguments.
-#[derive(Args, Clone)]
-pub struct AuditLog {
-    /// Tell of requests as this Policy of audit.k8s.io/v1 says (YAML or JSON)
-    #[arg(long, value_name = "FILE", requires = "audit_log_path")]
-    audit_policy_file: Option<PathBuf>,
-    /// Write what is told to this file, a line of JSON each; - is standard output
-    #[arg(long, value_name = "FILE|-", requires = "audit_policy_file")]
-    audit_log_path: Option<PathBuf>,
-    /// Days that a full file is kept; 0 is for ever
-    #[arg(long, value_name = "DAYS", default_value_t = 0, requires = "audit_policy_file")]
-    audit_log_maxage: u64,
-    /// Full files that are kept; 0 is all
-    #[arg(long, value_name = "COUNT", default_value_t = 0, requires = "audit_policy_file")]
-    audit_log_maxbackup: usize,
-    /// Megabytes of a file, beyond which the next is begun
-    #[arg(long, value_name = "MEGABYTES", default_value_t = 100, requires = "audit_policy_file",
-        value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
-    audit_log_maxsize: u64,
-}
-
-impl AuditLog {
-    fn is_standard_output(&self) -> bool {
-        self.audit_log_path.as_ref().is_some_and(|path| path.as_os_str() == "-")
-    }
-}
-
-impl From<AuditLog> for Option<Audit> {
-    fn from(said: AuditLog) -> Option<Audit> {
-        let path = if said.is_standard_output() { None } else { said.audit_log_path };
-        let log = Log {
-            path,
-            max_age: said.audit_log_maxage,
-            max_backup: said.audit_log_maxbackup,
-            max_size: said.audit_log_maxsize,
-        };
-        said.audit_policy_file.map(|policy| Audit { policy, log })
-    }
 }
 
 /// Where spans of requests are sent.
@@ -205,7 +164,7 @@ impl Here {
             node_port_bind: self.node_port_bind,
             ingress: self.ingress.into(),
             otlp: self.traces.into(),
-            audit: self.audit.into(),
+            audit: self.audit.audit()?,
             compiler: Compiler::Process(anew::own_file()?),
             ..Options::new(data_dir)
         };

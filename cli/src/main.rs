@@ -1,6 +1,7 @@
 //! `coracle`: Kubernetes without containers, in one executable.
 
 mod anew;
+mod audit;
 mod backup;
 mod backup_key;
 mod bench;

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use coracle_sdk::Options;
 
 use crate::anew;
-use crate::cluster::{self, AuditLog, Peers, Signals, default_dir};
+use crate::audit::AuditLog;
+use crate::cluster::{self, Peers, Signals, default_dir};
 use crate::output::Step;
 use crate::up::announce;
 
@@ -51,7 +52,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         api_port: arguments.api_port,
         registry_port: arguments.registry_port,
         with_node: false,
-        audit: arguments.audit.into(),
+        audit: arguments.audit.audit()?,
         ..Options::new(data_dir)
     };
     let program = anew::program()?;

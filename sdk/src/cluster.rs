@@ -447,7 +447,8 @@ mod tests {
         assert!(matches!(asked, StartError::Join(_)), "{asked:?}");
         // A start that nobody answered leaves nothing in the way of the next.
         assert!(matches!(start(new.path(), None).await, StartError::Join(_)));
-        let audit = Audit { policy: new.path().join("none"), log: coracle_server::Log::default() };
+        let log = Some(coracle_server::Log::default());
+        let audit = Audit { policy: new.path().join("none"), log, webhook: None };
         let told = start(new.path(), Some(audit)).await;
         assert!(matches!(told, StartError::Server(coracle_server::Error::File { .. })), "{told:?}");
         std::fs::write(new.path().join("control/FORMAT"), "coracle keyspace 2\nmember 7\norigin admitted\n").unwrap();

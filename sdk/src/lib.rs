@@ -40,7 +40,10 @@ pub use build::{BuildError, component};
 pub use cluster::{Cluster, Compiler, IngressPort, IngressPorts, Options, StartError, close_new_files, compile_worker};
 pub use coracle_node::{NoOtlpEndpoint, Otlp, OtlpEndpoint, Unfit};
 pub use coracle_server::backup::{Contents, RestoreError, Restored};
-pub use coracle_server::{Audit, Formats, Listeners, Log, Next, Preparation, Program, Running, SecretKey, Version};
+pub use coracle_server::{
+    Audit, Formats, Listeners, Log, Mode, Next, Preparation, Program, Running, SecretKey, Sending, Throttle, Truncate,
+    Version, Webhook,
+};
 pub use encryption::{Encryption, HeldBack, Unreadable};
 pub use failover::Moved;
 pub use members::{Certificate, Member};

@@ -74,7 +74,7 @@ use http::{HeaderValue, Uri, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
-pub use audit::{AuditLog, Log, Policy, PolicyError};
+pub use audit::{AuditLog, Log, Mode, Policy, PolicyError, Sending, Throttle, Truncate, Webhook};
 use authz::Attributes;
 pub use config::Config;
 pub use identity::Identity;
@@ -83,7 +83,7 @@ use layers::stalls::To;
 use limits::{Class, Flow};
 pub use limits::{Connection, Here};
 pub use nodes::keep_alive;
-pub use outward::FrontProxy;
+pub use outward::{Endpoint, FrontProxy, Login, Shown};
 use server::Shared;
 
 /// Why an API server cannot start.

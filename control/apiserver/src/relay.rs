@@ -196,7 +196,7 @@ pub(crate) async fn fetch(cluster: &Cluster, backend: &Backend, question: Questi
     let target = target(cluster, backend, question.path.to_owned()).map_err(Silence::NoWay)?;
     let url = match &target.way {
         outward::Way::Direct { host, port } => format!("https://{host}:{port}{}", question.path),
-        outward::Way::Node { .. } | outward::Way::Tunnel { .. } => target.url.clone(),
+        outward::Way::Plain { .. } | outward::Way::Node { .. } | outward::Way::Tunnel { .. } => target.url.clone(),
     };
     match tokio::time::timeout(question.within, asked(cluster, backend, &target, &question)).await {
         Ok(Ok((parts, body))) => Ok(Read { code: parts.status, headers: parts.headers, body, url }),

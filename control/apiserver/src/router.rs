@@ -96,7 +96,7 @@ pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>
     tracing::debug!(%method, path = uri.path(), code, elapsed_us = elapsed.as_micros(), "request");
     server.metrics.observe(seen.verb(), seen.resource(), code, elapsed);
     match unanswered {
-        Some(unanswered) => unanswered.answered(response),
+        Some(unanswered) => unanswered.answered(response).await,
         None => response,
     }
 }
@@ -104,13 +104,15 @@ pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>
 /// How long a request waits for the audit log before it is told to come again.
 const AUDIT_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Waits until the audit log has room for what a user's request will tell. Duties and health wait for no disk.
+/// Waits until the audit log has room for what a user's request will tell, and until what it tells at its beginning is heard, where
+/// somebody is waited for. Duties and health wait for no disk and for nobody.
 async fn audit_room(trail: Option<&Arc<Trail>>, caller: &Caller, route: &Route) -> Result<(), Status> {
     let Some(trail) = trail.filter(|_| caller.class == Class::User && !matches!(route, Route::Health(..))) else {
         return Ok(());
     };
     let waited = tokio::time::timeout(AUDIT_WAIT_MAX, trail.room()).await;
-    waited.map_err(|_| Status::too_many_requests("the audit log waits for its disk, please try again later", 1))
+    waited.map_err(|_| Status::too_many_requests("the audit log waits for its disk, please try again later", 1))?;
+    trail.heard().await
 }
 
 /// Refuses what the caller may not do; the audit log is told either way, and why.

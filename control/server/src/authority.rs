@@ -11,10 +11,11 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use coracle_api::pem;
-use coracle_apiserver::FrontProxy;
+use coracle_apiserver::{FrontProxy, Shown};
 use coracle_controllers::{Asked, Signer};
 use coracle_keyspace::SecretKey;
 use rcgen::{
@@ -244,7 +245,7 @@ impl Authority {
         // As long as the authority: it is in this process's memory only, and another one for each life of it.
         validity(&mut params, SystemTime::now(), AUTHORITY_DAYS);
         let certificate = params.signed_by(&own, &issuer).map_err(failed)?.pem();
-        Ok(FrontProxy { authority, certificate, key: own.serialize_pem() })
+        Ok(FrontProxy { authority, shown: Arc::new(Shown { certificate, key: own.serialize_pem() }) })
     }
 
     /// [`SharedKeys::root_key`] of the authority in `dir`, which is there.

@@ -8,6 +8,7 @@
 //! requests finish, watches end), then the data, so that nothing which was answered is lost.
 
 mod addresses;
+mod audit;
 mod authority;
 pub mod backup;
 mod door;
@@ -31,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, AuditLog, Here, Identity, Policy, PolicyError};
+use coracle_apiserver::{ApiServer, Here, Identity, PolicyError};
 use coracle_keyspace::{Begin, GroupError, Keyspace, Promotion};
 pub use coracle_registry::{Name as Repository, Push, Reference, Registry, State as Preparation};
 use rustls::pki_types::CertificateDer;
@@ -45,10 +46,11 @@ use tokio_util::task::TaskTracker;
 use door::Door;
 use tls::Certificates;
 
+pub use audit::{Audit, Webhook};
 pub use authority::{Authority, Pair, SharedKeys, Subject};
 /// YAML as the API reads it, for whoever reads manifests on a client's side.
 pub use coracle_api::codec::yaml;
-pub use coracle_apiserver::Log;
+pub use coracle_apiserver::{Log, Mode, Sending, Throttle, Truncate};
 pub use coracle_controllers::Config as DutiesConfig;
 pub use coracle_keyspace::bench as keyspace_bench;
 pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role, SecretKey};
@@ -94,24 +96,6 @@ pub struct Config {
     pub listeners: Listeners,
     /// What is told of requests, and where; nothing when absent.
     pub audit: Option<Audit>,
-}
-
-/// The audit log of a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Audit {
-    /// A file with a `Policy` of `audit.k8s.io/v1`, in YAML or JSON: which requests, and how much of them.
-    pub policy: PathBuf,
-    /// Where it is written.
-    pub log: Log,
-}
-
-impl Audit {
-    fn read(self) -> Result<AuditLog, Error> {
-        let text = std::fs::read_to_string(&self.policy)
-            .map_err(|source| Error::File { path: self.policy.clone(), source })?;
-        let policy = Policy::parse(&text).map_err(|source| Error::AuditPolicy { path: self.policy, source })?;
-        Ok(AuditLog { policy, log: self.log })
-    }
 }
 
 /// Why a server could not start.
@@ -181,6 +165,14 @@ pub enum Error {
         /// Why it is none.
         #[source]
         source: PolicyError,
+    },
+    /// Where the audit log is sent.
+    #[error("{path}: {why}")]
+    AuditWebhook {
+        /// The kubeconfig that says it.
+        path: PathBuf,
+        /// Why it does not.
+        why: String,
     },
     /// It is no server of the cluster any more.
     #[error("{0}")]

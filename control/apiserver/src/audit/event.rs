@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::policy::{Level, Stage};
 use super::trail::Trail;
+use super::writer::Tells;
 use crate::identity::Identity;
 use crate::request::annotations::{Named, TRUNCATED};
 
@@ -152,7 +153,7 @@ impl Event {
     }
 
     /// Its line, with the end of it.
-    pub fn line(&self) -> io::Result<Vec<u8>> {
+    fn written(&self, with_bodies: bool) -> io::Result<Vec<u8>> {
         let trail = &self.trail;
         let mut annotations: Map<String, Value> =
             self.annotations.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
@@ -170,10 +171,13 @@ impl Event {
             Err(Untold::NoObject) => None,
         };
         // Before an answer, nothing of the body was read.
-        let sent = self.answered.as_ref().and_then(|_| trail.sent());
-        let request_object = told(sent);
         let answered = self.answered.as_ref();
-        let response_object = told(answered.and_then(|answered| answered.body.as_ref()));
+        let whole = answered.filter(|_| with_bodies);
+        let request_object = told(whole.and_then(|_| trail.sent()));
+        let response_object = told(whole.and_then(|answered| answered.body.as_ref()));
+        if !with_bodies {
+            annotations.insert(TRUNCATED.to_owned(), "true".into());
+        }
         let line = Line {
             kind: "Event",
             api_version: "audit.k8s.io/v1",
@@ -219,6 +223,16 @@ impl Event {
         put("resourceVersion", &resource_version);
         put("subresource", of.subresource.as_deref().unwrap_or_default());
         Some(Value::Object(map))
+    }
+}
+
+impl Tells for Event {
+    fn line(&self) -> io::Result<Vec<u8>> {
+        self.written(true)
+    }
+
+    fn without_bodies(&self) -> Option<io::Result<Vec<u8>>> {
+        (self.level >= Level::Request).then(|| self.written(false))
     }
 }
 

@@ -1,23 +1,12 @@
-//! Where events are written: a file of a line each that is followed by the next when it is full, or standard output. One thread
-//! writes; who has something to tell hands it over and does not wait for a disk.
+//! Where events are written: a file of a line each that is followed by the next when it is full, or standard output.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use tokio::sync::Notify;
-
-/// Bytes that wait to be written, beyond which requests wait; and beyond which what does not wait is lost.
-const WAITING_MAX: usize = 32 << 20;
-const LOST_BEYOND: usize = 64 << 20;
-/// How long the end waits for what is not written yet.
-const FLUSH_MAX: Duration = Duration::from_secs(10);
 
 /// Where events go; fields are named and counted as kube-apiserver's `--audit-log-*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,133 +27,13 @@ impl Default for Log {
     }
 }
 
-/// What the writer and those who tell share.
-#[derive(Default)]
-struct Shared {
-    /// Bytes that were told and are not written.
-    waiting: AtomicUsize,
-    written: Notify,
-    events: AtomicU64,
-    errors: AtomicU64,
-    /// Events are lost since so much waits.
-    loses: AtomicBool,
-}
-
-/// What makes a line, and about how many bytes it holds.
-type Told = (usize, Box<dyn FnOnce() -> io::Result<Vec<u8>> + Send>);
-
-/// Hands events over.
-pub(super) struct Writer {
-    lines: Sender<Told>,
-    shared: Arc<Shared>,
-}
-
-impl Writer {
-    /// Opens the log; it must be possible to write it now.
-    pub fn open(log: Log) -> io::Result<Writer> {
-        let out = Out::open(log)?;
-        let (lines, told) = channel();
-        let shared = Arc::new(Shared::default());
-        let thread = std::thread::Builder::new().name("audit".to_owned());
-        let of_thread = shared.clone();
-        thread.spawn(move || write_all(&told, out, &of_thread))?;
-        Ok(Writer { lines, shared })
-    }
-
-    /// Waits until there is room for what a request has to tell.
-    pub async fn room(&self) {
-        self.until(WAITING_MAX).await;
-    }
-
-    /// Waits until no more than so many bytes are not written.
-    async fn until(&self, most: usize) {
-        loop {
-            let written = self.shared.written.notified();
-            tokio::pin!(written);
-            written.as_mut().enable();
-            if self.shared.waiting.load(Ordering::Acquire) <= most {
-                return;
-            }
-            written.await;
-        }
-    }
-
-    /// Hands over what makes a line, and holds about so many bytes.
-    pub fn tell(&self, bytes: usize, line: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static) {
-        self.shared.events.fetch_add(1, Ordering::Relaxed);
-        if !self.hold(bytes) {
-            self.shared.errors.fetch_add(1, Ordering::Relaxed);
-            if !self.shared.loses.swap(true, Ordering::Relaxed) {
-                tracing::error!(
-                    "the audit log is not written as fast as it is told: events are missing from it until this ends"
-                );
-            }
-            return;
-        }
-        // The thread ends with this, not before.
-        let _ = self.lines.send((bytes, Box::new(line)));
-    }
-
-    /// Counts bytes among those that wait, if they have room.
-    pub fn hold(&self, bytes: usize) -> bool {
-        let more = |waiting: usize| waiting.checked_add(bytes).filter(|all| *all <= LOST_BEYOND);
-        self.shared.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
-    }
-
-    /// They wait no more.
-    pub fn let_go(&self, bytes: usize) {
-        self.shared.waiting.fetch_sub(bytes, Ordering::AcqRel);
-        self.shared.written.notify_waiters();
-    }
-
-    /// Waits until all is written that was told, within bounds.
-    pub async fn flush(&self) {
-        if tokio::time::timeout(FLUSH_MAX, self.until(0)).await.is_err() {
-            tracing::error!("the last events of the audit log are not written: its disk stands still");
-        }
-    }
-
-    /// Events that were told, and those of them that could not be written.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.shared.events.load(Ordering::Relaxed), self.shared.errors.load(Ordering::Relaxed))
-    }
-}
-
-fn write_all(told: &Receiver<Told>, mut out: Out, shared: &Shared) {
-    let mut failed = false;
-    while let Ok((bytes, line)) = told.recv() {
-        // One event that cannot be told ends no other.
-        let line = std::panic::catch_unwind(std::panic::AssertUnwindSafe(line));
-        let line = line.unwrap_or_else(|_| Err(io::Error::other("an event could not be made into a line")));
-        let written = line.and_then(|line| out.write(&line));
-        match written {
-            Ok(()) if failed => {
-                tracing::info!("the audit log is written again");
-                failed = false;
-            }
-            Ok(()) => {}
-            Err(error) => {
-                shared.errors.fetch_add(1, Ordering::Relaxed);
-                if !std::mem::replace(&mut failed, true) {
-                    tracing::error!(%error, "write the audit log: events are missing from it until this ends");
-                }
-            }
-        }
-        let left = shared.waiting.fetch_sub(bytes, Ordering::AcqRel) - bytes;
-        if left <= WAITING_MAX && shared.loses.swap(false, Ordering::Relaxed) {
-            tracing::info!("the audit log has room again");
-        }
-        shared.written.notify_waiters();
-    }
-}
-
 /// The log itself.
-enum Out {
+pub(super) enum Out {
     Standard,
     Rotating(Rotating),
 }
 
-struct Rotating {
+pub(super) struct Rotating {
     path: PathBuf,
     log: Log,
     file: Option<File>,
@@ -172,14 +41,15 @@ struct Rotating {
 }
 
 impl Out {
-    fn open(log: Log) -> io::Result<Out> {
+    /// Opens it; it must be possible to write it now.
+    pub fn open(log: Log) -> io::Result<Out> {
         let Some(path) = log.path.clone() else { return Ok(Out::Standard) };
         let mut rotating = Rotating { path, log, file: None, size: 0 };
         rotating.file()?;
         Ok(Out::Rotating(rotating))
     }
 
-    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+    pub fn write(&mut self, line: &[u8]) -> io::Result<()> {
         match self {
             Out::Standard => {
                 let mut out = io::stdout().lock();
@@ -350,28 +220,6 @@ mod tests {
     #[test]
     fn a_log_that_cannot_be_written_is_told_when_it_is_opened() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Writer::open(Log { path: Some(dir.path().to_owned()), ..Log::default() }).is_err());
-    }
-
-    #[tokio::test]
-    async fn requests_wait_while_too_much_is_not_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("audit.log");
-        let writer = Writer::open(Log { path: Some(path.clone()), ..Log::default() }).unwrap();
-        writer.shared.waiting.fetch_add(WAITING_MAX + 1, Ordering::AcqRel);
-        let mut room = std::pin::pin!(writer.room());
-        assert!(futures::poll!(&mut room).is_pending());
-        writer.shared.waiting.fetch_sub(WAITING_MAX + 1, Ordering::AcqRel);
-        writer.tell(3, || panic!("an event that cannot be told"));
-        writer.tell(3, || Ok(b"{}\n".to_vec()));
-        room.await;
-        writer.flush().await;
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}\n");
-        assert_eq!(writer.counts(), (2, 1));
-        // What does not wait is lost, and counted, rather than kept without end.
-        assert!(writer.hold(LOST_BEYOND));
-        writer.tell(1, || unreachable!("it has no room"));
-        assert_eq!(writer.counts(), (3, 2));
-        writer.let_go(LOST_BEYOND);
+        assert!(Out::open(Log { path: Some(dir.path().to_owned()), ..Log::default() }).is_err());
     }
 }

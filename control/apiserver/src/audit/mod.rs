@@ -1,38 +1,45 @@
 //! The audit log: who asked for what, when, and what came of it, as far as a policy says (`audit.k8s.io/v1`).
 //!
 //! ```text
-//! a request ─► Trail: who ─► the policy's level ─► what was sent, decided, answered ─► Event ─► the writer's thread ─► a line
+//! a request ─► Trail: who ─► the policy's level ─► what was sent, decided, answered ─► Event ─► the writer's thread ─► a line ─┬─► the log
+//!                                                                                                                              └─► the webhook
 //! ```
 //! Without a policy nothing of this is there, and a request pays one look at an option. With one, requests hand over what they
 //! have, and a thread makes lines of it and writes them; while more than a bound waits for the disk, requests of users that will be
 //! told of wait before they begin, and are told to come again in the end. The cluster's duties and health do not wait: beyond a second
-//! bound their events are lost, as are those that the disk refuses, and counted.
+//! bound their events are lost, as are those that the disk refuses, and counted. What a webhook is sent, and who waits for it, its module
+//! says.
 
 mod event;
 mod log;
 pub(crate) mod policy;
 mod trail;
+mod waiting;
+mod webhook;
+mod writer;
 
-use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 
 use http::{Method, Uri};
 
 pub use self::log::Log;
-use self::log::Writer;
 pub use self::policy::{Policy, PolicyError};
 pub(crate) use self::trail::{Trail, Unanswered};
+pub use self::webhook::{Mode, Sending, Throttle, Truncate, Webhook};
+use self::writer::Writer;
 use crate::request::path::{self, ResourcePath, Route};
 use crate::request::query::Query;
 
 /// What is told, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AuditLog {
     /// Which requests, and how much of them.
     pub policy: Policy,
-    /// Where it is written.
-    pub log: Log,
+    /// Where it is written, if it is.
+    pub log: Option<Log>,
+    /// Where it is sent, if it is.
+    pub webhook: Option<Webhook>,
 }
 
 /// What a request asks for, as policies see it.
@@ -82,7 +89,7 @@ pub(crate) struct Audit {
 impl Audit {
     /// Opens it; it can be written when this returns.
     pub fn open(config: AuditLog) -> io::Result<Arc<Audit>> {
-        Ok(Arc::new(Audit { policy: config.policy, writer: Writer::open(config.log)? }))
+        Ok(Arc::new(Audit { policy: config.policy, writer: Writer::open(config.log, config.webhook)? }))
     }
 
     /// A request is here.
@@ -90,22 +97,14 @@ impl Audit {
         Arc::new(Trail::new(self, request, id))
     }
 
-    /// Waits until all is written, within bounds.
+    /// Waits until all is written and sent, within bounds.
     pub async fn flush(&self) {
         self.writer.flush().await;
     }
 
     /// What the metrics page says of it.
     pub fn render(&self, page: &mut String) {
-        let (events, errors) = self.writer.counts();
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            page,
-            "# HELP apiserver_audit_event_total Events of the audit log.\n# TYPE apiserver_audit_event_total counter\n\
-             apiserver_audit_event_total {events}\n\
-             # HELP apiserver_audit_error_total Events that could not be written.\n\
-             # TYPE apiserver_audit_error_total counter\napiserver_audit_error_total{{plugin=\"log\"}} {errors}"
-        );
+        self.writer.render(page);
     }
 }
 

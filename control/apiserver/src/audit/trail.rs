@@ -2,20 +2,24 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum::extract::ConnectInfo;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use coracle_api::status::Status;
+use futures::future::BoxFuture;
 use http::{HeaderMap, StatusCode, header};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::json;
 
 use super::event::{Answered, BODY_TOLD_MAX, Body, Event};
 use super::policy::{Level, Stage, Verdict};
+use super::writer::Delivery;
 use super::{Asked, Audit};
 use crate::identity::Identity;
 use crate::limits::Here;
@@ -41,6 +45,10 @@ pub(crate) struct Trail {
     known: OnceLock<Known>,
     acting: OnceLock<Identity>,
     sent: OnceLock<Body>,
+    /// Its caller waits until what is told of it is where it goes, as far as anybody does.
+    waits: AtomicBool,
+    /// What was told when it was here.
+    received_told: Mutex<Option<Delivery>>,
 }
 
 struct Known {
@@ -64,6 +72,8 @@ impl Trail {
             known: OnceLock::new(),
             acting: OnceLock::new(),
             sent: OnceLock::new(),
+            waits: AtomicBool::new(false),
+            received_told: Mutex::default(),
         }
     }
 
@@ -75,7 +85,7 @@ impl Trail {
     /// Who sent it is known now, and with that how much is told.
     pub fn called_by(self: &Arc<Self>, user: &Identity) {
         self.judge(Some(user));
-        self.tell(Stage::RequestReceived, None);
+        *self.received_told.lock() = self.tell(Stage::RequestReceived, None);
     }
 
     fn judge(&self, user: Option<&Identity>) {
@@ -104,6 +114,26 @@ impl Trail {
         }
     }
 
+    /// Waits until what was told when it was here is where it goes, if anybody waits for that: then its caller waits for the rest, too.
+    ///
+    /// # Errors
+    /// It did not get there, and nothing may be done of which nobody was told.
+    pub async fn heard(&self) -> Result<(), Status> {
+        self.waits.store(true, Ordering::Relaxed);
+        let told = self.received_told.lock().take();
+        let Some(told) = told else { return Ok(()) };
+        if told.is_made().await || !self.audit.writer.is_strict() {
+            return Ok(());
+        }
+        self.audit.writer.rejected();
+        Err(Status::internal_error("failed to store audit event"))
+    }
+
+    /// What its caller waits for of what is told.
+    fn waited_for(&self, told: Option<Delivery>) -> Option<Delivery> {
+        told.filter(|_| self.waits.load(Ordering::Relaxed))
+    }
+
     /// Its body was read.
     pub fn has_sent(&self, headers: &HeaderMap, bytes: &Bytes) {
         if self.level() >= Level::Request && !bytes.is_empty() {
@@ -112,29 +142,32 @@ impl Trail {
     }
 
     /// The answer, which is told of when it begins or when it is whole.
-    fn answered(self: &Arc<Self>, response: Response) -> Response {
+    async fn answered(self: &Arc<Self>, response: Response) -> Response {
         let code = response.status();
         let answered = Answered::of(code, response.extensions().get());
         if self.known.get().is_none() {
             // Nobody knows who sent it.
             self.judge(None);
-            self.tell(Stage::ResponseStarted, Some(answered));
+            self.waits.store(true, Ordering::Relaxed);
+            self.tell_and_wait(Stage::ResponseStarted, answered).await;
             return response;
         }
         if !self.is_told() {
             return response;
         }
         let is_long = self.asked.is_long() && (code.is_success() || code == StatusCode::SWITCHING_PROTOCOLS);
-        let keeps = !is_long && self.level() == Level::RequestResponse;
+        // Of one without a body nobody reads to its end.
+        let keeps = !is_long && self.level() == Level::RequestResponse && !response.body().is_end_stream();
         if is_long {
-            self.tell(Stage::ResponseStarted, Some(answered.clone()));
+            self.tell_and_wait(Stage::ResponseStarted, answered.clone()).await;
         } else if !keeps {
-            self.tell(Stage::ResponseComplete, Some(answered));
+            self.tell_and_wait(Stage::ResponseComplete, answered).await;
             return response;
         }
         let (parts, body) = response.into_parts();
         let kept = keeps.then(Kept::default);
-        let body = Recorded { body, trail: Some(self.clone()), answered, headers: parts.headers.clone(), kept };
+        let headers = parts.headers.clone();
+        let body = Recorded { body, trail: Some(self.clone()), answered, headers, kept, last: None };
         Response::from_parts(parts, axum::body::Body::new(body))
     }
 
@@ -144,10 +177,18 @@ impl Trail {
         self.tell(Stage::Panic, Some(Answered::of(StatusCode::INTERNAL_SERVER_ERROR, Some(&status))));
     }
 
-    fn tell(self: &Arc<Self>, stage: Stage, answered: Option<Answered>) {
-        let Some(known) = self.known.get() else { return };
+    async fn tell_and_wait(self: &Arc<Self>, stage: Stage, answered: Answered) {
+        let told = self.tell(stage, Some(answered));
+        if let Some(told) = self.waited_for(told) {
+            told.is_made().await;
+        }
+    }
+
+    /// Tells of a moment; of what is not told of there is nothing to wait for.
+    fn tell(self: &Arc<Self>, stage: Stage, answered: Option<Answered>) -> Option<Delivery> {
+        let known = self.known.get()?;
         if !known.verdict.tells(stage) {
-            return;
+            return None;
         }
         let event = Event {
             trail: self.clone(),
@@ -157,7 +198,7 @@ impl Trail {
             answered,
             annotations: self.annotations.all(),
         };
-        self.audit.writer.tell(event.bytes(), move || event.line());
+        self.audit.writer.tell(event.bytes(), event)
     }
 
     pub(super) fn user(&self) -> Option<&Identity> {
@@ -216,9 +257,9 @@ impl Unanswered {
     }
 
     /// The answer, which is told of when it begins or when it is whole.
-    pub fn answered(mut self, response: Response) -> Response {
+    pub async fn answered(mut self, response: Response) -> Response {
         match self.0.take() {
-            Some(trail) => trail.answered(response),
+            Some(trail) => trail.answered(response).await,
             None => response,
         }
     }
@@ -270,6 +311,13 @@ struct Recorded {
     answered: Answered,
     headers: HeaderMap,
     kept: Option<Kept>,
+    last: Option<Last>,
+}
+
+/// The end of an answer, which its client does not have before what is told of it is where it goes.
+struct Last {
+    frame: Option<Frame<Bytes>>,
+    told: BoxFuture<'static, bool>,
 }
 
 /// What was sent of it. It counts among what waits to be written.
@@ -295,8 +343,9 @@ impl Kept {
 }
 
 impl Recorded {
-    fn end(&mut self) {
-        let Some(trail) = self.trail.take() else { return };
+    /// It is whole, or there will be no more of it. What its client waits for.
+    fn end(&mut self) -> Option<Delivery> {
+        let trail = self.trail.take()?;
         let mut answered = self.answered.clone();
         let mut held = 0;
         if let Some(kept) = self.kept.take() {
@@ -306,9 +355,10 @@ impl Recorded {
                 false => answered.body = Some(Body::answered(&self.headers, kept.bytes.freeze())),
             }
         }
-        trail.tell(Stage::ResponseComplete, Some(answered));
+        let told = trail.tell(Stage::ResponseComplete, Some(answered));
         // The event counts them now.
         trail.audit.writer.let_go(held);
+        trail.waited_for(told)
     }
 }
 
@@ -317,26 +367,42 @@ impl http_body::Body for Recorded {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                let recorded = &mut *self;
-                if let (Some(kept), Some(trail), Some(data)) = (&mut recorded.kept, &recorded.trail, frame.data_ref()) {
-                    kept.add(trail, data);
+        let recorded = &mut *self;
+        if recorded.last.is_none() {
+            let frame = match ready!(Pin::new(&mut recorded.body).poll_frame(cx)).transpose() {
+                Ok(frame) => frame,
+                Err(error) => {
+                    recorded.end();
+                    return Poll::Ready(Some(Err(error)));
                 }
+            };
+            let data = frame.as_ref().and_then(Frame::data_ref);
+            if let (Some(kept), Some(trail), Some(data)) = (&mut recorded.kept, &recorded.trail, data) {
+                kept.add(trail, data);
             }
-            Poll::Ready(_) => self.end(),
-            Poll::Pending => {}
+            if frame.is_some() && !recorded.body.is_end_stream() {
+                return Poll::Ready(frame.map(Ok));
+            }
+            match recorded.end() {
+                None => return Poll::Ready(frame.map(Ok)),
+                Some(told) => recorded.last = Some(Last { frame, told: Box::pin(told.is_made()) }),
+            }
         }
-        polled
+        if let Some(last) = &mut recorded.last {
+            ready!(last.told.as_mut().poll(cx));
+        }
+        Poll::Ready(recorded.last.take().and_then(|last| last.frame).map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.last.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match self.last.as_ref().map(|last| last.frame.as_ref().and_then(Frame::data_ref)) {
+            Some(data) => SizeHint::with_exact(data.map_or(0, |data| data.len() as u64)),
+            None => self.body.size_hint(),
+        }
     }
 }
 

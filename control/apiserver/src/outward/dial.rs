@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::authorities::{Anybody, Bundle};
-use super::{FrontProxy, IDLE_FOR, Nodes, Sender, Target, Way, why, words};
+use super::{IDLE_FOR, Nodes, Sender, Shown, Target, Way, why, words};
 use crate::limits::{Class, Flow, Place};
 
 /// The subprotocol of a port-forward whose channels are numbered.
@@ -45,18 +45,18 @@ pub(super) enum Trust {
 /// By what one server proves who it is, and this one to it.
 pub(super) struct Proof {
     trust: Trust,
-    front: Option<Arc<FrontProxy>>,
+    shown: Option<Arc<Shown>>,
     /// Made when it is first needed.
     tls: OnceCell<TlsConnector>,
 }
 
 impl Proof {
-    pub fn new(trust: Trust, front: Option<Arc<FrontProxy>>) -> Proof {
+    pub fn new(trust: Trust, shown: Option<Arc<Shown>>) -> Proof {
         let trust = match trust {
             Trust::Authorities(pem) if pem.trim_ascii().is_empty() => Trust::Authorities(Vec::new()),
             trust => trust,
         };
-        Proof { trust, front, tls: OnceCell::new() }
+        Proof { trust, shown, tls: OnceCell::new() }
     }
 
     /// Whether the server is to prove itself by a certificate of its own authority.
@@ -67,16 +67,16 @@ impl Proof {
     /// What is spoken on such a way, where it ends at the server itself.
     pub async fn tls(&self, way: &Way) -> Result<Option<&TlsConnector>, String> {
         match way {
-            Way::Node { .. } => Ok(None),
+            Way::Node { .. } | Way::Plain { .. } => Ok(None),
             Way::Direct { .. } | Way::Tunnel { .. } => {
-                self.tls.get_or_try_init(|| tls(&self.trust, self.front.as_deref())).await.map(Some)
+                self.tls.get_or_try_init(|| tls(&self.trust, self.shown.as_deref())).await.map(Some)
             }
         }
     }
 }
 
 /// TLS of a client, that may show who it is.
-async fn tls(trust: &Trust, shown: Option<&FrontProxy>) -> Result<TlsConnector, String> {
+async fn tls(trust: &Trust, shown: Option<&Shown>) -> Result<TlsConnector, String> {
     static MACHINE: OnceCell<Arc<RootCertStore>> = OnceCell::const_new();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
@@ -125,6 +125,7 @@ pub(super) async fn stream(
 ) -> Result<(Box<dyn Stream>, Box<dyn Any + Send>), String> {
     let own = || own.ok_or_else(|| "there is no TLS for it".to_owned());
     Ok(match &target.way {
+        Way::Plain { host, port } => (Box::new(tcp(host, *port).await?), Box::new(())),
         Way::Direct { host, port } => {
             (Box::new(secured(own()?, &target.name, tcp(host, *port).await?).await?), Box::new(()))
         }

@@ -2,6 +2,7 @@
 //! other API servers, the same ways.
 //!
 //! ```text
+//! Way::Plain   ─ nothing: who names such an address in a file of the server's machine means it ─► an address
 //! Way::Direct  ─ TLS, the webhook's certificate ────────────────────────────────────────► an address
 //! Way::Node    ─ TLS, the node's certificate ──► the node ─ a call to its component ────► a pod
 //! Way::Tunnel  ─ TLS, the node's certificate ──► the node ─ TLS, the webhook's ─────────► a pod
@@ -13,6 +14,7 @@
 
 mod authorities;
 mod dial;
+mod endpoint;
 mod passage;
 
 use std::sync::Arc;
@@ -30,6 +32,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
 use self::dial::{Connection, Proof, Trust};
+pub(crate) use self::endpoint::Caller;
+pub use self::endpoint::{Endpoint, Login, Shown};
 pub use self::passage::FrontProxy;
 pub(crate) use self::passage::Passage;
 use crate::limits::NodeStreams;
@@ -44,6 +48,8 @@ const IDLE_FOR: Duration = if cfg!(test) { Duration::from_millis(200) } else { D
 /// How a webhook is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Way {
+    /// At an address, without TLS.
+    Plain { host: String, port: u16 },
     /// At an address.
     Direct { host: String, port: u16 },
     /// Through the node that runs it, which is at this address and proves to be of this name.
@@ -131,6 +137,7 @@ struct Idle {
 /// The client of one webhook.
 pub(crate) struct Client {
     proof: Proof,
+    agent: &'static str,
     in_flight: Semaphore,
     idle: Mutex<Vec<Idle>>,
 }
@@ -144,8 +151,20 @@ impl std::fmt::Debug for Client {
 impl Client {
     /// Of a webhook with this `caBundle`.
     pub fn new(authorities: Vec<u8>) -> Client {
-        let proof = Proof::new(Trust::Authorities(authorities), None);
-        Client { proof, in_flight: Semaphore::new(IN_FLIGHT_MAX), idle: Mutex::default() }
+        Client::proven(Proof::new(Trust::Authorities(authorities), None), "kube-apiserver-admission")
+    }
+
+    /// Of what a file names.
+    fn of(endpoint: &Endpoint, agent: &'static str) -> Client {
+        let trust = match endpoint.is_unproven {
+            true => Trust::Anybody,
+            false => Trust::Authorities(endpoint.authorities.clone()),
+        };
+        Client::proven(Proof::new(trust, endpoint.shown.clone()), agent)
+    }
+
+    fn proven(proof: Proof, agent: &'static str) -> Client {
+        Client { proof, agent, in_flight: Semaphore::new(IN_FLIGHT_MAX), idle: Mutex::default() }
     }
 
     /// Whether the webhook is to prove itself by a certificate of its own authority.
@@ -162,15 +181,30 @@ impl Client {
         body: Bytes,
         most: usize,
     ) -> Result<(StatusCode, Bytes), CallError> {
+        self.post_as(nodes, target, None, body, most).await
+    }
+
+    /// The same, and says with it who this server is.
+    async fn post_as(
+        &self,
+        nodes: &Nodes,
+        target: &Target,
+        login: Option<&HeaderValue>,
+        body: Bytes,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), CallError> {
         let failed = |why: String| CallError::Failed { url: target.url.clone(), why };
         let _turn = self.in_flight.acquire().await.map_err(|error| failed(error.to_string()))?;
         let request = || {
             let mut request = Request::post(target.path.as_str())
                 .header(header::CONTENT_TYPE, "application/json")
                 .header(header::ACCEPT, "application/json, */*")
-                .header(header::USER_AGENT, "kube-apiserver-admission")
+                .header(header::USER_AGENT, self.agent)
                 .body(Full::new(body.clone()))?;
             request.headers_mut().insert(header::HOST, HeaderValue::try_from(target.host.as_str())?);
+            if let Some(login) = login {
+                request.headers_mut().insert(header::AUTHORIZATION, login.clone());
+            }
             Ok::<_, http::Error>(request)
         };
         // A connection that was kept may have been closed by now: only then is it tried on a new one, for nothing was sent.

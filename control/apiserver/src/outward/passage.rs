@@ -13,19 +13,17 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::dial::{self, Proof, Trust};
-use super::{Nodes, Target, why};
+use super::{Nodes, Shown, Target, why};
 use crate::limits::Flow;
 
 /// By what servers know that it is this cluster's API server who says on whose behalf it asks: a client certificate, and the
-/// authority that has signed it and signs nothing else. All of it is PEM.
+/// authority that has signed it and signs nothing else.
 #[derive(Clone)]
 pub struct FrontProxy {
-    /// The authority's certificate, which is published (`kube-system/extension-apiserver-authentication`).
+    /// The authority's certificate (PEM), which is published (`kube-system/extension-apiserver-authentication`).
     pub authority: String,
-    /// The certificate that is shown.
-    pub certificate: String,
-    /// Its key (PKCS #8).
-    pub key: String,
+    /// What is shown.
+    pub shown: Arc<Shown>,
 }
 
 impl FrontProxy {
@@ -52,7 +50,10 @@ impl std::fmt::Debug for Passage {
 impl Passage {
     /// To a server with these authorities (PEM); without any the machine's are trusted, or nobody has to prove anything.
     pub fn new(authorities: Vec<u8>, is_unproven: bool, front: Option<Arc<FrontProxy>>) -> Passage {
-        Passage(Proof::new(if is_unproven { Trust::Anybody } else { Trust::Authorities(authorities) }, front))
+        Passage(Proof::new(
+            if is_unproven { Trust::Anybody } else { Trust::Authorities(authorities) },
+            front.map(|front| front.shown.clone()),
+        ))
     }
 
     /// Whether the server is to prove itself by a certificate of its own authority.

@@ -8,7 +8,7 @@ use axum::body::Body;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use coracle_apiserver::{FrontProxy, Identity};
+use coracle_apiserver::{FrontProxy, Identity, Shown};
 use futures::StreamExt as _;
 use http::{HeaderMap, Request, Response, header};
 use http_body_util::BodyExt;
@@ -34,7 +34,7 @@ fn front_proxy() -> FrontProxy {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, FrontProxy::NAME);
     let certificate = params.signed_by(&key, &issuer).unwrap().pem();
-    FrontProxy { authority: issuer.pem(), certificate, key: key.serialize_pem() }
+    FrontProxy { authority: issuer.pem(), shown: Arc::new(Shown { certificate, key: key.serialize_pem() }) }
 }
 
 /// Waits until it is so.

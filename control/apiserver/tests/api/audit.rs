@@ -1,7 +1,10 @@
 //! The audit log: what a policy has told, a line of JSON each.
 
+use std::time::Duration;
+
+use super::webhooks::Hook;
 use super::*;
-use coracle_apiserver::{AuditLog, Log, Policy};
+use coracle_apiserver::{AuditLog, Endpoint, Log, Mode, Policy, Sending, Webhook};
 
 const POLICY: &str = r#"
 apiVersion: audit.k8s.io/v1
@@ -17,7 +20,7 @@ rules:
 async fn audited(policy: &str) -> (Server, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let log = Log { path: Some(dir.path().join("audit.log")), ..Log::default() };
-    let audit = AuditLog { policy: Policy::parse(policy).expect("a policy"), log };
+    let audit = AuditLog { policy: Policy::parse(policy).expect("a policy"), log: Some(log), webhook: None };
     (Server::start_with(|config| config.audit = Some(audit)).await, dir)
 }
 
@@ -231,4 +234,93 @@ async fn a_watch_is_told_when_it_begins_and_when_it_ends() {
         events.iter().filter(|event| event["requestURI"] == uri).map(|event| &event["stage"]).collect();
     assert_eq!(stages, ["RequestReceived", "ResponseStarted", "ResponseComplete"]);
     assert!(events.iter().all(|event| event["verb"] != "watch" || event.get("responseObject").is_none()));
+}
+
+/// What the webhook heard, in order: each of these was a list.
+fn sent(hook: &Hook) -> Vec<Value> {
+    let lists = hook.bodies();
+    assert!(lists.iter().all(|list| list["kind"] == "EventList" && list["apiVersion"] == "audit.k8s.io/v1"));
+    lists.iter().flat_map(|list| list["items"].as_array().cloned().unwrap_or_default()).collect()
+}
+
+/// A server that sends what it tells of ConfigMaps, and may have a log.
+async fn sending(hook: &Hook, level: &str, log: Option<Log>, sending: Sending) -> Server {
+    let policy = format!(
+        "{{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{{level: {level}, resources: [{{group: '', resources: [configmaps]}}]}}]}}"
+    );
+    let url = format!("https://127.0.0.1:{}/events", hook.port);
+    let authorities = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, &hook.bundle).expect("base64");
+    let webhook = Some(Webhook { endpoint: Endpoint { url, authorities, ..Endpoint::default() }, sending });
+    let audit = AuditLog { policy: Policy::parse(&policy).expect("a policy"), log, webhook };
+    Server::start_with(|config| config.audit = Some(audit)).await
+}
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+#[tokio::test]
+async fn what_is_written_is_sent_to_a_webhook_too() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let log = Log { path: Some(dir.path().join("audit.log")), ..Log::default() };
+    let hook = Hook::start(|_| Some(json!({}))).await;
+    let server = sending(&hook, "RequestResponse", Some(log), Sending::default()).await;
+    server.make(MAPS, config_map("a", json!({"k": "v"}))).await;
+    assert_eq!(server.get(MAPS).await.0, 200);
+    // Half a minute is not waited for more.
+    let written = told(&server, &dir).await;
+    assert!(hook.paths().iter().all(|path| path == "/events"), "{:?}", hook.paths());
+    let mut sent = sent(&hook);
+    // Batches may pass each other.
+    sent.sort_by_key(|event| event["stageTimestamp"].to_string());
+    assert_eq!(sent, written);
+    let stages: Vec<&Value> = sent.iter().map(|event| &event["stage"]).collect();
+    assert_eq!(stages, ["RequestReceived", "ResponseComplete", "RequestReceived", "ResponseComplete"]);
+    assert_eq!(sent[1]["requestObject"]["data"]["k"], "v");
+}
+
+#[tokio::test]
+async fn in_blocking_mode_a_request_waits_for_the_webhook_and_duties_do_not() {
+    for level in ["Metadata", "RequestResponse"] {
+        let hook = Hook::start(|_| Some(json!({}))).await;
+        let sending = Sending { mode: Mode::Blocking, ..Sending::default() };
+        let server = self::sending(&hook, level, None, sending).await;
+        hook.hold(true);
+        let asked = server.get(MAPS);
+        tokio::pin!(asked);
+        let heard = async |count: usize| hook.hears(count).await;
+        // It is not looked at before its beginning is heard of.
+        tokio::select! {
+            _ = &mut asked => panic!("{level}: nobody had heard of it"),
+            () = heard(1) => {}
+        }
+        let read = Request::get(format!("{MAPS}/a")).body(Body::empty()).expect("a request");
+        assert_eq!(server.send(Some(node("n")), read).await.code, 403, "{level}");
+        hook.hold(false);
+        assert_eq!(asked.await.0, 200, "{level}");
+        // And not answered before its end is.
+        let own = |event: &Value| event["requestURI"] == MAPS && event["stage"] == "ResponseComplete";
+        assert!(sent(&hook).iter().any(own), "{level}");
+    }
+}
+
+#[tokio::test]
+async fn who_is_told_of_nothing_lets_nothing_be_done_if_that_is_asked_for() {
+    for (mode, code) in [(Mode::Blocking, 201), (Mode::BlockingStrict, 500)] {
+        let hook = Hook::start(|_| Some("no".into())).await;
+        let sending = Sending { mode, initial_backoff: Duration::from_millis(1), ..Sending::default() };
+        let server = self::sending(&hook, "Metadata", None, sending).await;
+        let (answered, answer) = server.call("POST", MAPS, config_map("a", json!({}))).await;
+        assert_eq!(answered, code, "{mode:?}: {answer}");
+        let (_, page) = server.get("/metrics").await;
+        let page = page.as_str().expect("text");
+        let is_strict = mode == Mode::BlockingStrict;
+        assert!(page.contains("\napiserver_audit_error_total{plugin=\"webhook\"} 2\n"), "{mode:?}: {page}");
+        let rejected = format!("\napiserver_audit_requests_rejected_total {}\n", u8::from(is_strict));
+        assert!(page.contains(&rejected), "{mode:?}: {page}");
+        if is_strict {
+            let message = answer["message"].as_str().unwrap_or_default();
+            assert!(message.contains("failed to store audit event"), "{message}");
+            hook.says(|_| Some(json!({})));
+            assert_eq!(server.get(&format!("{MAPS}/a")).await.0, 404, "nothing was made");
+        }
+    }
 }

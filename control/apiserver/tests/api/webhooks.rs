@@ -118,6 +118,11 @@ impl Hook {
         std::mem::take(&mut *self.heard.lock()).into_iter().map(|(_, body)| body["request"].clone()).collect()
     }
 
+    /// All that it heard.
+    pub fn bodies(&self) -> Vec<Value> {
+        self.heard.lock().iter().map(|(_, body)| body.clone()).collect()
+    }
+
     pub fn paths(&self) -> Vec<String> {
         self.heard.lock().iter().map(|(path, _)| path.clone()).collect()
     }
