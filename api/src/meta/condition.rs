@@ -38,6 +38,16 @@ pub fn set(conditions: &mut Vec<Value>, kind: &str, status: &str, reason: &str, 
     *condition != before
 }
 
+/// An object whose status says so of a condition; `None` where it does already.
+pub fn said(object: &Value, kind: &str, status: &str, reason: &str, message: &str, now: Timestamp) -> Option<Value> {
+    let mut conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    set(&mut conditions, kind, status, reason, message, now).then(|| {
+        let mut object = object.clone();
+        object["status"]["conditions"] = conditions.into();
+        object
+    })
+}
+
 fn write(condition: &mut Map<String, Value>, status: &str, reason: &str, message: &str, moved: Option<Timestamp>) {
     condition.insert("status".to_owned(), json!(status));
     for (field, text) in [("reason", reason), ("message", message)] {
@@ -67,5 +77,8 @@ mod tests {
         let object = json!({"status": {"conditions": list}});
         assert!(is_true(&object, "Ready") && !is_true(&object, "Other"));
         assert_eq!(get(&object, "Ready").unwrap()["lastTransitionTime"], "1970-01-01T00:00:03Z");
+        assert_eq!(said(&object, "Ready", "True", "", "", at(4)), None);
+        let other = said(&object, "Other", "False", "No", "", at(4)).unwrap();
+        assert_eq!((status(&other, "Other"), status(&other, "Ready")), (Some("False"), Some("True")));
     }
 }

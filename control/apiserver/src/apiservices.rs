@@ -164,17 +164,18 @@ async fn publish(cluster: &Cluster, front: &FrontProxy, clients: &str) -> Result
         data
     };
     let own = Own::new(cluster, resource, Some(NAMESPACE), NAME);
-    let object = json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": NAME, "namespace": NAMESPACE},
-        "data": data(&Value::Null),
-    });
-    own.make(object).await?;
+    let object = || {
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": NAME, "namespace": NAMESPACE},
+            "data": data(&Value::Null),
+        })
+    };
     let step = |old: &Value| {
         let mut object = old.clone();
         object["data"] = data(old);
         object
     };
-    own.change(step).await.map(drop)
+    own.keep(object, step).await
 }
 
 /// Whether one certificate (PEM) is of the same key as another, and good for a year.

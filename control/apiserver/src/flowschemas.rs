@@ -52,8 +52,7 @@ pub(crate) async fn make(cluster: &Cluster) -> Result<(), Status> {
 async fn make_one(cluster: &Cluster, fact: Facts) -> Result<(), Status> {
     let resource = resource(cluster, fact.resource)?;
     let own = Own::new(cluster, resource, None, meta::name(&fact.object)).by(MANAGER);
-    own.make(fact.object.clone()).await?;
-    own.change(|old| kept(old, &fact)).await.map(drop)
+    own.keep(|| fact.object.clone(), |old| kept(old, &fact)).await
 }
 
 /// One that is there as it is to be.
@@ -102,12 +101,7 @@ fn dangling(level: &str, is_there: bool) -> (&'static str, &'static str, String)
 
 /// A schema that says so; `None` where it does already.
 fn told(old: &Value, (status, reason, message): &(&str, &str, String)) -> Option<Value> {
-    let mut conditions = old["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    condition::set(&mut conditions, "Dangling", status, reason, message, Timestamp::now()).then(|| {
-        let mut schema = old.clone();
-        schema["status"]["conditions"] = conditions.into();
-        schema
-    })
+    condition::said(old, "Dangling", status, reason, message, Timestamp::now())
 }
 
 #[cfg(test)]

@@ -371,6 +371,7 @@ async fn path(
             let mut page = server.metrics.render(&gauges(server));
             server.fairness.render(&mut page);
             server.cluster.calls.render(&mut page);
+            server.cluster.backends.render(&mut page).await;
             if let Some(audit) = &server.audit {
                 audit.render(&mut page);
             }
@@ -378,7 +379,8 @@ async fn path(
         }
         // How requests wait must be seen also while they do.
         _ if call.uri.path().starts_with(fairness::DEBUG) => {
-            let page = call.uri.path().strip_prefix(fairness::DEBUG).and_then(|page| server.fairness.dump(page));
+            let page =
+                call.uri.path().strip_prefix(fairness::DEBUG).and_then(|page| server.fairness.dump(page, &call.query));
             return Ok(page.map_or_else(|| respond::text(404, "404 page not found\n"), |page| respond::text(200, page)));
         }
         _ => {}

@@ -10,6 +10,7 @@
 mod told;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -19,6 +20,7 @@ use coracle_api::codec::json;
 use coracle_api::kinds::is_local_version;
 use coracle_api::meta::condition;
 use coracle_keyspace::{Keyspace, Record};
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::current::Current;
@@ -50,7 +52,7 @@ pub(crate) struct Backend {
     pub is_available: bool,
     pub passage: Arc<Passage>,
     /// As it is written down.
-    pub spec: Value,
+    pub spec: Arc<Value>,
 }
 
 impl Backend {
@@ -92,7 +94,7 @@ impl Backend {
             version_priority: spec["versionPriority"].as_i64().unwrap_or_default(),
             is_available: condition::is_true(object, AVAILABLE),
             passage,
-            spec: spec.clone(),
+            spec: Arc::new(spec.clone()),
         })
     }
 }
@@ -166,6 +168,8 @@ pub(crate) type Heard = HashMap<Arc<str>, Arc<Told>>;
 pub(crate) struct Backends {
     current: Current<Configured>,
     heard: ArcSwap<Heard>,
+    /// How often this server has found that one is not there any more, by its name and why; of those that are configured.
+    lost: Mutex<BTreeMap<(Arc<str>, &'static str), u64>>,
     keyspace: Keyspace,
     front: Option<Arc<FrontProxy>>,
     pub streams: NodeStreams,
@@ -176,6 +180,7 @@ impl Backends {
         Backends {
             current: Current::new(keyspace, &[COLLECTION], Configured::is_empty),
             heard: ArcSwap::default(),
+            lost: Mutex::default(),
             keyspace: keyspace.clone(),
             front,
             streams: NodeStreams::of_api_services(),
@@ -227,9 +232,44 @@ impl Backends {
         });
     }
 
+    /// One is not there any more.
+    pub fn lose(&self, name: &Arc<str>, why: &'static str) {
+        *self.lost.lock().entry((name.clone(), why)).or_default() += 1;
+    }
+
+    /// Adds to the metrics page, by the reference's names.
+    pub async fn render(&self, page: &mut String) {
+        let configured = self.now().await;
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            page,
+            "# HELP aggregator_unavailable_apiservice Gauge of APIServices which are marked as unavailable broken down by APIService name.\n\
+             # TYPE aggregator_unavailable_apiservice gauge"
+        );
+        // What is served here is there.
+        let records = self.keyspace.snapshot(COLLECTION).records;
+        for name in records.keys() {
+            let backend = configured.read.get(name).and_then(|(_, backend)| backend.as_ref());
+            let is_unavailable = backend.is_some_and(|backend| !backend.is_available);
+            let _ = writeln!(page, "aggregator_unavailable_apiservice{{name=\"{name}\"}} {}", u8::from(is_unavailable));
+        }
+        let _ = writeln!(
+            page,
+            "# HELP aggregator_unavailable_apiservice_total Counter of APIServices which are marked as unavailable broken down by \
+             APIService name and reason.\n# TYPE aggregator_unavailable_apiservice_total counter"
+        );
+        for ((name, reason), count) in &*self.lost.lock() {
+            let _ = writeln!(
+                page,
+                "aggregator_unavailable_apiservice_total{{name=\"{name}\",reason=\"{reason}\"}} {count}"
+            );
+        }
+    }
+
     /// Forgets what others have told than these.
     pub fn forget_others(&self, backends: &Configured) {
         let is_there = |name: &Arc<str>| matches!(backends.read.get(name), Some((_, Some(_))));
+        self.lost.lock().retain(|(name, _), _| is_there(name));
         if self.heard.load().keys().all(is_there) {
             return;
         }

@@ -52,7 +52,7 @@ impl Found {
 /// What an answer depends on, as far as it is known here.
 #[derive(Debug, Clone, PartialEq)]
 struct Basis {
-    spec: Value,
+    spec: Arc<Value>,
     /// Revisions of the Service and of what it leads to.
     leads_to: Vec<Revision>,
 }
@@ -75,13 +75,14 @@ enum Turn {
 }
 
 impl Verdict {
+    /// How long it holds while nothing changes that it depends on.
+    fn holds(&self) -> Duration {
+        if self.found.is_good() { GOOD_FOR } else { BAD_FOR }
+    }
+
     fn turn(&self, basis: &Basis, now: Instant) -> Turn {
         let is_same = self.of == *basis;
-        let holds = match is_same {
-            true if self.found.is_good() => GOOD_FOR,
-            true => BAD_FOR,
-            false => HOLDS_MIN,
-        };
+        let holds = if is_same { self.holds() } else { HOLDS_MIN };
         match holds.saturating_sub(now.saturating_duration_since(self.at)) {
             Duration::ZERO => Turn::Now,
             left if is_same => Turn::Holds(self.found.clone(), left),
@@ -101,8 +102,9 @@ impl Verdicts {
 
     /// Says how long it holds.
     fn keep(&self, name: &Arc<str>, of: Basis, found: Found) -> Duration {
-        let holds = if found.is_good() { GOOD_FOR } else { BAD_FOR };
-        self.0.lock().insert(name.clone(), Verdict { of, found, at: Instant::now() });
+        let verdict = Verdict { of, found, at: Instant::now() };
+        let holds = verdict.holds();
+        self.0.lock().insert(name.clone(), verdict);
         holds
     }
 
@@ -241,11 +243,17 @@ fn endpoints(cluster: &Cluster, namespace: &str, name: &str, port: u16) -> Resul
 async fn write(cluster: &Cluster, backend: &Backend, found: &Found) -> Result<(), Status> {
     let resource = resource(cluster, GROUP, "apiservices")?;
     let Some(record) = cluster.store.get(resource, &backend.name) else { return Ok(()) };
-    if told(&Seen::new(resource, &record).stored()?, found).is_none() {
+    let seen = Seen::new(resource, &record).stored()?;
+    if told(&seen, found).is_none() {
         return Ok(());
     }
+    let was_there = condition::is_true(&seen, AVAILABLE);
     let own = Own::new(cluster, resource, None, &backend.name).by(MANAGER).status();
-    own.change(|old| told(old, found).unwrap_or_else(|| old.clone())).await.map(drop)
+    let written = own.change(|old| told(old, found).unwrap_or_else(|| old.clone())).await?;
+    if was_there && !found.is_good() && written.is_some() {
+        cluster.backends.lose(&backend.name, found.reason);
+    }
+    Ok(())
 }
 
 /// An APIService that says so; `None` where it does already, or is nobody else's now.
@@ -253,13 +261,8 @@ fn told(old: &Value, found: &Found) -> Option<Value> {
     if old["spec"]["service"].is_null() {
         return None;
     }
-    let mut conditions = old["status"]["conditions"].as_array().cloned().unwrap_or_default();
     let Found { status, reason, message } = found;
-    condition::set(&mut conditions, AVAILABLE, status, reason, message, Timestamp::now()).then(|| {
-        let mut object = old.clone();
-        object["status"]["conditions"] = conditions.into();
-        object
-    })
+    condition::said(old, AVAILABLE, status, reason, message, Timestamp::now())
 }
 
 #[cfg(test)]
@@ -271,7 +274,7 @@ mod tests {
     #[test]
     fn an_answer_holds_until_its_time_is_up_or_something_changes() {
         let basis = |port: u16, revision: u64| Basis {
-            spec: json!({"service": {"port": port}}),
+            spec: json!({"service": {"port": port}}).into(),
             leads_to: vec![Revision::new(revision)],
         };
         let good = Found { status: "True", reason: "Passed", message: String::new() };

@@ -41,7 +41,7 @@ pub(super) struct LevelId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seat {
     level: LevelId,
-    queue: Option<u32>,
+    pub queue: Option<u32>,
     /// How often the queues had been dealt anew by then.
     deal: u64,
     pub width: u32,
@@ -51,7 +51,7 @@ pub(super) struct Seat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     level: LevelId,
-    number: u64,
+    pub number: u64,
 }
 
 /// Why a request is turned away.
@@ -494,6 +494,15 @@ impl<W> Dispatcher<W> {
     /// Requests that have a seat.
     pub fn executing(&self) -> usize {
         self.levels.iter().map(|level| level.executing).sum()
+    }
+
+    /// Where those who wait stand, by their numbers: the queue, and the place in it.
+    pub fn standing(&self) -> HashMap<u64, (u32, usize)> {
+        let queues = self.levels.iter().flat_map(|level| &level.queues);
+        let places = queues.flat_map(|(queue, waiting)| {
+            waiting.waiting.iter().enumerate().map(|(place, one)| (one.number, (*queue, place)))
+        });
+        places.collect()
     }
 
     /// The levels as they are, by name.

@@ -14,6 +14,7 @@ mod configured;
 mod counters;
 mod dispatch;
 mod level;
+mod present;
 mod schema;
 mod seats;
 mod show;
@@ -30,6 +31,8 @@ use http::HeaderValue;
 pub(crate) use configured::{COLLECTIONS, Facts, facts};
 use configured::{Configured, Flow};
 use dispatch::Rejection;
+pub(crate) use present::About;
+use present::Present;
 pub(crate) use schema::Asked;
 use seats::Seats;
 pub(crate) use seats::Taken;
@@ -57,9 +60,15 @@ pub(crate) struct Fairness {
 pub(crate) struct Ticket {
     flow: Arc<Flow>,
     hash: u64,
+    about: Option<Arc<About>>,
 }
 
 impl Ticket {
+    /// The same, which says what it is for while it waits and has its seat.
+    pub fn of(self, about: About) -> Ticket {
+        Ticket { about: Some(Arc::new(about)), ..self }
+    }
+
     /// Uids of its schema and of its level, as far as they are stored.
     pub fn uids(&self) -> [Option<&HeaderValue>; 2] {
         [self.flow.schema_uid.as_ref(), self.flow.level_uid.as_ref()]
@@ -81,13 +90,14 @@ impl Fairness {
 
     /// Where a request belongs that `who` makes. `own` are the duties of this process.
     pub async fn ticket(&self, who: &Identity, own: bool, asked: &Asked<'_>) -> Ticket {
-        let configured = self.now().await;
+        // That level is always there, and the same one: nobody waits for what was changed of others.
         if own {
-            return Ticket { flow: configured.exempt.clone(), hash: 0 };
+            return Ticket { flow: self.current.last().exempt.clone(), hash: 0, about: None };
         }
+        let configured = self.now().await;
         let flow = configured.find(who, asked);
         let distinguisher = flow.distinguisher.of(who, asked);
-        Ticket { hash: self.hashing.hash_one((&flow.name, distinguisher)), flow: flow.clone() }
+        Ticket { hash: self.hashing.hash_one((&flow.name, distinguisher)), flow: flow.clone(), about: None }
     }
 
     /// A seat for a request that looks at so many `objects`, as soon as there is one.
@@ -99,7 +109,8 @@ impl Fairness {
         let mut flow = ticket.flow.clone();
         for _ in 0..ANEW_MAX {
             let width = self.width(&flow, objects);
-            let taken = self.seats.take(flow.level, ticket.hash, width, until, &flow.counters);
+            let present = Present::new(&flow, ticket.about.clone(), width);
+            let taken = self.seats.take(ticket.hash, until, present);
             match taken.await {
                 Ok(Some(taken)) => return Ok(taken),
                 Ok(None) => flow = self.now().await.again(&flow.name),
@@ -198,6 +209,8 @@ mod tests {
         }
         put(&keyspace, COLLECTIONS[0], &json!({"metadata": {"name": "global-default"}, "spec": {"type": "Limited"}}))
             .await;
+        let own = fairness.ticket(&scheduler, true, &GET).now_or_never().expect("a duty waits for nobody who reads");
+        assert_eq!(&*own.flow.name, "exempt");
         assert_eq!(of(&alice, false).await, "catch-all/catch-all", "its level is none any more");
         keyspace.shutdown().await;
     }

@@ -8,16 +8,22 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::counters::Counters;
-use super::dispatch::{Arrival, Dispatcher, Granted, LevelId, Place, Rejection, Seat};
+use super::dispatch::{Arrival, Dispatcher, Granted, Place, Rejection, Seat};
+use super::present::{Presence, Present, Stands};
 
 type Waiter = oneshot::Sender<Seat>;
 
-/// All seats. The lock is held for some hundred nanoseconds at a time.
-pub(super) struct Seats(Mutex<Dispatcher<Waiter>>);
+/// All seats. The locks are held for some hundred nanoseconds at a time, and nobody holds both.
+pub(super) struct Seats(Mutex<Dispatcher<Waiter>>, Mutex<Presence>);
 
 impl Seats {
     pub fn new(total: u64) -> Arc<Seats> {
-        Arc::new(Seats(Mutex::new(Dispatcher::new(total))))
+        Arc::new(Seats(Mutex::new(Dispatcher::new(total)), Mutex::default()))
+    }
+
+    /// The requests that wait or have a seat.
+    pub fn present(&self) -> Vec<Present> {
+        self.1.lock().all()
     }
 
     /// Looks at the dispatcher, or configures it; those whom that lets go on do so.
@@ -30,21 +36,25 @@ impl Seats {
     /// Waits for a seat until then. `Ok(None)` when the level is gone.
     pub async fn take(
         self: &Arc<Seats>,
-        level: LevelId,
-        flow: u64,
-        width: u32,
+        hash: u64,
         until: Instant,
-        counters: &Arc<Counters>,
+        present: Present,
     ) -> Result<Option<Taken>, Rejection> {
+        let (flow, width) = (present.flow.clone(), present.width);
+        let counters = &flow.counters;
         let mut wait = None;
         let waiter = || {
             let (sender, receiver) = oneshot::channel();
             wait = Some(receiver);
             sender
         };
-        let arrival = self.0.lock().arrive(level, flow, width.max(1), waiter);
+        let arrival = self.0.lock().arrive(flow.level, hash, width, waiter);
         let place = match (arrival, wait) {
-            (Arrival::Seated(seat), _) => return Ok(Some(Taken::new(self, seat, counters, Duration::ZERO))),
+            (Arrival::Seated(seat), _) => {
+                let stands = Stands::Seated(seat.queue, present.arrived);
+                let at = self.1.lock().add(Present { stands, ..present });
+                return Ok(Some(Taken::new(self, seat, at, counters, Duration::ZERO)));
+            }
             (Arrival::Gone, _) => return Ok(None),
             (Arrival::Rejected(why), _) => {
                 counters.reject(why);
@@ -53,7 +63,10 @@ impl Seats {
             (Arrival::Waits(_), None) => return Err(Rejection::Cancelled),
             (Arrival::Waits(place), Some(granted)) => {
                 counters.waiting.fetch_add(1, Ordering::Relaxed);
-                Waiting { seats: self, place, granted, counters, since: Instant::now(), ended: None }
+                counters.waiting_seats.fetch_add(i64::from(width), Ordering::Relaxed);
+                let since = present.arrived;
+                let at = self.1.lock().add(Present { stands: Stands::Waiting(place.number), ..present });
+                Waiting { seats: self, place, at, granted, counters, width, since, ended: None }
             }
         };
         place.wait(until).await.map(Some)
@@ -78,8 +91,11 @@ impl Seats {
 struct Waiting<'a> {
     seats: &'a Arc<Seats>,
     place: Place,
+    /// Among those that are present.
+    at: usize,
     granted: oneshot::Receiver<Seat>,
     counters: &'a Arc<Counters>,
+    width: u32,
     since: Instant,
     /// How the wait ended.
     ended: Option<Result<(), Rejection>>,
@@ -90,7 +106,8 @@ impl Waiting<'_> {
         match tokio::time::timeout_at(until.into(), &mut self.granted).await {
             Ok(Ok(seat)) => {
                 self.ended = Some(Ok(()));
-                Ok(Taken::new(self.seats, seat, self.counters, self.since.elapsed()))
+                self.seats.1.lock().stands(self.at, Stands::Seated(seat.queue, Instant::now()));
+                Ok(Taken::new(self.seats, seat, self.at, self.counters, self.since.elapsed()))
             }
             Ok(Err(_)) | Err(_) => {
                 self.ended = Some(Err(Rejection::TimeOut));
@@ -103,12 +120,14 @@ impl Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.counters.waiting_seats.fetch_sub(i64::from(self.width), Ordering::Relaxed);
         let why = match self.ended {
             Some(Ok(())) => return,
             Some(Err(why)) => why,
             None => Rejection::Cancelled,
         };
         self.counters.reject(why);
+        self.seats.1.lock().remove(self.at);
         let granted = self.seats.0.lock().withdraw(self.place);
         self.seats.tell(granted);
         // A seat that was given at the same moment is given back.
@@ -123,20 +142,23 @@ impl Drop for Waiting<'_> {
 pub(crate) struct Taken {
     seats: Arc<Seats>,
     seat: Seat,
+    at: usize,
     counters: Arc<Counters>,
     since: Instant,
 }
 
 impl Taken {
-    fn new(seats: &Arc<Seats>, seat: Seat, counters: &Arc<Counters>, waited: Duration) -> Taken {
+    fn new(seats: &Arc<Seats>, seat: Seat, at: usize, counters: &Arc<Counters>, waited: Duration) -> Taken {
         counters.dispatch(seat.width, waited);
-        Taken { seats: seats.clone(), seat, counters: counters.clone(), since: Instant::now() }
+        Taken { seats: seats.clone(), seat, at, counters: counters.clone(), since: Instant::now() }
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.counters.finish(self.seat.width);
-        self.seats.finish(self.seat, self.since.elapsed());
+        let lasted = self.since.elapsed();
+        self.counters.finish(self.seat.width, lasted);
+        self.seats.1.lock().remove(self.at);
+        self.seats.finish(self.seat, lasted);
     }
 }

@@ -2,11 +2,18 @@
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Instant;
+
+use jiff::{SignedDuration, Timestamp};
 
 use super::Fairness;
 use super::configured::Flow;
-use super::counters::{BUCKETS, Counters, REASONS};
+use super::counters::{BUCKETS, Counters, REASONS, Times};
 use super::dispatch::Shown;
+use super::present::{About, Present, Stands};
+use super::schema::Distinguisher;
+use crate::request::path::{self, ResourcePath, Route};
+use crate::request::query::Query;
 
 /// The path above the debug pages.
 pub(crate) const DEBUG: &str = "/debug/api_priority_and_fairness/";
@@ -39,11 +46,16 @@ const LEVELS: [OfLevel; 4] = [
     ),
 ];
 
-const FLOWS: [OfFlow; 3] = [
+const FLOWS: [OfFlow; 4] = [
     (
         "apiserver_flowcontrol_current_inqueue_requests",
         "Number of requests currently pending in queues of the API Priority and Fairness subsystem",
         |counters| &counters.waiting,
+    ),
+    (
+        "apiserver_flowcontrol_current_inqueue_seats",
+        "Number of seats currently pending in queues of the API Priority and Fairness subsystem",
+        |counters| &counters.waiting_seats,
     ),
     (
         "apiserver_flowcontrol_current_executing_requests",
@@ -105,21 +117,79 @@ impl Fairness {
         let name = "apiserver_flowcontrol_request_wait_duration_seconds";
         head(page, name, "Length of time a request spent waiting in its queue", "histogram");
         for flow in &configured.flows {
-            let (labels, counters) = (format!("{},execute=\"true\"", labels(flow)), &flow.counters);
-            let mut sum = 0;
-            for (count, end) in counters.waits.iter().zip(BUCKETS) {
-                sum += get(count);
-                let _ = writeln!(page, "{name}_bucket{{{labels},le=\"{end}\"}} {sum}");
-            }
-            let (count, micros) = (get(&counters.waited_count), get(&counters.waited_micros));
-            let _ = writeln!(page, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
-            let _ = writeln!(page, "{name}_sum{{{labels}}} {}", micros as f64 / 1e6);
-            let _ = writeln!(page, "{name}_count{{{labels}}} {count}");
+            times(page, name, &format!("{},execute=\"true\"", labels(flow)), &flow.counters.waits);
+        }
+        let name = "apiserver_flowcontrol_request_execution_seconds";
+        let help = "Duration of initial stage (for a WATCH) or any (for a non-WATCH) stage of request execution in the API Priority and Fairness subsystem";
+        head(page, name, help, "histogram");
+        for flow in &configured.flows {
+            times(page, name, &labels(flow), &flow.counters.lasted);
         }
     }
 
+    /// The requests that wait or have a seat; with what each is for, where that is wanted.
+    fn requests(&self, with_details: bool) -> Vec<Vec<String>> {
+        let mut present = self.seats.present();
+        // What has moved in between stands nowhere.
+        let standing = self.seats.with(|dispatcher| (dispatcher.standing(), Vec::new()));
+        present.sort_by(|a, b| {
+            let key = |of: &Present| (of.flow.level_name.clone(), of.flow.name.clone(), of.arrived);
+            key(a).cmp(&key(b))
+        });
+        let mut head: Vec<&str> = vec![
+            "PriorityLevelName",
+            "FlowSchemaName",
+            "QueueIndex",
+            "RequestIndexInQueue",
+            "FlowDistingsher",
+            "ArriveTime",
+            "InitialSeats",
+            "FinalSeats",
+            "AdditionalLatency",
+            "StartTime",
+        ];
+        if with_details {
+            head.extend(["UserName", "Verb", "APIPath", "Namespace", "Name", "APIVersion", "Resource", "SubResource"]);
+        }
+        let mut rows = vec![head.into_iter().map(str::to_owned).collect()];
+        let now = Timestamp::now();
+        let time = |at: Instant| (now - SignedDuration::try_from(at.elapsed()).unwrap_or_default()).to_string();
+        for Present { flow, about, width, arrived, stands } in present {
+            let (queue, place, started) = match stands {
+                Stands::Waiting(number) => match standing.get(&number) {
+                    Some((queue, place)) => (i64::from(*queue), *place as i64, NEVER.to_owned()),
+                    None => continue,
+                },
+                Stands::Seated(queue, since) => (queue.map_or(-1, i64::from), -1, time(since)),
+            };
+            let details = about.as_deref().map(details).unwrap_or_default();
+            let distinguisher = match (flow.distinguisher, &about) {
+                (Distinguisher::User, Some(about)) => about.identity.user.clone(),
+                (Distinguisher::Namespace, Some(_)) => details[3].clone(),
+                _ => String::new(),
+            };
+            let mut row = vec![
+                flow.level_name.to_string(),
+                flow.name.to_string(),
+                queue.to_string(),
+                place.to_string(),
+                distinguisher,
+                time(arrived),
+                width.to_string(),
+                "0".to_owned(),
+                "0s".to_owned(),
+                started,
+            ];
+            if with_details {
+                row.extend(details);
+            }
+            rows.push(row);
+        }
+        rows
+    }
+
     /// A debug page, by its name; `None` when there is none of that name.
-    pub fn dump(&self, page: &str) -> Option<String> {
+    pub fn dump(&self, page: &str, query: &Query) -> Option<String> {
         let levels = self.seats.with(|dispatcher| (dispatcher.show(), Vec::new()));
         let mut rows: Vec<Vec<String>> = Vec::new();
         let head = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
@@ -183,10 +253,58 @@ impl Fairness {
                     }
                 }
             }
+            "dump_requests" => {
+                rows = self.requests(query.get("includeRequestDetails").is_some_and(|said| !said.is_empty()));
+            }
             _ => return None,
         }
         Some(table(&rows))
     }
+}
+
+/// When a request started that has not (Go's).
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// What a request is for: user, verb, path, namespace, name, version, resource and subresource.
+fn details(about: &About) -> [String; 8] {
+    let path = about.uri.path();
+    let target = match Route::parse(path) {
+        Route::Resource(target) => target,
+        _ => ResourcePath::default(),
+    };
+    let verb = match target.resource.is_empty() {
+        true => "",
+        false => path::verb(&about.method, &target, &Query::parse(about.uri.query().unwrap_or_default())),
+    };
+    let verb = if verb.is_empty() { about.method.as_str().to_ascii_lowercase() } else { verb.to_owned() };
+    let version = match target.group.is_empty() {
+        true => target.version,
+        false => format!("{}/{}", target.group, target.version),
+    };
+    [
+        about.identity.user.clone(),
+        verb,
+        path.to_owned(),
+        target.namespace.unwrap_or_default(),
+        target.name.unwrap_or_default(),
+        version,
+        target.resource,
+        target.subresource.unwrap_or_default(),
+    ]
+}
+
+/// A histogram of one series.
+fn times(page: &mut String, name: &str, labels: &str, times: &Times) {
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let mut sum = 0;
+    for (count, end) in times.buckets.iter().zip(BUCKETS) {
+        sum += get(count);
+        let _ = writeln!(page, "{name}_bucket{{{labels},le=\"{end}\"}} {sum}");
+    }
+    let (count, micros) = (get(&times.count), get(&times.micros));
+    let _ = writeln!(page, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+    let _ = writeln!(page, "{name}_sum{{{labels}}} {}", micros as f64 / 1e6);
+    let _ = writeln!(page, "{name}_count{{{labels}}} {count}");
 }
 
 /// Rows in columns, as Go's `tabwriter` sets them: each cell ends with a comma, but the last.

@@ -8,7 +8,7 @@ use axum::response::Response;
 use http::{HeaderName, HeaderValue};
 
 use crate::authz;
-use crate::fairness::{Asked, Fairness, Ticket};
+use crate::fairness::{About, Asked, Fairness, Ticket};
 use crate::limits::Class;
 use crate::request::call::Call;
 
@@ -24,7 +24,8 @@ pub(crate) struct Belongs([Option<HeaderValue>; 2]);
 /// Where a request belongs, and what its answer says of that.
 pub(crate) async fn ticket(fairness: &Fairness, call: &Call) -> (Ticket, Belongs) {
     let own = call.flow().class == Class::Own;
-    let ticket = fairness.ticket(&call.identity, own, &asked(call)).await;
+    let about = About { identity: call.identity.clone(), method: call.method.clone(), uri: call.uri.clone() };
+    let ticket = fairness.ticket(&call.identity, own, &asked(call)).await.of(about);
     let uids = ticket.uids().map(|uid| uid.cloned());
     (ticket, Belongs(uids))
 }

@@ -13,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::request::call::Call;
 use crate::request::options::WriteOptions;
 use crate::request::own::own_call;
+use crate::store::Seen;
 
 /// One object in the server's own hand.
 pub(crate) struct Own<'a> {
@@ -62,6 +63,16 @@ impl<'a> Own<'a> {
             Err(status) if status.reason != "AlreadyExists" => Err(status),
             _ => Ok(()),
         }
+    }
+
+    /// Makes the object, or has the one that is there as `step` wants it. It is read once where it is so already.
+    pub async fn keep(&self, object: impl FnOnce() -> Value, step: impl Fn(&Value) -> Value) -> Result<(), Status> {
+        let name = self.resource.record_name(self.namespace, self.name);
+        let Some(record) = self.cluster.store.get(self.resource, &name) else {
+            return self.make(object()).await;
+        };
+        let old = Seen::new(self.resource, &record).stored()?;
+        if step(&old) == old { Ok(()) } else { self.change(step).await.map(drop) }
     }
 
     /// Changes the object as it is when that is written; `None` when there is none.

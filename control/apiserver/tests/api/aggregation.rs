@@ -527,6 +527,9 @@ async fn what_others_serve_is_told_with_what_is_served_here() {
     let gone = server.call("PATCH", V1, json!({"spec": {"versionPriority": 11}})).await;
     assert_eq!(gone.0, 200, "{}", gone.1);
     let unwell = server.says(V1, is("False", "FailedDiscoveryCheck")).await;
+    server.measures("aggregator_unavailable_apiservice{name=\"v1.ext.example.com\"} 1").await;
+    let reason = "name=\"v1.ext.example.com\",reason=\"FailedDiscoveryCheck\"";
+    server.measures(&format!("aggregator_unavailable_apiservice_total{{{reason}}} 1")).await;
     let message = unwell["status"]["conditions"][0]["message"].as_str().unwrap().to_owned();
     let url = format!("https://localhost:{}/apis/ext.example.com/v1", extension.port);
     assert_eq!(message, format!("failing or missing response from {url}: bad status from {url}: 500"));

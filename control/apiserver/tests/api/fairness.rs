@@ -48,7 +48,7 @@ impl Server {
     }
 
     /// Waits until a line stands on the metrics page.
-    async fn measures(&self, line: &str) {
+    pub async fn measures(&self, line: &str) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         loop {
             let (_, page) = self.get("/metrics").await;
@@ -262,6 +262,7 @@ async fn who_finds_no_seat_waits_and_the_queue_of_one_is_before_nobody_else() {
         hook.hears(2).await;
         for line in [
             "apiserver_flowcontrol_current_inqueue_requests{flow_schema=\"few\",priority_level=\"few\"} 11",
+            "apiserver_flowcontrol_current_inqueue_seats{flow_schema=\"few\",priority_level=\"few\"} 11",
             "apiserver_flowcontrol_rejected_requests_total{flow_schema=\"few\",priority_level=\"few\",reason=\"queue-full\"} 2",
             "apiserver_flowcontrol_rejected_requests_total{flow_schema=\"few\",priority_level=\"few\",reason=\"cancelled\"} 1",
         ] {
@@ -272,6 +273,22 @@ async fn who_finds_no_seat_waits_and_the_queue_of_one_is_before_nobody_else() {
         let row = page.lines().find(|line| line.starts_with("few,")).expect("the level's row");
         let cells: Vec<&str> = row.split(',').map(str::trim).collect();
         assert_eq!(cells, ["few", "2", "false", "false", "11", "2", "2", "2", "0", "1"], "{page}");
+        let (_, page) = server.get("/debug/api_priority_and_fairness/dump_requests?includeRequestDetails=1").await;
+        let page = page.as_str().unwrap().to_owned();
+        let rows: Vec<Vec<&str>> = page
+            .lines()
+            .filter(|line| line.starts_with("few,"))
+            .map(|row| row.split(',').map(str::trim).collect())
+            .collect();
+        let (seated, waiting): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row[3] == "-1");
+        assert_eq!((seated.len(), waiting.len()), (2, 11), "{page}");
+        let bob = waiting.iter().find(|row| row[4] == "bob").expect("his request");
+        assert_eq!((bob[1], bob[3], bob[6], bob[9]), ("few", "0", "1", "0001-01-01T00:00:00Z"), "{page}");
+        assert_eq!(bob[10..], ["bob", "create", MAPS, "default", "", "v1", "configmaps", ""], "{page}");
+        let mut places: Vec<usize> =
+            waiting.iter().filter(|row| row[4] == "alice").map(|row| row[3].parse().unwrap()).collect();
+        places.sort_unstable();
+        assert_eq!(places, (0..10).collect::<Vec<_>>(), "{page}");
         hook.hold(false);
     };
     let (all, other, ()) = futures::join!(all, other, watched);
@@ -282,6 +299,10 @@ async fn who_finds_no_seat_waits_and_the_queue_of_one_is_before_nobody_else() {
         |answer: &Answer| answer.json()["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
     let later = all.iter().filter(|answer| version(answer) > version(&other)).count();
     assert!(later >= 7, "{later}");
+    let (_, page) = server.get("/debug/api_priority_and_fairness/dump_requests").await;
+    assert!(!page.as_str().unwrap().contains("few,"), "nobody of it is there any more: {page}");
+    let lasted = "apiserver_flowcontrol_request_execution_seconds_count{flow_schema=\"few\",priority_level=\"few\"} 13";
+    server.measures(lasted).await;
 }
 
 #[tokio::test]
