@@ -472,6 +472,18 @@ async fn a_nomination_that_is_taken_or_whose_node_is_gone_is_not_told_any_more()
 }
 
 #[tokio::test]
+async fn a_nomination_of_a_node_that_nobody_knows_is_not_told_once_the_pod_fits_nowhere() {
+    let api = Scripted::new();
+    put_node(&api, "one", 1);
+    let mut lost = pod("p", json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "100"}}}]}));
+    lost["status"] = json!({"nominatedNodeName": "ghost"});
+    api.put(&path("lost"), lost);
+    start(&api);
+    refused(&api, "lost").await;
+    api.until("it has none any more", |api| nominated(api, "lost").is_none().then_some(())).await;
+}
+
+#[tokio::test]
 async fn of_a_node_where_a_pod_waits_for_its_volumes_nothing_is_taken_back() {
     let api = Scripted::new();
     put_node(&api, "one", 9);

@@ -375,6 +375,26 @@ fn a_reservation_is_worth_nothing_on_a_node_that_takes_no_pods() {
 }
 
 #[test]
+fn a_reservation_on_a_node_that_is_not_known_holds_from_when_it_comes() {
+    let mut world = World::with(&[]);
+    let with = |priority: i32| {
+        pod(json!({"spec": {"priority": priority, "containers": [{"resources": {"requests": {"cpu": "2"}}}]}}))
+    };
+    let (uid, class, _) = world.decide(&with(10));
+    world.view.nominate(&uid, &"a".into(), &class);
+    assert_eq!(world.view.nomination(&uid).map(|node| &**node), Some("a"));
+    world.node(node("a", json!({})));
+    assert!(world.schedule(&with(0)).is_err(), "the room is another's");
+    assert!(matches!(world.decider.decide(&world.view, &uid, &class), Decision::Bind(node) if &*node == "a"));
+    // It is taken back of a node that has not come as of any other.
+    let (other, class, _) = world.decide(&with(10));
+    world.view.nominate(&other, &"b".into(), &class);
+    assert!(world.view.withdraw(&other) && !world.view.withdraw(&other));
+    world.node(node("b", json!({})));
+    world.schedule(&with(0)).unwrap();
+}
+
+#[test]
 fn spread_does_not_count_pods_that_end() {
     let zone = |name: &str| node(name, json!({"metadata": {"labels": {"zone": name}}}));
     let mut world = World::with(&[zone("a"), zone("b")]);

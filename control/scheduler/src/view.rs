@@ -4,6 +4,7 @@
 //! before need not look at everything again: [`ClusterView::touched_since`] names the nodes on which anything changed, and
 //! [`ClusterView::moves_since`] the pods that came and went. Both remember [`LOG_MAX`]; whoever is further behind looks at all.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -170,6 +171,8 @@ pub(crate) struct ClusterView {
     /// How many pods there are of each priority.
     priorities: BTreeMap<i32, u32>,
     nominations: HashMap<Uid, Arc<str>>,
+    /// Who waits for a node that is not known, by its name: room is kept there from when it comes (Kubernetes').
+    expected: HashMap<Arc<str>, Vec<(Uid, Arc<Class>)>>,
     /// By namespace and name.
     budgets: HashMap<Arc<str>, HashMap<Arc<str>, Budget>>,
     namespaces: Namespaces,
@@ -434,7 +437,7 @@ impl ClusterView {
             pods_max,
             load: Load::default(),
             pods: HashMap::new(),
-            nominated: vec![],
+            nominated: self.expected.remove(&name).unwrap_or_default(),
             revision,
         };
         let slot = match self.slots.iter().position(Option::is_none) {
@@ -599,14 +602,17 @@ impl ClusterView {
         }
     }
 
-    /// The pod waits for room that preemption makes on this node.
+    /// The pod waits for room on this node: that preemption makes there, or that somebody says is to be its.
     pub(crate) fn nominate(&mut self, uid: &Uid, node: &Arc<str>, class: &Arc<Class>) {
         self.withdraw(uid);
-        if let Some((slot, state)) = self.state(node) {
-            state.nominated.push((uid.clone(), class.clone()));
-            self.touched.push(slot, 1);
-            self.nominations.insert(uid.clone(), node.clone());
+        match self.state(node) {
+            Some((slot, state)) => {
+                state.nominated.push((uid.clone(), class.clone()));
+                self.touched.push(slot, 1);
+            }
+            None => self.expected.entry(node.clone()).or_default().push((uid.clone(), class.clone())),
         }
+        self.nominations.insert(uid.clone(), node.clone());
     }
 
     /// The pod waits for no particular node; returns whether it did.
@@ -615,6 +621,11 @@ impl ClusterView {
         if let Some((slot, state)) = self.state(&node) {
             state.nominated.retain(|(other, _)| &**other != uid);
             self.free(slot);
+        } else if let Entry::Occupied(mut expected) = self.expected.entry(node) {
+            expected.get_mut().retain(|(other, _)| &**other != uid);
+            if expected.get().is_empty() {
+                expected.remove();
+            }
         }
         true
     }

@@ -23,9 +23,8 @@ use crate::certificates::{CertificateError, Need};
 use crate::downward::Downward;
 use crate::env::{Contents, expand};
 use crate::objects::{Content, ObjectKey, ReadError};
-use crate::tokens::{self, Token};
 use crate::volumes::kept::{self, Held};
-use crate::volumes::{self, Access, COPIED_BYTES_MAX, Sources, TokenRequest};
+use crate::volumes::{self, Access, COPIED_BYTES_MAX, Sources};
 
 /// Volumes that admission adds for the service account are called so.
 const CREDENTIALS_PREFIX: &str = "kube-api-access-";
@@ -38,10 +37,6 @@ pub(crate) const MESSAGES_DIR: &str = "messages";
 pub(crate) const VOLUMES_DIR: &str = "volumes";
 /// Longest path that `subPathExpr` may mean: Linux has no longer one (`PATH_MAX`).
 const SUB_PATH_BYTES_MAX: usize = 4096;
-/// Tokens that one pod may have: each is asked for anew all its life.
-const TOKENS_MAX: usize = 100;
-/// After a failed refresh of a token.
-const TOKEN_RETRY: Duration = Duration::from_secs(30);
 
 /// What was written for a pod.
 #[derive(Default)]
@@ -49,8 +44,6 @@ pub struct Written {
     volumes: BTreeSet<String>,
     /// The volumes of its claims, which were not made for it and stay when it goes.
     kept: HashMap<String, Held>,
-    /// With the moment on the wall clock from which another is wanted: tokens run out by that clock.
-    tokens: HashMap<TokenRequest, (Token, Timestamp)>,
 }
 
 /// The directories of a container.
@@ -142,25 +135,24 @@ impl Pods {
                 skipped.push(volume.name.clone());
                 continue;
             }
+            let failed = |reason: String| MountFailed::Volume(set_up_failed(&volume.name, &reason));
             // Before the lock: the pod's other containers do not wait for who signs.
-            self.certificates(slot, pod, volume, Need::Good)
-                .await
-                .map_err(|reason| MountFailed::Volume(set_up_failed(&volume.name, &reason)))?;
+            self.certificates(slot, pod, volume, Need::Good).await.map_err(failed)?;
+            // What is written has its tokens, and they are refreshed.
+            if !slot.written.lock().await.volumes.contains(&volume.name) {
+                self.tokens(slot, pod, volume).await.map_err(failed)?;
+            }
             let mut written = slot.written.lock().await;
             if kept::is_kept(volume) {
                 let held = written.kept.get(&volume.name).cloned();
-                let held = held.ok_or_else(|| {
-                    MountFailed::Volume(set_up_failed(&volume.name, "the pod has let go of its claim"))
-                })?;
+                let held = held.ok_or_else(|| failed("the pod has let go of its claim".to_owned()))?;
                 let access = if held.read_only { Access::Nobody } else { Access::Guests };
                 places.insert(volume.name.clone(), (held.dir, access));
                 continue;
             }
             // What is there may have been written with a certificate that has run out.
             if !written.volumes.contains(&volume.name) || has_certificates(volume) {
-                self.write_volume(slot, pod, volume, &mut written)
-                    .await
-                    .map_err(|reason| MountFailed::Volume(set_up_failed(&volume.name, &reason)))?;
+                self.write_volume(slot, pod, volume).await.map_err(failed)?;
                 written.volumes.insert(volume.name.clone());
             }
             let access = if volume.empty_dir.is_some() { Access::Guests } else { Access::Node };
@@ -218,38 +210,44 @@ impl Pods {
         let (pods, slot) = (self.clone(), slot.clone());
         self.context.tasks.spawn(async move {
             let pod = slot.pod();
-            let (signed, others): (Vec<&Volume>, Vec<&Volume>) =
-                mounted(&pod).partition(|volume| has_certificates(volume));
-            let others: Vec<_> = others.into_iter().map(|volume| (volume, Ok(()))).collect();
-            pods.rewrite(&slot, &pod, others).await;
-            let names = slot.written.lock().await.volumes.clone();
-            let signed: Vec<&Volume> = signed.into_iter().filter(|volume| names.contains(&volume.name)).collect();
-            // Nothing waits for who signs.
-            let mut provided = Vec::with_capacity(signed.len());
-            for volume in &signed {
-                provided.push(pods.certificates(&slot, &pod, volume, Need::Fresh));
+            let (asked, others): (Vec<&Volume>, Vec<&Volume>) =
+                mounted(&pod).partition(|volume| has_certificates(volume) || has_tokens(volume));
+            for volume in others {
+                pods.rewrite(&slot, &pod, volume, Ok(())).await;
             }
-            let provided = futures::future::join_all(provided).await;
-            pods.rewrite(&slot, &pod, signed.into_iter().zip(provided).collect()).await;
+            let names = slot.written.lock().await.volumes.clone();
+            let asked = asked.into_iter().filter(|volume| names.contains(&volume.name));
+            // Nothing waits for who signs, or gives a token, but what is made of that.
+            let rewritten = asked.map(|volume| async {
+                let signed = pods.certificates(&slot, &pod, volume, Need::Fresh).await;
+                let provided = match signed {
+                    Ok(()) => pods.tokens(&slot, &pod, volume).await,
+                    Err(reason) => Err(reason),
+                };
+                pods.rewrite(&slot, &pod, volume, provided).await;
+            });
+            futures::future::join_all(rewritten).await;
         });
     }
 
-    /// Writes those of these volumes anew that were written; what cannot be is told.
-    async fn rewrite(&self, slot: &Slot, pod: &Pod, volumes: Vec<(&Volume, Result<(), String>)>) {
-        let mut written = slot.written.lock().await;
-        for (volume, mut done) in volumes {
+    /// Writes a volume anew that was written; what cannot be is told.
+    async fn rewrite(&self, slot: &Slot, pod: &Pod, volume: &Volume, provided: Result<(), String>) {
+        let done = {
+            let written = slot.written.lock().await;
             // The pod's files may have been removed meanwhile.
             if !written.volumes.contains(&volume.name) {
-                continue;
+                return;
             }
-            if done.is_ok() {
-                done = self.write_volume(slot, pod, volume, &mut written).await;
-            } else {
-                self.wake_for_tokens(slot, &written, self.context.wall.now());
+            match provided {
+                Ok(()) => self.write_volume(slot, pod, volume).await,
+                Err(reason) => {
+                    self.wake_for_tokens(slot, self.context.wall.now());
+                    Err(reason)
+                }
             }
-            if let Err(reason) = done {
-                self.event(slot, None, true, "FailedMount", set_up_failed(&volume.name, &reason));
-            }
+        };
+        if let Err(reason) = done {
+            self.event(slot, None, true, "FailedMount", set_up_failed(&volume.name, &reason));
         }
     }
 
@@ -258,6 +256,7 @@ impl Pods {
         let mut written = slot.written.lock().await;
         *written = Written::default();
         slot.certificates.forget();
+        slot.tokens.forget();
         let dir = self.context.pods_dir.join(&*slot.uid);
         let work = move |_: &CancellationToken| {
             beneath::remove_tree(&dir).map_err(|error| format!("{}: {error}", dir.display()))
@@ -280,22 +279,21 @@ impl Pods {
         self.context.tasks.spawn(async move { waiting.iter().for_each(|uid| pods.config_changed(uid)) });
     }
 
-    /// Writes one volume. Each has a bound, but a pod may have many: the disk's floor is theirs together.
-    async fn write_volume(&self, slot: &Slot, pod: &Pod, volume: &Volume, written: &mut Written) -> Result<(), String> {
+    /// Writes one volume, of the tokens and certificates that it has. Each has a bound, but a pod may have many: the disk's floor is
+    /// theirs together.
+    async fn write_volume(&self, slot: &Slot, pod: &Pod, volume: &Volume) -> Result<(), String> {
         let mut contents = Contents::new();
         for (key, _) in volumes::references(volume, &slot.namespace) {
             let content = self.object(&key, slot).await.map_err(|error| error.to_string())?;
             contents.insert(key, content);
         }
-        for wanted in volumes::tokens(volume) {
-            self.token(slot, pod, wanted, written).await?;
-        }
-        if has_certificates(volume) {
-            self.wake_for_tokens(slot, written, self.context.wall.now());
+        if has_certificates(volume) || has_tokens(volume) {
+            // The timer may have been early by that clock, or another token's.
+            self.wake_for_tokens(slot, self.context.wall.now());
         }
         let address = slot.address().ok_or_else(|| "the pod has no address any more".to_owned())?;
         let payload = {
-            let (tokens, certificates) = (&written.tokens, &slot.certificates);
+            let (tokens, certificates) = (&slot.tokens, &slot.certificates);
             let sources = Sources {
                 contents: &contents,
                 downward: Downward {
@@ -304,7 +302,7 @@ impl Pods {
                     host_ip: self.context.config.node_ip,
                     allocatable: &self.context.allocatable,
                 },
-                tokens: &|wanted| tokens.get(wanted).map(|(token, _)| token.text.clone()),
+                tokens: &|wanted| tokens.text(wanted),
                 certificates: &|wanted| certificates.credential(wanted),
             };
             volumes::payload(pod, volume, &sources).map_err(|error| error.to_string())?
@@ -322,35 +320,13 @@ impl Pods {
         in_turn(&slot.on_disk, work).await
     }
 
-    /// Has a token that will still live for a while.
-    async fn token(&self, slot: &Slot, pod: &Pod, wanted: TokenRequest, written: &mut Written) -> Result<(), String> {
-        let now = self.context.wall.now();
-        if let Some((_, refresh_at)) = written.tokens.get(&wanted)
-            && *refresh_at > now
-        {
-            // The timer may have been early by that clock, or another token's.
-            self.wake_for_tokens(slot, written, now);
-            return Ok(());
-        }
-        if written.tokens.len() >= TOKENS_MAX && !written.tokens.contains_key(&wanted) {
-            return Err(format!("the pod asks for more than {TOKENS_MAX} tokens"));
-        }
-        match tokens::request(&self.context.client, pod, &wanted, now).await {
-            Ok(token) => {
-                let refresh_at = now + token.refresh_in;
-                written.tokens.insert(wanted, (token, refresh_at));
-            }
-            Err(error) => match written.tokens.get_mut(&wanted) {
-                // The old one is good for a fifth of its life.
-                Some((_, refresh_at)) => {
-                    tracing::debug!(pod = %slot.name, %error, "token is not refreshed");
-                    *refresh_at = now + TOKEN_RETRY;
-                }
-                None => return Err(error.to_string()),
-            },
-        }
-        self.wake_for_tokens(slot, written, now);
-        Ok(())
+    /// Has the tokens of a volume. No lock is held while they are asked for.
+    async fn tokens(&self, slot: &Slot, pod: &Pod, volume: &Volume) -> Result<(), String> {
+        let (now, client) = (self.context.wall.now(), &self.context.client);
+        let wanted = volumes::tokens(volume);
+        let provided = wanted.iter().map(|wanted| slot.tokens.provide(client, pod, wanted, now));
+        let provided = futures::future::join_all(provided).await.into_iter().collect::<Result<(), _>>();
+        provided.map_err(|error| error.to_string())
     }
 
     /// Has the certificates of a volume.
@@ -365,8 +341,8 @@ impl Pods {
     }
 
     /// A pod has one timer for all its tokens and certificates.
-    fn wake_for_tokens(&self, slot: &Slot, written: &Written, now: Timestamp) {
-        let moments = written.tokens.values().map(|(_, refresh_at)| *refresh_at).chain(slot.certificates.refresh_at());
+    fn wake_for_tokens(&self, slot: &Slot, now: Timestamp) {
+        let moments = slot.tokens.refresh_at().into_iter().chain(slot.certificates.refresh_at());
         if let Some(left) = until_first(moments, now) {
             self.timers.set((slot.uid.clone(), Alarm::Tokens), left);
         }
@@ -389,12 +365,16 @@ fn sub_path(mount: &VolumeMount, env: &HashMap<&str, &str>) -> Option<Option<Str
     }
 }
 
+fn has_tokens(volume: &Volume) -> bool {
+    !volumes::tokens(volume).is_empty()
+}
+
 fn has_certificates(volume: &Volume) -> bool {
     !volumes::certificates(volume).is_empty()
 }
 
 fn is_credentials(volume: &Volume) -> bool {
-    volume.name.starts_with(CREDENTIALS_PREFIX) && !volumes::tokens(volume).is_empty()
+    volume.name.starts_with(CREDENTIALS_PREFIX) && has_tokens(volume)
 }
 
 fn volume_dir(own: &Path, name: &str) -> PathBuf {

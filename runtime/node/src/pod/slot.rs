@@ -20,6 +20,7 @@ use crate::addresses::PodAddress;
 use crate::certificates::PodCertificates;
 use crate::logs::{ContainerLog, Stream};
 use crate::network::GuestNetwork;
+use crate::tokens::PodTokens;
 use crate::volumes::Shown;
 
 /// One pod.
@@ -33,8 +34,9 @@ pub struct Slot {
     state: Mutex<State>,
     /// Which volumes were written. Held while they are.
     pub(super) written: tokio::sync::Mutex<Written>,
-    /// Its certificates: who asks for one holds none of these locks.
+    /// Its certificates and tokens: who asks for one holds none of these locks.
     pub(super) certificates: PodCertificates,
+    pub(super) tokens: PodTokens,
     /// Held by the thread that writes or removes anything below the pod's directory, until it is done.
     pub(super) on_disk: Arc<tokio::sync::Mutex<()>>,
     /// What it asks for of the node.
@@ -188,6 +190,7 @@ impl Slot {
             }),
             written: tokio::sync::Mutex::default(),
             certificates: PodCertificates::default(),
+            tokens: PodTokens::default(),
             on_disk: Arc::default(),
             requested: admission::requested(pod),
             has_room: AtomicBool::new(false),

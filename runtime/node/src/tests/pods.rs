@@ -642,10 +642,22 @@ async fn annotations_that_are_refused_hold_up_nothing() {
 /// Who signs takes its time, or the API server does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_container_that_wants_no_certificate_does_not_wait_for_one() {
-    let world = World::start().await;
-    world.api.be_silent("/podcertificaterequests", 1);
     let source =
         json!({"podCertificate": {"signerName": "a.b/c", "keyType": "ED25519", "credentialBundlePath": "pem"}});
+    nobody_else_waits("/podcertificaterequests", source).await;
+}
+
+/// The same of a token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_wants_no_token_does_not_wait_for_one() {
+    let source = json!({"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}});
+    nobody_else_waits("/token", source).await;
+}
+
+/// While the API server is silent there, a container without this source of a volume runs.
+async fn nobody_else_waits(silent: &'static str, source: Value) {
+    let world = World::start().await;
+    world.api.be_silent(silent, 1);
     let volumes = json!([{"name": "signed", "projected": {"sources": [source]}}, {"name": "own", "emptyDir": {}}]);
     let container = |name: &str, volume: &str| {
         let mut container = command(&["sleep", "600000"]);
