@@ -1,14 +1,16 @@
 //! The file of a backup's key: what `coracle backup` makes, and `coracle restore` needs.
 //!
-//! It has two lines, `coracle backup key 1` and the key in hexadecimal, and is for its owner alone.
+//! It has two lines, `coracle backup key 1` and the key in hexadecimal, and is for its owner alone. It is written beside its place and
+//! gets its name when it is on the disk: whoever finds it finds all of it, and nothing is written over.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use coracle_sdk::SecretKey;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 const HEAD: &str = "coracle backup key 1";
 /// Bytes of a file that may be one.
@@ -50,21 +52,48 @@ impl Key {
         }
     }
 
-    /// Writes it, if nothing is there.
+    /// Writes it, if nothing is there; says whether it did.
     fn write(&self) -> anyhow::Result<bool> {
         let context = || format!("write the backup key {}", self.path.display());
-        let mut file = match File::options().write(true).create_new(true).mode(0o600).open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
-            Err(error) => return Err(error).with_context(context),
-        };
-        if let Err(error) = file.write_all(format!("{HEAD}\n{}\n", self.key.to_hex()).as_bytes()) {
-            // Nobody has read a key in it: it has none.
-            let _ = std::fs::remove_file(&self.path);
+        // Another process's has another name: this key's own.
+        let mut part = self.path.as_os_str().to_owned();
+        part.push(format!(".{}.part", self.key.fingerprint()));
+        let part = PathBuf::from(part);
+        // What is left of a process that ended in the middle of this is no key yet.
+        let left = std::fs::remove_file(&part);
+        if let Some(error) = left.err().filter(|error| error.kind() != ErrorKind::NotFound) {
             return Err(error).with_context(context);
         }
-        file.sync_all().with_context(context)?;
-        Ok(true)
+        let written = self.write_part(&part).and_then(|()| self.name(&part));
+        // It has its name, or is not wanted.
+        let removed = std::fs::remove_file(&part);
+        let is_new = written.with_context(context)?;
+        match removed {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(context),
+            _ => Ok(is_new),
+        }
+    }
+
+    fn write_part(&self, part: &Path) -> io::Result<()> {
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(part)?;
+        file.write_all(format!("{HEAD}\n{}\n", self.key.to_hex()).as_bytes())?;
+        file.sync_all()
+    }
+
+    /// Gives a file its name, if nothing has that.
+    fn name(&self, part: &Path) -> io::Result<bool> {
+        let named = match std::fs::hard_link(part, &self.path) {
+            // A file system without hard links, as of a memory stick.
+            Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => {
+                rename_anew(part, &self.path)
+            }
+            named => named,
+        };
+        match named {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// There is a backup now that takes it: has the file there, and on the disk, also where somebody deleted it meanwhile. Fails where
@@ -96,6 +125,11 @@ impl Key {
         }
         bail!("somebody deletes the backup key {} again and again", self.path.display());
     }
+}
+
+/// Renames a file, unless something has that name.
+fn rename_anew(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
 }
 
 fn is_not_there(error: &anyhow::Error) -> bool {
@@ -132,9 +166,39 @@ mod tests {
         let other = Key::of(&path).unwrap();
         assert!(again.keep().unwrap_err().to_string().contains("another key"));
         assert!(other.keep().unwrap(), "that one is new");
+        let names = || std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names().collect::<Vec<_>>(), ["a.backup.key"], "nothing is left beside it");
         for wrong in ["", "coracle backup key 1\n", "coracle backup key 2\n00", "x"] {
             std::fs::write(&path, wrong).unwrap();
             assert!(Key::of(&path).is_err() && path.exists(), "{wrong:?} is neither used nor replaced");
         }
+        assert_eq!(names().count(), 1);
+    }
+
+    /// As when two backups begin at the same moment.
+    #[test]
+    fn whoever_finds_a_key_finds_all_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..50 {
+            let path = dir.path().join(format!("{number}.key"));
+            let one = || Key::of(&path).map(|made| (made.key.fingerprint(), made.is_new)).unwrap();
+            let made: Vec<(String, bool)> = std::thread::scope(|scope| {
+                let all: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
+                all.into_iter().map(|one| one.join().unwrap()).collect()
+            });
+            assert!(made.iter().all(|(id, _)| *id == made[0].0), "{made:?}");
+            assert_eq!(made.iter().filter(|(_, is_new)| *is_new).count(), 1, "{made:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_a_name_keeps_it_also_without_hard_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("part"), "new").unwrap();
+        rename_anew(&at("part"), &at("key")).unwrap();
+        std::fs::write(at("part"), "other").unwrap();
+        assert_eq!(rename_anew(&at("part"), &at("key")).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(at("key")).unwrap(), "new");
     }
 }
