@@ -54,7 +54,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::opening::{GATEWAYS_WITHIN, Turn};
+use self::opening::{GATEWAYS_WITHIN, HAD_WITHIN, Turn};
 pub use demand::{Asked, Demands, Reader};
 pub use dial::KEPT_ELSEWHERE_MAX;
 pub use flows::Flows;
@@ -408,7 +408,7 @@ impl Proxy {
         self.opened.subscribe()
     }
 
-    /// Whether Services are known, and what they have by their status is open as far as it can be: [`Proxy::opened`], which tells of that
+    /// Whether Services are known, and what they have by their status or had is open as far as it can be: [`Proxy::opened`], which tells of that
     /// moment, says nothing of them before.
     pub fn knows_services(&self) -> bool {
         self.opening.turn() != Turn::Held
@@ -435,25 +435,48 @@ impl Proxy {
         self.opening.expect_gateways();
     }
 
+    /// Says that [`Proxy::had`] will be called, before [`Proxy::run`] is: nobody opens a port before that which a Service had.
+    pub fn expect_had(&self) {
+        self.opening.expect_had();
+    }
+
+    /// What has become of the ports of Services in an earlier life of this node: those that were open are theirs again.
+    pub fn had(&self, before: Vec<Opened>) {
+        self.opening.tell_had(before);
+    }
+
     /// Keeps balancers in step with discovery, and runs the listeners of NodePort and LoadBalancer services at the address
     /// `node_ports` (`None`: no listeners), until shutdown.
     pub async fn run(self, node_ports: Option<IpAddr>, shutdown: CancellationToken) {
         let mut generations = self.discovery.subscribe();
         let mut turns = self.opening.subscribe();
-        let mut gateways_until = None;
+        let mut had = self.opening.subscribe_had();
+        let (mut gateways_until, mut had_until) = (None, None);
         let mut listeners = node_ports::Listeners::new(self.clone(), node_ports);
         loop {
             generations.borrow_and_update();
             let turn = *turns.borrow_and_update();
             let snapshot = self.discovery.snapshot();
             self.routes.update(&snapshot);
-            let retry_at = listeners.update(&snapshot, turn == Turn::All).await;
+            let knows_had = self.opening.knows_had();
+            // Once all may open ports, nothing is kept for anybody.
+            let before = had.borrow_and_update().clone().filter(|_| turn != Turn::All).unwrap_or_default();
+            let retry_at = listeners.update(&snapshot, turn == Turn::All, &before).await;
             if turn == Turn::Held && snapshot.generation > 0 {
-                self.opening.held();
-                // Also who has heard of nothing else since knows more now.
-                self.opened.send_modify(|_| {});
-                gateways_until = Some(Instant::now() + GATEWAYS_WITHIN);
+                let until = *had_until.get_or_insert_with(|| Instant::now() + HAD_WITHIN);
+                if knows_had || until <= Instant::now() {
+                    self.opening.held();
+                    // Also who has heard of nothing else since knows more now.
+                    self.opened.send_modify(|_| {});
+                    gateways_until = Some(Instant::now() + GATEWAYS_WITHIN);
+                }
             }
+            let untold = async {
+                match had_until.filter(|_| turn == Turn::Held) {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             let given_up = async {
                 match gateways_until.filter(|_| turn != Turn::All) {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -470,6 +493,8 @@ impl Proxy {
             tokio::select! {
                 changed = generations.changed() => if changed.is_err() { break },
                 Ok(()) = turns.changed() => {}
+                Ok(()) = had.changed() => {}
+                () = untold => {}
                 () = given_up => self.opening.all(),
                 () = retry => {}
                 () = shutdown.cancelled() => break,

@@ -223,6 +223,7 @@ impl Node {
         // Before Services may take a port.
         ingress::run(context, &until);
         // Connections of clients are served where guests may run.
+        network.proxy.expect_had();
         context.tasks.spawn_on(network.proxy.clone().run(node_ports, until("proxy")), context.engine.gateway());
         if let (Some(otlp), Some(traces)) = (&context.config.otlp, traces.lock().take()) {
             context.tasks.spawn(otlp::run(otlp.clone(), context.config.name.clone(), traces, until("otlp")));

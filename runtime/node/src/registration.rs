@@ -278,16 +278,19 @@ impl Registration {
 
     async fn register(&self) -> Result<(), Error> {
         let node = self.facts.node(&self.context);
-        match self.send(Method::POST, "/api/v1/nodes", "application/json", &node).await {
-            Ok(_) => {}
+        let before = match self.send(Method::POST, "/api/v1/nodes", "application/json", &node).await {
+            Ok(made) => made,
             Err(error) if error.code() == 409 => {
                 // It is there from an earlier life; what others have written on it stays.
                 let patch = json!({"metadata": {"labels": node["metadata"]["labels"]}});
                 let path = format!("/api/v1/nodes/{}", self.context.config.name);
-                self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await?;
+                self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await?
             }
             Err(error) => return Err(error),
-        }
+        };
+        // What it says of an earlier life, until it says something new.
+        let said = before["metadata"]["annotations"][balancer::ANNOTATION].as_str().unwrap_or_default();
+        self.context.network.proxy.had(balancer::opened(said));
         self.write_status().await?;
         // The node is ready all the same: it is tried again.
         if let Err(error) = self.say_where(&self.serves()).await {

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use self::wanted::{Purpose, Refused, Target, Wanted};
 use crate::accept::{self, DRAIN, Door, RETRY_FIRST, RETRY_MAX};
+use crate::opening::Had;
 use crate::places::{Bounds, Key, Places};
 use crate::routes::{Route, Side};
 use crate::turns::Turns;
@@ -180,8 +181,8 @@ impl Listeners {
     }
 
     /// Opens and closes listeners as the snapshot wants; says when a port that is taken should be tried again. Until `may_begin`, no
-    /// balancer's port is opened that the Service has not had.
-    pub async fn update(&mut self, snapshot: &Snapshot, may_begin: bool) -> Option<Instant> {
+    /// balancer's port is opened that the Service has not had, here (`had`) or by its status.
+    pub async fn update(&mut self, snapshot: &Snapshot, may_begin: bool, had: &Had) -> Option<Instant> {
         let bind = self.bind?;
         let listeners = &self.listeners;
         let has = |service: &Service, key: Key| {
@@ -191,7 +192,7 @@ impl Listeners {
                 target.purpose == Purpose::Balancer && named(&target.service) == named(service)
             })
         };
-        let Wanted { ports: wanted, refused } = Wanted::of(snapshot, has);
+        let Wanted { ports: wanted, refused } = Wanted::of(snapshot, has, had);
         let mut opened = Vec::new();
         self.refuse(&refused, &mut opened);
         self.listeners.retain(|key, listener| {
@@ -204,7 +205,7 @@ impl Listeners {
         self.failures.retain(|key, _| wanted.contains_key(key));
         let now = Instant::now();
         for (key, target) in wanted {
-            if !may_begin && !self.listeners.contains_key(&key) && target.is_new(key) {
+            if !may_begin && !self.listeners.contains_key(&key) && target.is_new(key, had) {
                 continue;
             }
             let balanced = (target.purpose == Purpose::Balancer).then(|| target.service.clone());

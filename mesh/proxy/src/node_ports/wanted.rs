@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use coracle_discovery::{Protocol, Service, Snapshot};
 
+use crate::opening::Had;
 use crate::places::Key;
 
 /// Ports that a node opens as a balancer. Those of the newest Services are left out beyond it: all that a node says of them is an
@@ -47,9 +48,9 @@ impl Target {
     }
 
     /// Whether it is a port of a balancer that no node has had for the Service.
-    pub fn is_new(&self, key: Key) -> bool {
+    pub fn is_new(&self, key: Key, had: &Had) -> bool {
         let balanced = self.service.balanced.as_ref().filter(|_| self.purpose == Purpose::Balancer);
-        balanced.is_some_and(|balanced| !balanced.held.contains(&key))
+        balanced.is_some_and(|balanced| !balanced.held.contains(&key) && !had.has(&self.service, key))
     }
 }
 
@@ -71,14 +72,15 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// `has` says whether this node listens at a port as a Service's balancer.
-    pub fn of(snapshot: &Snapshot, has: impl Fn(&Service, Key) -> bool) -> Wanted {
-        Wanted::within(snapshot.services(), has, BALANCED_MAX, BALANCED_SHARE_MAX)
+    /// `has` says whether this node listens at a port as a Service's balancer, `had` whether it did in an earlier life.
+    pub fn of(snapshot: &Snapshot, has: impl Fn(&Service, Key) -> bool, had: &Had) -> Wanted {
+        Wanted::within(snapshot.services(), has, had, BALANCED_MAX, BALANCED_SHARE_MAX)
     }
 
     fn within<'a>(
         services: impl Iterator<Item = &'a Arc<Service>>,
         has: impl Fn(&Service, Key) -> bool,
+        had: &Had,
         balanced_max: usize,
         share_max: usize,
     ) -> Wanted {
@@ -93,7 +95,7 @@ impl Wanted {
                     let key = (port.port, port.protocol);
                     let rank = if has(service, key) {
                         Rank::Here
-                    } else if balanced.held.contains(&key) {
+                    } else if balanced.held.contains(&key) || had.has(service, key) {
                         Rank::Held
                     } else {
                         Rank::New
@@ -223,7 +225,7 @@ mod tests {
                 vec!["b 4 TooMany"],
             ),
         ] {
-            let wanted = Wanted::within(services.iter(), |_, _| false, 3, 3);
+            let wanted = Wanted::within(services.iter(), |_, _| false, &Had::default(), 3, 3);
             let mut found: Vec<String> = wanted
                 .ports
                 .iter()
@@ -249,7 +251,7 @@ mod tests {
         let others = [service("old", 1, &[(443, None)], true), service("np", 1, &[(80, Some(30_080))], false)];
         let holders = |services: &[Arc<Service>], is_here: bool| {
             let has = |service: &Service, _| is_here && &*service.name == "young";
-            let wanted = Wanted::within(services.iter(), has, 9, 9);
+            let wanted = Wanted::within(services.iter(), has, &Had::default(), 9, 9);
             [443, 30_080].map(|port| wanted.ports[&(port, Protocol::Tcp)].service.name.to_string())
         };
         let all = |young: Arc<Service>| [&others[..], &[young][..]].concat();
@@ -266,7 +268,7 @@ mod tests {
         let mut other = Arc::into_inner(service("b", 2, &[(4, None), (5, None)], true)).unwrap();
         other.namespace = "other".into();
         let services = [service("a", 1, &[(1, None), (2, None), (3, None)], true), Arc::new(other)];
-        let wanted = Wanted::within(services.iter(), |_, _| false, 3, 2);
+        let wanted = Wanted::within(services.iter(), |_, _| false, &Had::default(), 3, 2);
         let mut opened: Vec<u16> = wanted.ports.keys().map(|key| key.0).collect();
         opened.sort_unstable();
         let refused: Vec<u16> = wanted.refused.iter().map(|(_, key, _)| key.0).collect();

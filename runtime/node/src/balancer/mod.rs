@@ -31,6 +31,26 @@ pub fn annotation(bind: IpAddr, node_ip: IpAddr, opened: &[Opened]) -> Option<St
     Some(text)
 }
 
+/// What an annotation says has become of ports; nothing of entries that are none.
+pub fn opened(annotation: &str) -> Vec<Opened> {
+    let one = |entry: &str| {
+        let (entry, is_open) = match entry.strip_suffix("=taken") {
+            Some(entry) => (entry, false),
+            None => (entry, true),
+        };
+        let (of, port) = entry.rsplit_once(':')?;
+        let ((namespace, name), (port, protocol)) = (of.split_once('/')?, port.split_once('/')?);
+        let protocol = match protocol {
+            "TCP" => Protocol::Tcp,
+            "UDP" => Protocol::Udp,
+            "SCTP" => Protocol::Sctp,
+            _ => return None,
+        };
+        Some(Opened { namespace: namespace.into(), name: name.into(), port: port.parse().ok()?, protocol, is_open })
+    };
+    annotation.split(',').skip(1).filter_map(one).collect()
+}
+
 fn name_of(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "TCP",
@@ -108,7 +128,10 @@ mod tests {
         let all = [opened(80, Protocol::Tcp, true), opened(53, Protocol::Udp, false)];
         let reverse = [all[1].clone(), all[0].clone()];
         assert_eq!(annotation(loopback, node_ip, &reverse), annotation(loopback, node_ip, &all));
-        assert_eq!(annotation(loopback, node_ip, &all).as_deref(), Some("127.0.0.1,n/web:80/TCP,n/web:53/UDP=taken"));
+        let text = annotation(loopback, node_ip, &all);
+        assert_eq!(text.as_deref(), Some("127.0.0.1,n/web:80/TCP,n/web:53/UDP=taken"));
+        assert_eq!(super::opened(text.as_deref().unwrap()), all);
+        assert_eq!(super::opened("::1,n/web:80/TCP,n/web:x/TCP,web:80/TCP,n/web:80/ODD,+beyond"), all[..1]);
         assert_eq!(
             annotation("0.0.0.0".parse().unwrap(), node_ip, &all[..1]).as_deref(),
             Some("192.0.2.7,n/web:80/TCP")
