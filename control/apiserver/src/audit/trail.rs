@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use coracle_api::status::Status;
 use futures::future::BoxFuture;
 use http::{HeaderMap, StatusCode, header};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -156,7 +156,8 @@ impl Trail {
             return response;
         }
         let is_long = self.asked.is_long() && (code.is_success() || code == StatusCode::SWITCHING_PROTOCOLS);
-        let keeps = !is_long && self.level() == Level::RequestResponse;
+        // Of one without a body nobody reads to its end.
+        let keeps = !is_long && self.level() == Level::RequestResponse && !response.body().is_end_stream();
         if is_long {
             self.tell_and_wait(Stage::ResponseStarted, answered.clone()).await;
         } else if !keeps {
