@@ -122,7 +122,7 @@ impl Trail {
         self.waits.store(true, Ordering::Relaxed);
         let told = self.received_told.lock().take();
         let Some(told) = told else { return Ok(()) };
-        if told.is_made().await || !self.audit.writer.is_strict() {
+        if told.made().await || !self.audit.writer.is_strict() {
             return Ok(());
         }
         self.audit.writer.rejected();
@@ -180,7 +180,7 @@ impl Trail {
     async fn tell_and_wait(self: &Arc<Self>, stage: Stage, answered: Answered) {
         let told = self.tell(stage, Some(answered));
         if let Some(told) = self.waited_for(told) {
-            told.is_made().await;
+            told.made().await;
         }
     }
 
@@ -385,7 +385,7 @@ impl http_body::Body for Recorded {
             }
             match recorded.end() {
                 None => return Poll::Ready(frame.map(Ok)),
-                Some(told) => recorded.last = Some(Last { frame, told: Box::pin(told.is_made()) }),
+                Some(told) => recorded.last = Some(Last { frame, told: Box::pin(told.made()) }),
             }
         }
         if let Some(last) = &mut recorded.last {

@@ -40,7 +40,7 @@ pub(super) struct Delivery(oneshot::Receiver<bool>);
 
 impl Delivery {
     /// Waits until that is known, within bounds.
-    pub async fn is_made(self) -> bool {
+    pub async fn made(self) -> bool {
         matches!(tokio::time::timeout(WAITED_FOR_MAX, self.0).await, Ok(Ok(true)))
     }
 }
