@@ -281,7 +281,9 @@ async fn zero_when_idle(api: &Scripted, value: &str) {
     let metric = json!({"type": "External", "external": {"metric": {"name": "queue"},
         "target": {"type": "AverageValue", "averageValue": "5"}}});
     let all = json!({"type": "Percent", "value": 1000, "periodSeconds": 15});
-    let rules = json!({"stabilizationWindowSeconds": 0, "policies": [all]});
+    // A share of nothing is nothing, for who does not know that there were some.
+    let some = json!({"type": "Pods", "value": 4, "periodSeconds": 15});
+    let rules = json!({"stabilizationWindowSeconds": 0, "policies": [all, some]});
     let behavior = json!({"scaleDown": rules, "scaleUp": rules});
     api.put(SCALER, scaler(json!({"minReplicas": 0, "metrics": [metric], "behavior": behavior})));
 }
