@@ -133,10 +133,12 @@ fn untrusted(error: &kube::Error) -> Option<String> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let wrong = loop {
         let error = cause?;
-        // An io::Error passes over what it holds: its source is that one's.
-        let held = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
-        let held = held.and_then(|held| held.downcast_ref::<rustls::Error>());
-        if let Some(rustls::Error::InvalidCertificate(wrong)) = error.downcast_ref().or(held) {
+        // An io::Error passes over what it holds, which may be one, too: its source is that one's.
+        let mut held = error;
+        while let Some(inner) = held.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref()) {
+            held = inner;
+        }
+        if let Some(rustls::Error::InvalidCertificate(wrong)) = held.downcast_ref() {
             break wrong;
         }
         cause = error.source();
@@ -610,7 +612,9 @@ mod tests {
         let nodes = Api::<Node>::all(remote.client().clone()).list(&ListParams::default()).await.unwrap_err();
         assert!(matches!(AskError::from(nodes), AskError::Refused { code: 404, .. }));
 
-        let url = answering(|path| if path == STATUS { (200, "{}") } else { (404, "{}") }).await;
+        const MISSING: &str =
+            r#"{"kind":"Status","apiVersion":"v1","status":"Failure","message":"none","reason":"NotFound","code":404}"#;
+        let url = answering(|path| if path == STATUS { (200, "{}") } else { (404, MISSING) }).await;
         let path = kubeconfig(dir.path(), serde_json::json!({"server": url}));
         let remote = Remote::connect_merged(&[path], |_| ()).await.unwrap();
         let told = remote.encryption().await.unwrap_err();
