@@ -84,7 +84,7 @@ use layers::stalls::To;
 use limits::{Class, Flow};
 pub use limits::{Connection, Here};
 pub use nodes::keep_alive;
-pub use outward::{Endpoint, FrontProxy, Login, Shown};
+pub use outward::{Endpoint, FrontProxy, Login, Shown, why};
 use server::Shared;
 
 /// Why an API server cannot start.

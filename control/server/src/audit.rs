@@ -55,7 +55,7 @@ impl Webhook {
 
 /// What the current context of a kubeconfig names. What it says and nothing here does is refused.
 fn endpoint(path: &Path) -> Result<Endpoint, String> {
-    let config = Kubeconfig::read_from(path).map_err(|error| told(&error))?;
+    let config = Kubeconfig::read_from(path).map_err(|error| coracle_apiserver::why(&error))?;
     let current =
         config.current_context.as_deref().filter(|name| !name.is_empty()).ok_or("there is no current-context")?;
     let context = config.contexts.iter().find(|named| named.name == current).and_then(|named| named.context.as_ref());
@@ -124,17 +124,6 @@ fn pem(data: Option<&str>, file: Option<&str>) -> Result<Option<String>, String>
     }
     let Some(file) = file.filter(|file| !file.is_empty()) else { return Ok(None) };
     std::fs::read_to_string(file).map(Some).map_err(|error| format!("read {file}: {error}"))
-}
-
-/// With its causes.
-fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

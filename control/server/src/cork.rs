@@ -150,9 +150,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Cork<S> {
             inner.corked = false;
         }
         // Where the client does not take it, the stream wakes this task when it does. The connection hears of an error when it
-        // reads or writes next, which is now.
+        // reads or writes next, which is now; what could not be sent is not tried again.
         if let Poll::Ready(Err(error)) = inner.let_go(cx) {
-            inner.failed = Some(error);
+            (inner.gathered, inner.out, inner.failed) = (Vec::new(), 0, Some(error));
             cx.waker().wake_by_ref();
         }
         polled
@@ -263,5 +263,7 @@ mod tests {
         corked.write_all(b"an answer").await.unwrap();
         assert!(cork.after(Poll::<()>::Pending, &mut Context::from_waker(Waker::noop())).is_pending());
         assert_eq!(corked.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert!(cork.after(Poll::<()>::Pending, &mut Context::from_waker(Waker::noop())).is_pending());
+        assert_eq!(writes(&cork), [0; 0], "it is not tried again");
     }
 }

@@ -219,7 +219,7 @@ pub async fn duties(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
     use std::net::{IpAddr, Ipv4Addr};
 
@@ -234,7 +234,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(60);
 
-    async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
+    pub async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
         let tries = async {
             loop {
                 if let Some(done) = done().await {

@@ -118,23 +118,10 @@ fn absent(error: io::Error) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use coracle_keyspace::{Begin, Config, Formats, Hub, Keyspace, Promotion, Role};
 
     use super::*;
-
-    async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
-        let tries = async {
-            loop {
-                if let Some(done) = done().await {
-                    return done;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), tries).await.unwrap_or_else(|_| panic!("{what}"))
-    }
+    use crate::group::tests::until;
 
     /// The data of one of three servers, in a directory that is a founded cluster's.
     async fn one_of_three(dir: &Path) {

@@ -293,7 +293,7 @@ pub(crate) fn words(text: &str) -> String {
 }
 
 /// A failure with its causes: the library's own words say little.
-pub(crate) fn why(error: &dyn std::error::Error) -> String {
+pub fn why(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -13,6 +13,18 @@ fn only(app: &str) -> Value {
     json!({"spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]}})
 }
 
+/// Those of the label `web` may call every pod but those with the label `shut`, from the node's first moment on.
+async fn open_to_web_or_shut() -> World {
+    let mut world = World::start().await;
+    world.stop_node().await;
+    let mut open = only("web");
+    open["spec"]["podSelector"] = json!({"matchExpressions": [{"key": "shut", "operator": "DoesNotExist"}]});
+    world.api.put_object("networkpolicies", "only-web", open);
+    world.api.put_object("networkpolicies", "shut", json!({"spec": {"podSelector": {"matchLabels": {"shut": "yes"}}}}));
+    world.start_node().await;
+    world
+}
+
 /// A pod as the node `n2` tells of it.
 fn told(address: &str, app: &str) -> String {
     let pod = json!({"address": address, "namespace": "default", "name": "a", "account": "default", "labels": {"app": app}, "ports": []});
@@ -21,13 +33,7 @@ fn told(address: &str, app: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_node_is_let_in_for_the_pods_that_policies_name_and_for_its_own_only() {
-    let mut world = World::start().await;
-    world.stop_node().await;
-    let mut open = only("web");
-    open["spec"]["podSelector"] = json!({"matchExpressions": [{"key": "shut", "operator": "DoesNotExist"}]});
-    world.api.put_object("networkpolicies", "only-web", open);
-    world.api.put_object("networkpolicies", "shut", json!({"spec": {"podSelector": {"matchLabels": {"shut": "yes"}}}}));
-    world.start_node().await;
+    let world = open_to_web_or_shut().await;
     // Both are reached by their node: probes, and port-forward.
     let mut listens = command(&["listen", "9000"]);
     listens["readinessProbe"] = json!({"tcpSocket": {"port": 9000}});
@@ -110,13 +116,7 @@ async fn another_node_is_let_in_for_the_pods_that_policies_name_and_for_its_own_
 /// The node's own end of a flow; the other is said in bytes. What a guest would bind is bound by the test, at the same address.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_node_s_datagrams_come_to_the_pod_from_the_node_while_policies_name_who_sends_them() {
-    let mut world = World::start().await;
-    world.stop_node().await;
-    let mut open = only("web");
-    open["spec"]["podSelector"] = json!({"matchExpressions": [{"key": "shut", "operator": "DoesNotExist"}]});
-    world.api.put_object("networkpolicies", "only-web", open);
-    world.api.put_object("networkpolicies", "shut", json!({"spec": {"podSelector": {"matchLabels": {"shut": "yes"}}}}));
-    world.start_node().await;
+    let world = open_to_web_or_shut().await;
     let mut listens = command(&["listen", "9000"]);
     listens["readinessProbe"] = json!({"tcpSocket": {"port": 9000}});
     world.run("listens", listens);
