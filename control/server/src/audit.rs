@@ -167,7 +167,17 @@ mod tests {
     #[test]
     fn what_a_webhook_s_kubeconfig_says_and_nothing_does_is_refused() {
         let dir = tempfile::tempdir().unwrap();
+        let [one, other] = [(); 2].map(|()| rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap());
+        let shown = |certificate: String| {
+            let key = STANDARD.encode(other.signing_key.serialize_pem());
+            format!("client-certificate-data: {}, client-key-data: {key}", STANDARD.encode(certificate))
+        };
+        let no_pair = shown(one.cert.pem());
+        let broken = shown(other.cert.pem() + "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n");
         for (cluster, user, why) in [
+            ("server: 'https://a'", no_pair.as_str(), "to be shown and its key"),
+            ("server: 'https://a'", broken.as_str(), "the certificate that it is to be shown"),
+            ("server: 'https://a/b?c=d'", "", "a query is not served"),
             ("", "", "there is no server"),
             ("server: 'a.example'", "", "is no https:// or http:// URL"),
             ("server: 'https://a', proxy-url: 'http://b'", "", "proxy-url is not served"),

@@ -28,6 +28,8 @@ struct Inner<S> {
     gathered: Vec<u8>,
     /// How many bytes of it are out.
     out: usize,
+    /// Whether the stream has taken something that it may not have sent: TLS keeps records for which the socket has no room.
+    unsent: bool,
     /// Whether a flush may wait for [`Cork`].
     corked: bool,
     /// What went wrong when nobody was there to be told.
@@ -37,7 +39,7 @@ struct Inner<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Corked<S> {
     /// Gathers for `stream` from now on.
     pub fn new(stream: S) -> (Corked<S>, Cork<S>) {
-        let inner = Inner { stream, gathered: Vec::new(), out: 0, corked: true, failed: None };
+        let inner = Inner { stream, gathered: Vec::new(), out: 0, unsent: false, corked: true, failed: None };
         let inner = Arc::new(Mutex::new(inner));
         (Corked(inner.clone()), Cork(inner))
     }
@@ -50,27 +52,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Corked<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Inner<S> {
     /// Gives all that was gathered to the stream, and has it send that.
     fn let_go(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.gathered.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
         while self.out < self.gathered.len() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.gathered[self.out..]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.out += written;
+            self.unsent = true;
         }
-        // An idle connection holds nothing.
-        (self.gathered, self.out) = (Vec::new(), 0);
-        Pin::new(&mut self.stream).poll_flush(cx)
+        if !self.gathered.is_empty() {
+            // An idle connection holds nothing.
+            (self.gathered, self.out) = (Vec::new(), 0);
+        }
+        if self.unsent {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unsent = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// How much may be written; waits where nothing may.
     fn room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.gathered.len() >= GATHERED_MAX {
-            ready!(self.let_go(cx))?;
+        if self.gathered.len() >= GATHERED_MAX
+            && let Poll::Ready(Err(error)) = self.let_go(cx)
+        {
+            return Poll::Ready(Err(error));
         }
-        Poll::Ready(Ok(GATHERED_MAX - self.gathered.len()))
+        match GATHERED_MAX - self.gathered.len() {
+            0 => Poll::Pending,
+            room => Poll::Ready(Ok(room)),
+        }
     }
 }
 
@@ -123,11 +134,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.lock();
-        if inner.corked {
-            return Poll::Ready(Ok(()));
+        // A connection that neither reads nor writes now flushes.
+        if let Some(error) = inner.failed.take() {
+            return Poll::Ready(Err(error));
         }
-        ready!(inner.let_go(cx))?;
-        Pin::new(&mut inner.stream).poll_flush(cx)
+        if inner.corked { Poll::Ready(Ok(())) } else { inner.let_go(cx) }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -174,6 +185,9 @@ mod tests {
     struct Scripted {
         answers: VecDeque<Poll<io::Result<()>>>,
         writes: Vec<usize>,
+        /// How often it has nothing to say to a flush, yet.
+        holds: usize,
+        flushed: usize,
     }
 
     impl AsyncRead for Scripted {
@@ -194,8 +208,17 @@ mod tests {
             }
         }
 
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            match self.holds.checked_sub(1) {
+                Some(holds) => {
+                    self.holds = holds;
+                    Poll::Pending
+                }
+                None => {
+                    self.flushed += 1;
+                    Poll::Ready(Ok(()))
+                }
+            }
         }
 
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -257,13 +280,27 @@ mod tests {
         assert_eq!(writes(&cork), [3, 4]);
     }
 
+    #[test]
+    fn what_the_stream_took_and_did_not_send_is_flushed_again() {
+        let (mut corked, cork) = Corked::new(Scripted { holds: 1, ..Scripted::default() });
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut corked).poll_write(&mut cx, b"the end").is_ready());
+        for flushed in [0, 1, 1] {
+            assert!(cork.after(Poll::<()>::Pending, &mut cx).is_pending());
+            assert_eq!(cork.lock().stream.flushed, flushed);
+        }
+    }
+
     #[tokio::test]
-    async fn an_error_ends_the_connection() {
-        let (mut corked, cork) = scripted([Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))]);
-        corked.write_all(b"an answer").await.unwrap();
-        assert!(cork.after(Poll::<()>::Pending, &mut Context::from_waker(Waker::noop())).is_pending());
-        assert_eq!(corked.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-        assert!(cork.after(Poll::<()>::Pending, &mut Context::from_waker(Waker::noop())).is_pending());
-        assert_eq!(writes(&cork), [0; 0], "it is not tried again");
+    async fn an_error_ends_the_connection_whatever_it_does_next() {
+        for reads in [true, false] {
+            let (mut corked, cork) = scripted([Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))]);
+            corked.write_all(b"an answer").await.unwrap();
+            assert!(cork.after(Poll::<()>::Pending, &mut Context::from_waker(Waker::noop())).is_pending());
+            let told = if reads { corked.read(&mut [0]).await.map(drop) } else { corked.flush().await };
+            assert_eq!(told.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+            assert!(cork.after(Poll::<()>::Pending, &mut Context::from_waker(Waker::noop())).is_pending());
+            assert_eq!(writes(&cork), [0; 0], "it is not tried again");
+        }
     }
 }

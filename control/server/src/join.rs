@@ -170,6 +170,13 @@ impl Joining {
         }
     }
 
+    /// Whether the token that was shown is good, in one of the places, which is free again afterwards. It comes first: of whom has none
+    /// nothing is read and kept, and who has one and sends half a request holds no place.
+    async fn admit_at_once(&self, headers: &HeaderMap, whom: For) -> Result<(), Refusal> {
+        let _place = self.places.try_acquire().map_err(|_| Refusal::Busy)?;
+        self.admit(headers, whom).await
+    }
+
     /// Whether the token that the request shows is one for `whom`.
     async fn admit(&self, headers: &HeaderMap, whom: For) -> Result<(), Refusal> {
         let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
@@ -331,9 +338,9 @@ impl Joining {
 
 async fn join(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Body) -> Response {
     let joined = async {
+        joining.admit_at_once(&headers, For::Node).await?;
         let body = body(sent).await?;
         let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
-        joining.admit(&headers, For::Node).await?;
         let (name, request) = (body["name"].as_str().unwrap_or_default(), body["request"].as_str().unwrap_or_default());
         // What cannot be signed takes no name.
         let signed = check_name(name).map_err(Refusal::Request).and_then(|()| joining.sign(name, request))?;
@@ -346,9 +353,9 @@ async fn join(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Bod
 
 async fn join_server(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Body) -> Response {
     let joined = async {
+        joining.admit_at_once(&headers, For::Server).await?;
         let body = body(sent).await?;
         let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
-        joining.admit(&headers, For::Server).await?;
         let text = |field: &str| body[field].as_str().unwrap_or_default();
         let formats = match body.get("formats") {
             None => Formats::FIRST,
@@ -549,17 +556,37 @@ mod tests {
     async fn who_sends_half_a_request_holds_no_place() {
         let dir = tempfile::tempdir().unwrap();
         let server = crate::Server::start(crate::tests::config(dir.path())).await.unwrap();
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": format!("{PREFIX}ab")},
+            "stringData": {"hash": hash("cd"), "ends": (seconds_now() + 1_000).to_string(), "for": "node"},
+        });
         let joining = Joining::new(server.authority.clone(), server.admin(), server.keyspace().clone());
-        let slow = || Body::from_stream(futures::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
-        let mut waiting = Vec::new();
-        for _ in 0..AT_WORK_MAX {
-            waiting.push(Box::pin(join(State(joining.clone()), HeaderMap::new(), slow())));
+        joining.write(Method::POST, SECRETS, &secret).await.unwrap();
+        let invited = HeaderMap::from_iter([(header::AUTHORIZATION, "Bearer ab.cd".parse().unwrap())]);
+        let read = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let slow = || {
+            let read = read.clone();
+            let pending = futures::stream::poll_fn(move |_| {
+                read.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                std::task::Poll::<Option<Result<bytes::Bytes, std::io::Error>>>::Pending
+            });
+            Body::from_stream(pending)
+        };
+        for at in 1..=AT_WORK_MAX {
+            tokio::spawn(join(State(joining.clone()), invited.clone(), slow()));
+            let waits = async {
+                while read.load(std::sync::atomic::Ordering::SeqCst) < at {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), waits).await.expect("its request is waited for");
         }
-        for one in &mut waiting {
-            assert!(futures::poll!(one).is_pending(), "it sends nothing");
-        }
-        let answer = join(State(joining.clone()), HeaderMap::new(), Body::from("{}")).await;
-        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "there is a place for who has sent all");
+        let answer = join(State(joining.clone()), invited, Body::from("{}")).await;
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "there is a place for who has sent all");
+        let stranger = join(State(joining.clone()), HeaderMap::new(), slow()).await;
+        assert_eq!(stranger.status(), StatusCode::UNAUTHORIZED);
+        let asked = read.load(std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(asked, AT_WORK_MAX, "of who has no token nothing is read");
         server.shutdown().await;
     }
 

@@ -59,12 +59,28 @@ impl Kubeconfig {
         let mut servers = vec![(CLUSTER.to_owned(), self.api_url.clone())];
         servers.extend(others);
         let own = render(&servers, self.authority.certificate(), &credentials);
-        let Some(there) = read(&self.path) else { return crate::write_kubeconfig(&self.path, &text(&own)) };
+        let Some(there) = read(&self.path) else {
+            self.put_aside()?;
+            return crate::write_kubeconfig(&self.path, &text(&own));
+        };
         let merged = merge(there.clone(), own);
         if merged == there {
             return Ok(());
         }
         crate::write_kubeconfig(&self.path, &text(&merged))
+    }
+
+    /// Keeps a file that is no kubeconfig as it is, beside its place: a slip of an editor is no reason to lose what somebody has put
+    /// there.
+    fn put_aside(&self) -> Result<(), Error> {
+        if !std::fs::symlink_metadata(&self.path).is_ok_and(|there| there.len() > 0) {
+            return Ok(());
+        }
+        let aside = self.path.with_extension("unread");
+        let moved = std::fs::rename(&self.path, &aside);
+        moved.map_err(|source| Error::File { path: self.path.clone(), source })?;
+        tracing::warn!(path = %aside.display(), "the kubeconfig could not be read: it is kept here, and a new one is written");
+        Ok(())
     }
 
     /// Writes it again whenever there is another server, until `stop`.
@@ -260,6 +276,12 @@ contexts:
         assert_ne!(after["clusters"][0]["cluster"]["server"], before);
         after["clusters"][0]["cluster"]["server"] = before;
         assert_eq!(after, config);
+        // What cannot be read is kept beside it.
+        let slip = format!("{}\t- {{", text(&config));
+        std::fs::write(&path, &slip).unwrap();
+        crate::Server::start(crate::tests::config(dir.path())).await.unwrap().shutdown().await;
+        assert_eq!(std::fs::read_to_string(path.with_extension("unread")).unwrap(), slip);
+        assert!(read(&path).is_some());
     }
 
     #[test]

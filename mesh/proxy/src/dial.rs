@@ -51,6 +51,14 @@ impl Connection {
     pub fn is_called(&self) -> bool {
         matches!(self, Connection::Elsewhere { is_called: true, .. })
     }
+
+    /// Whether it may be kept for other requests.
+    pub fn may_be_kept(&self) -> bool {
+        match self {
+            Connection::Socket(_) => true,
+            Connection::Elsewhere { open, .. } => open.may_be_kept,
+        }
+    }
 }
 
 /// A stream to another node is open. While there are few it is kept when its request is over.

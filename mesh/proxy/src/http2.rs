@@ -34,6 +34,10 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// and answers within this time.
 const PONG_MAX: Duration = Duration::from_secs(15);
+/// Bytes of an answer that wait for who has asked, of one request and of all of a connection; and of a request that wait for who answers.
+const STREAM_WINDOW_BYTES: u32 = 128 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+const SEND_BYTES_MAX: usize = 128 << 10;
 /// Bytes of an answer's headers, and of its trailers.
 const HEADER_BYTES_MAX: u32 = 64 << 10;
 
@@ -54,11 +58,18 @@ struct Open {
 }
 
 /// What is asked on a connection.
-#[derive(Default)]
 struct Streams {
     under_way: AtomicUsize,
     /// Since it was looked last whether anybody uses it.
     begun: AtomicUsize,
+    /// As many at a time as the endpoint takes: of more the rest would wait there for the others.
+    max: AtomicUsize,
+}
+
+impl Default for Streams {
+    fn default() -> Streams {
+        Streams { under_way: 0.into(), begun: 0.into(), max: STREAMS_MAX.into() }
+    }
 }
 
 /// A request under way, to the end of its answer.
@@ -151,21 +162,23 @@ impl Pool {
         let mut kept = locked(&self.0);
         kept.retain(to, |open| !open.sender.is_closed());
         let mut all = kept.by.get(to)?.iter();
-        let open = all.find(|open| open.streams.under_way.load(Relaxed) < STREAMS_MAX)?;
+        let open = all.find(|open| open.streams.under_way.load(Relaxed) < open.streams.max.load(Relaxed))?;
         Some((open.sender.clone(), Stream::begin(&open.streams), open.is_called))
     }
 
     async fn open(&self, to: &Authority, connection: Connection) -> Result<Taken, BoxError> {
-        let is_called = connection.is_called();
+        let (is_called, may_be_kept) = (connection.is_called(), connection.may_be_kept());
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).max_header_list_size(HEADER_BYTES_MAX);
         builder.keep_alive_interval(PING_AFTER).keep_alive_timeout(PONG_MAX);
+        builder.initial_stream_window_size(STREAM_WINDOW_BYTES).initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+        builder.max_send_buf_size(SEND_BYTES_MAX);
         let (sender, connection) = builder.handshake(connection).await?;
         let streams: Arc<Streams> = Arc::default();
         let stream = Stream::begin(&streams);
         {
             let mut kept = locked(&self.0);
-            if kept.all < KEPT_MAX {
+            if may_be_kept && kept.all < KEPT_MAX {
                 kept.all += 1;
                 let open = Open { sender: sender.clone(), streams: streams.clone(), is_called };
                 kept.by.entry(to.clone()).or_default().push(open);
@@ -175,9 +188,14 @@ impl Pool {
         // It ends when nobody can send anything any more, and nothing is under way: with the pool at the latest.
         tokio::spawn(async move {
             let mut connection = pin!(connection);
+            let mut over = pin!(std::future::poll_fn(|cx| {
+                let polled = connection.as_mut().poll(cx);
+                streams.max.store(connection.current_max_send_streams().clamp(1, STREAMS_MAX), Relaxed);
+                polled
+            }));
             loop {
                 tokio::select! {
-                    ended = &mut connection => {
+                    ended = &mut over => {
                         if let Err(error) = ended {
                             tracing::debug!(%error, %to, "a connection of HTTP/2 has ended");
                         }

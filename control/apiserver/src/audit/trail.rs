@@ -158,16 +158,18 @@ impl Trail {
         let is_long = self.asked.is_long() && (code.is_success() || code == StatusCode::SWITCHING_PROTOCOLS);
         // Of one without a body nobody reads to its end.
         let keeps = !is_long && self.level() == Level::RequestResponse && !response.body().is_end_stream();
-        if is_long {
-            self.tell_and_wait(Stage::ResponseStarted, answered.clone()).await;
-        } else if !keeps {
+        if !is_long && !keeps {
             self.tell_and_wait(Stage::ResponseComplete, answered).await;
             return response;
         }
         let (parts, body) = response.into_parts();
         let kept = keeps.then(Kept::default);
-        let headers = parts.headers.clone();
+        let (started, headers) = (is_long.then(|| answered.clone()), parts.headers.clone());
+        // It is there before anybody waits: who leaves meanwhile has ended, and that is told.
         let body = Recorded { body, trail: Some(self.clone()), answered, headers, kept, last: None };
+        if let Some(started) = started {
+            self.tell_and_wait(Stage::ResponseStarted, started).await;
+        }
         Response::from_parts(parts, axum::body::Body::new(body))
     }
 

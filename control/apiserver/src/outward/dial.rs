@@ -93,14 +93,23 @@ async fn tls(trust: &Trust, shown: Option<&Shown>) -> Result<TlsConnector, Strin
     let mut tls = match shown {
         None => tls.with_no_client_auth(),
         Some(shown) => {
-            let chain: Vec<_> =
-                CertificateDer::pem_slice_iter(shown.certificate.as_bytes()).filter_map(Result::ok).collect();
-            let key = PrivateKeyDer::from_pem_slice(shown.key.as_bytes()).map_err(|error| error.to_string())?;
+            let (chain, key) = certified(shown)?;
             tls.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?
         }
     };
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsConnector::from(Arc::new(tls)))
+}
+
+/// What is shown, as rustls wants it: every certificate of it, and the key.
+pub(super) fn certified(shown: &Shown) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
+    let chain = CertificateDer::pem_slice_iter(shown.certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| format!("the certificate that it is to be shown: {error}"))?;
+    if chain.is_empty() {
+        return Err("there is no certificate in what it is to be shown".to_owned());
+    }
+    let key = PrivateKeyDer::from_pem_slice(shown.key.as_bytes());
+    Ok((chain, key.map_err(|error| format!("the key of the certificate that it is to be shown: {error}"))?))
 }
 
 async fn machine() -> Result<Arc<RootCertStore>, String> {

@@ -8,10 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, Uri};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::authorities::Bundle;
+use super::dial;
 use super::{CallError, Client, Nodes, Target, Way};
 
 /// What it answers is not read beyond this.
@@ -90,12 +89,9 @@ impl Endpoint {
             Bundle::read(&self.authorities, Arc::new(rustls::crypto::ring::default_provider()))?;
         }
         let Some(shown) = &self.shown else { return Ok(()) };
-        let has_certificate = CertificateDer::pem_slice_iter(shown.certificate.as_bytes()).any(|read| read.is_ok());
-        if !has_certificate {
-            return Err("there is no certificate in what it is to be shown".to_owned());
-        }
-        let key = PrivateKeyDer::from_pem_slice(shown.key.as_bytes());
-        key.map(drop).map_err(|error| format!("the key of the certificate that it is to be shown: {error}"))
+        let (chain, key) = dial::certified(shown)?;
+        let pair = rustls::sign::CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider());
+        pair.map(drop).map_err(|error| format!("the certificate that it is to be shown and its key: {error}"))
     }
 
     fn target(&self) -> Result<Target, String> {
@@ -110,6 +106,9 @@ impl Endpoint {
         // Who reads a request on the way would have it.
         if matches!(way, Way::Plain { .. }) && self.login.is_some() {
             return Err(format!("server {:?}: no token and no password goes over http", self.url));
+        }
+        if uri.query().is_some() {
+            return Err(format!("server {:?}: a query is not served for webhooks", self.url));
         }
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         if authority.contains('@') {
@@ -193,6 +192,7 @@ mod tests {
             ("ftp://a", None, "is no https:// or http:// URL"),
             ("http://a", token(), "no token and no password goes over http"),
             ("https://u:p@a", None, "says who asks"),
+            ("https://a/audit?key=x", None, "a query is not served"),
         ] {
             let refused = caller(url, login).unwrap_err();
             assert!(refused.contains(why), "{url}: {refused}");

@@ -3,8 +3,9 @@
 //! What changes is noted by host; a new table makes the changed hosts anew and takes the others over as they are.
 //!
 //! All of them have so much room together, and those of a namespace half of it: no tenant's Ingresses shut the others' out. Who is
-//! served where there is not enough for all follows from their age and from nothing else, least of all from the order in which they
-//! are heard of.
+//! served where there is not enough for all follows from their age, and not from the order in which they are heard of; but a change for
+//! which there is no room leaves what this node served before, so that a node that begins meanwhile, and knows no before, serves without
+//! it what its neighbours serve in the old version (docs/ingress.md).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;

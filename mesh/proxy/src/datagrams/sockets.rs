@@ -116,11 +116,18 @@ impl Sockets {
             return Some(SocketAddr::new(address, open.port));
         }
         let of_pod = state.open.keys().filter(|other| other.ip() == to.ip()).count();
-        if of_pod >= SOCKETS_PER_POD_MAX || state.open.len() >= SOCKETS_MAX {
-            let may_go = |other: &SocketAddr| of_pod < SOCKETS_PER_POD_MAX || other.ip() == to.ip();
+        let idle = |may_go: &dyn Fn(&SocketAddr) -> bool| {
             let mut idle = state.open.iter().filter(|(other, open)| may_go(other) && open.is_idle());
-            let idle = idle.next().map(|(other, _)| *other)?;
-            state.open.remove(&idle);
+            idle.next().map(|(other, _)| *other)
+        };
+        // What a pod has only says who goes: flows have their namespaces' shares, and those of one tenant to many ports of a pod keep
+        // nobody else from it.
+        let mut goes = if of_pod >= SOCKETS_PER_POD_MAX { idle(&|other| other.ip() == to.ip()) } else { None };
+        if goes.is_none() && state.open.len() >= SOCKETS_MAX {
+            goes = Some(idle(&|_| true)?);
+        }
+        if let Some(goes) = goes {
+            state.open.remove(&goes);
         }
         let bound = state.bind(address, to).and_then(|(socket, port)| {
             if !spare::is_spare(&socket) {

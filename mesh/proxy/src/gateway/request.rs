@@ -65,9 +65,9 @@ impl To {
 }
 
 impl Inbound {
-    /// Answers a request of this client; a call of gRPC in its own words.
+    /// Answers a request of this client; a call of gRPC in its own words. Who speaks HTTP/1.1 speaks no gRPC, whatever he calls it.
     pub async fn answer(self: Arc<Self>, client: SocketAddr, request: Request<Body>) -> Result<Response<Body>, Error> {
-        match grpc::is_call(request.headers()) {
+        match grpc::is_call(request.headers()) && request.version() >= Version::HTTP_2 {
             false => self.answer_http(client, request).await,
             true => {
                 let answered = Box::pin(self.answer_http(client, request)).await;

@@ -954,7 +954,12 @@ async fn calls_of_grpc_go_where_their_routes_say_in_http2_with_what_comes_behind
         assert!(header("grpc-message").starts_with(said) && trailers.is_empty(), "{head:?}");
         assert_eq!(header("content-type"), "application/grpc");
     }
-    let answer = exchange(&mut connect(plain).await, "POST /a.Called/Get HTTP/1.1\r\nhost: a.x\r\n", "").await;
+    let answer = exchange(
+        &mut connect(plain).await,
+        "POST /a.Called/Get HTTP/1.1\r\nhost: a.x\r\ncontent-type: application/grpc\r\n",
+        "",
+    )
+    .await;
     assert!(answer.starts_with("HTTP/1.1 505") && answer.contains("GRPCRoute n/r is for gRPC"), "{answer}");
 }
 
