@@ -162,9 +162,8 @@ impl Bridges {
             let undeclared = |other: &SocketAddr| other.ip() == endpoint.ip() && !table.is_declared(*other);
             let own: Vec<_> = bridges.iter().filter(|(other, _)| undeclared(other)).collect();
             if own.len() >= BRIDGES_PER_POD_MAX {
-                // It only says who goes: those of one tenant that are in use keep no other from the pod. Namespaces have shares.
-                let idle = own.iter().find(|(_, bridge)| bridge.is_idle()).map(|(other, _)| **other);
-                idle.map(|idle| bridges.remove(&idle));
+                let idle = own.iter().find(|(_, bridge)| bridge.is_idle()).map(|(other, _)| **other)?;
+                bridges.remove(&idle);
             }
         }
         let share = self.here_for.take(namespace.clone(), 1).or_else(|| {
@@ -219,7 +218,7 @@ impl Bridges {
             Some(())
         };
         if of_pod >= ELSEWHERE_PER_POD_MAX {
-            // As above.
+            // It only says who goes: those of one tenant that are in use keep no other from the pod. Namespaces have shares.
             let _ = close(&mut bridges, &|other| other.ip() == endpoint.ip());
         }
         let share = self.elsewhere_for.take(namespace.clone(), 1).or_else(|| {
