@@ -7,6 +7,7 @@ mod backup_key;
 mod bench;
 mod cluster;
 mod completion;
+mod controllers;
 mod demo;
 mod down;
 mod encryption;
@@ -58,6 +59,7 @@ enum Command {
     Demo(demo::Arguments),
     Server(server::Arguments),
     Node(node::Arguments),
+    Controllers(controllers::Arguments),
     Member(member::Arguments),
     Token(token::Arguments),
     Encryption(encryption::Arguments),
@@ -108,6 +110,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => run(demo::run(arguments)),
         Command::Server(arguments) => run(server::run(arguments)),
         Command::Node(arguments) => run(node::run(arguments)),
+        Command::Controllers(arguments) => run(controllers::run(arguments)),
         Command::Member(arguments) => run(member::run(arguments)),
         Command::Token(arguments) => run(token::run(arguments)),
         Command::Encryption(arguments) => run(encryption::run(arguments)),

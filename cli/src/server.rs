@@ -8,6 +8,7 @@ use coracle_sdk::Options;
 use crate::anew;
 use crate::audit::AuditLog;
 use crate::cluster::{self, Peers, Signals, default_dir};
+use crate::controllers::Others;
 use crate::output::Step;
 use crate::up::announce;
 
@@ -38,6 +39,8 @@ pub struct Arguments {
     audit: AuditLog,
     #[command(flatten)]
     peers: Peers,
+    #[command(flatten)]
+    others: Others,
 }
 
 /// Runs the command.
@@ -53,6 +56,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         registry_port: arguments.registry_port,
         with_node: false,
         audit: arguments.audit.audit()?,
+        duties: arguments.others.into(),
         ..Options::new(data_dir)
     };
     let options = arguments.peers.apply(options)?;

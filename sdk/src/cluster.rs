@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use coracle_node::{Node, Otlp};
-use coracle_server::{Audit, Joining, Listeners, Peering, Preparation, Program, Registry, Server};
+use coracle_server::{Audit, Duties, Joining, Listeners, Peering, Preparation, Program, Registry, Server};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -62,6 +62,8 @@ pub struct Options {
     pub listeners: Listeners,
     /// What the server tells of the requests of its API, and where; nothing when absent.
     pub audit: Option<Audit>,
+    /// Which of controllers and scheduler the server runs when it leads ([`run_duties`](crate::run_duties) runs the others).
+    pub duties: Duties,
 }
 
 impl Options {
@@ -90,6 +92,7 @@ impl Options {
             program: None,
             listeners: Listeners::default(),
             audit: None,
+            duties: Duties::default(),
         }
     }
 
@@ -179,6 +182,7 @@ impl Cluster {
             program: options.program.clone(),
             listeners: options.listeners.clone(),
             audit: options.audit.clone(),
+            duties: options.duties,
         })
         .await?;
         // From here on, who no longer waits for the start leaves nothing behind: what runs ends with this.

@@ -20,6 +20,7 @@
 mod backup;
 mod build;
 mod cluster;
+mod duties;
 mod encryption;
 mod failover;
 mod kubeconfig;
@@ -42,9 +43,10 @@ pub use cluster::{Cluster, Compiler, IngressPort, IngressPorts, Options, StartEr
 pub use coracle_node::{NoOtlpEndpoint, Otlp, OtlpEndpoint, Unfit};
 pub use coracle_server::backup::{Contents, RestoreError, Restored};
 pub use coracle_server::{
-    Audit, Formats, Listeners, Log, Mode, Next, Preparation, Program, Running, SecretKey, Sending, Throttle, Truncate,
-    Version, Webhook,
+    Audit, Duties, Formats, Listeners, Log, Mode, Next, Preparation, Program, Running, SecretKey, Sending, Throttle,
+    Truncate, Version, Webhook,
 };
+pub use duties::run_duties;
 pub use encryption::{Encryption, HeldBack, Unreadable};
 pub use failover::Moved;
 pub use kubeconfig::{Elsewhere, ElsewhereError};

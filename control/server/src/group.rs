@@ -1,16 +1,14 @@
-//! This server among the others: the link to them, what a new one is given, and duties that only one has.
+//! This server among the others: the link to them, and what a new one is given.
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_keyspace::{Admission, Called, ClusterId, GroupError, Keyspace, Lead, MemberId, PeerTls, Peers};
+use coracle_keyspace::{Admission, Called, ClusterId, GroupError, Keyspace, MemberId, PeerTls, Peers};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::sync::mpsc;
 
 use crate::authority::{Authority, SharedKeys, Subject};
 use crate::tls::Certificates;
@@ -188,36 +186,6 @@ pub(crate) fn peers(
     Ok(Peers { listener, address, places, tls, streams })
 }
 
-/// Runs controllers and scheduler for as long as this server leads, and again whenever it does, until `stop`. `client` gives a
-/// user among them its way to the API, where what it writes is written under that lead or not at all.
-pub async fn duties(
-    client: impl Fn(&str, Lead) -> kube::Client,
-    config: crate::DutiesConfig,
-    mut lead: watch::Receiver<Option<Lead>>,
-    stop: CancellationToken,
-) {
-    loop {
-        let mine = tokio::select! {
-            lead = lead.wait_for(Option::is_some) => lead.ok().and_then(|lead| *lead),
-            () = stop.cancelled() => return,
-        };
-        let Some(mine) = mine else { return };
-        tracing::info!(term = mine.term, "this server leads: controllers and scheduler run here");
-        let (until, tasks) = (stop.child_token(), TaskTracker::new());
-        let (api, config) = (client("system:kube-controller-manager", mine), config.clone());
-        tasks.spawn(coracle_controllers::run(api, config, until.clone()));
-        let config = coracle_scheduler::Config::default();
-        tasks.spawn(coracle_scheduler::run(client("system:kube-scheduler", mine), config, until.clone()));
-        tokio::select! {
-            _ = lead.wait_for(|lead| *lead != Some(mine)) => tracing::info!("this server leads no more"),
-            () = stop.cancelled() => (),
-        }
-        until.cancel();
-        tasks.close();
-        tasks.wait().await;
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::collections::BTreeSet;
@@ -230,7 +198,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::encryption::tests::{ENCODED, PLAIN, SECRETS, holding};
-    use crate::{Config, Listeners, MASTERS, Server};
+    use crate::{Config, Duties, Listeners, MASTERS, Server};
 
     const LIMIT: Duration = Duration::from_secs(60);
 
@@ -262,6 +230,7 @@ pub(crate) mod tests {
             program: None,
             listeners: Listeners::default(),
             audit: None,
+            duties: Duties::default(),
         };
         Server::start(config).await.unwrap()
     }

@@ -13,6 +13,7 @@ mod authority;
 pub mod backup;
 mod cork;
 mod door;
+mod duties;
 mod encryption;
 mod founding;
 mod group;
@@ -56,7 +57,8 @@ pub use coracle_controllers::Config as DutiesConfig;
 pub use coracle_keyspace::bench as keyspace_bench;
 pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role, SecretKey};
 pub use coracle_scheduler::bench as placements_bench;
-pub use group::{Joining, Peering, duties};
+pub use duties::Duties;
+pub use group::{Joining, Peering};
 pub use join::hash as join_token_hash;
 pub use listener::Listeners;
 pub use program::{Next, Program, Running, Version};
@@ -99,6 +101,8 @@ pub struct Config {
     pub listeners: Listeners,
     /// What is told of requests, and where; nothing when absent.
     pub audit: Option<Audit>,
+    /// What it does for the cluster when it leads.
+    pub duties: Duties,
 }
 
 /// Why a server could not start.
@@ -474,7 +478,7 @@ impl Server {
             let identity = Identity::authenticated(user, vec![MASTERS.to_owned()]);
             kube::Client::new(api.in_process(identity).under(lead), "default")
         };
-        let duties = group::duties(client, config, self.keyspace.lead(), self.duties.clone());
+        let duties = self.config.duties.run_while_leading(client, config, self.keyspace.lead(), self.duties.clone());
         self.duty_tasks.spawn(duties);
     }
 
@@ -731,6 +735,7 @@ pub(crate) mod tests {
             program: None,
             listeners: Listeners::default(),
             audit: None,
+            duties: Duties::default(),
         }
     }
 

@@ -1,5 +1,5 @@
-//! Requests through a NodePort and through an Ingress to a component, beside a bare hyper server and `wasmtime serve` in the same
-//! run: how many, and what each costs its server's process. Client and server share the machine, so that the former depends on both.
+//! Requests through a NodePort and through an Ingress to a component, beside a bare hyper server, nginx before it and `wasmtime serve`
+//! in the same run: how many, and what each costs its server's process. Client and server share the machine, so that the former depends on both.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,6 +21,7 @@ use kube::api::PostParams;
 use kube::runtime::conditions::is_pod_running;
 use kube::runtime::wait::await_condition;
 use serde_json::json;
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
@@ -125,6 +126,14 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), 
     if peers.iter().any(Option::is_none) {
         eprintln!("wasmtime is not in PATH: its figures are left out (cargo install wasmtime-cli --version 48.0.8)");
     }
+    let nginx = nginx(address).await?;
+    if let Some((child, address, _)) = &nginx {
+        // Both take a request from the network and have it answered by a server that is warm.
+        pairs.push((2, servers.len()));
+        servers.push(Server { name: "nginx", address: *address, host: HOST, process: id(child)? });
+    } else {
+        eprintln!("nginx is not in PATH: its figures are left out");
+    }
     for connections in [1, 64] {
         let mut measured = vec![Measured::default(); servers.len()];
         for _ in 0..ROUNDS {
@@ -199,7 +208,8 @@ async fn route(cluster: &Process, service: &str) -> Result<SocketAddr, Error> {
     Ok(address)
 }
 
-async fn answers(address: SocketAddr, host: &str) -> Result<(), Error> {
+/// Waits until it answers 200.
+pub(super) async fn answers(address: SocketAddr, host: &str) -> Result<(), Error> {
     let begun = Instant::now();
     loop {
         match get(&address.to_string(), "/", host).await {
@@ -260,6 +270,39 @@ async fn wasmtime_serve(options: &[&str]) -> Result<Option<(Child, SocketAddr)>,
     let Ok(child) = child else { return Ok(None) };
     answers(address, HOST).await?;
     Ok(Some((child, address)))
+}
+
+/// nginx as a reverse proxy before the bare server, when it is there, in one process; its directory goes with it.
+async fn nginx(upstream: SocketAddr) -> Result<Option<(Child, SocketAddr, TempDir)>, Error> {
+    let dir = tempfile::tempdir()?;
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    // One process, whose cost is counted whole; connections are kept on both sides, and nothing is logged.
+    let configuration = format!(
+        "master_process off; daemon off; pid nginx.pid; error_log stderr crit; events {{ worker_connections 4096; }}
+         http {{
+             access_log off; keepalive_requests 1000000000;
+             client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+             upstream bare {{ server {upstream}; keepalive 128; keepalive_requests 1000000000; }}
+             server {{
+                 listen {address};
+                 location / {{ proxy_pass http://bare; proxy_http_version 1.1; proxy_set_header Connection \"\"; }}
+             }}
+         }}"
+    );
+    std::fs::write(dir.path().join("nginx.conf"), configuration)?;
+    let child = Command::new("nginx")
+        .arg("-p")
+        .arg(dir.path())
+        .args(["-c", "nginx.conf"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn();
+    let Ok(child) = child else { return Ok(None) };
+    answers(address, HOST).await?;
+    Ok(Some((child, address, dir)))
 }
 
 /// Asks a server over so many connections, kept alive; how many answers there were, and in what time.

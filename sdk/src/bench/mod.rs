@@ -10,6 +10,7 @@ mod failover;
 mod gigabyte;
 mod group;
 mod http;
+mod mesh;
 mod node_killed;
 mod rollout;
 mod servers;
@@ -22,13 +23,14 @@ use serde::Serialize;
 pub use http::{Answer, http_get, peer};
 
 /// The benchmarks' names, in the order in which all of them run.
-pub const NAMES: [&str; 11] = [
+pub const NAMES: [&str; 12] = [
     "keyspace",
     "engine",
     "neighbours",
     "deploy",
     "rollout",
     "http",
+    "mesh",
     "placements",
     "failover",
     "group",
@@ -112,6 +114,7 @@ pub async fn run(
         "deploy" => deploy::run(program, &mut report).await?,
         "rollout" => rollout::run(program, &mut report).await?,
         "http" => http::run(program, &mut report).await?,
+        "mesh" => mesh::run(program, &mut report, &mut doing).await?,
         "placements" => {
             let placed = tokio::task::spawn_blocking(|| {
                 coracle_server::placements_bench::scheduler_perf(PLACEMENT_NODES, PLACEMENT_NODES).collect::<Vec<_>>()

@@ -1,7 +1,6 @@
 //! A node with many pods is killed: how long Services lead to them still, and until all run elsewhere.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -10,12 +9,10 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
-use tokio::process::{Child, Command};
 
-use super::cluster::{examples, ready};
-use super::servers::{Server, terminate};
+use super::cluster::examples;
+use super::servers::{Server, start_node, stop};
 use super::{Error, Figure};
-use crate::TokenRole;
 
 const PODS: i32 = 1_000;
 const NODES: [&str; 2] = ["killed", "other"];
@@ -29,11 +26,10 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure), doing: &mut im
     let dir = tempfile::tempdir()?;
     let mut server = Server::start(program, dir.path().join("server"), "server", &[]).await?;
     let client = server.remote.client().clone();
-    let token = server.remote.create_token(TokenRole::Node, DEADLINE * 10).await?.to_string();
-    let url = server.remote.status().await?.api_url;
+    let join = server.join_node(DEADLINE * 10).await?;
     let mut nodes = Vec::new();
     for name in NODES {
-        nodes.push(node(program, &dir.path().join(name), name, &url, &token).await?);
+        nodes.push(start_node(program, &dir.path().join(name), name, &join).await?);
     }
     crate::push(&client, &crate::component(&examples()?, "hello").await?, "hello:latest").await?;
     let all: Api<Node> = Api::all(client.clone());
@@ -66,26 +62,9 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure), doing: &mut im
     until("all are ready on the other", async || Ok(endpoints(&slices, NODES[1]).await? == want)).await?;
     report(Figure::new(format!("node_killed.{PODS}_pods_ready_elsewhere"), killed.elapsed().as_secs_f64(), "s"));
     nodes[0].wait().await?;
-    for child in [&mut nodes[1], &mut server.child] {
-        terminate(child)?;
-        tokio::time::timeout(DEADLINE, child.wait()).await??;
-    }
+    stop([&mut nodes[1], &mut server.child]).await?;
     dir.close()?;
     Ok(())
-}
-
-async fn node(program: &Path, dir: &Path, name: &str, url: &str, token: &str) -> Result<Child, Error> {
-    let mut child = Command::new(program)
-        .args(["node", "--join", url, "--token", token, "--name", name, "--port", "0"])
-        .args(["--http-port", "off", "--https-port", "off", "--data-dir"])
-        .arg(dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    ready(&mut child, &format!("the node {name}")).await?;
-    Ok(child)
 }
 
 /// How many ready endpoints are on a node.

@@ -52,6 +52,13 @@ impl Server {
         let remote = Remote::connect_once(&dir.join("kubeconfig")).await?;
         Ok(Server { child, dir, remote })
     }
+
+    /// Arguments by which a node joins it, for so long.
+    pub async fn join_node(&self, valid: Duration) -> Result<[String; 4], Error> {
+        let token = self.remote.create_token(TokenRole::Node, valid).await?.to_string();
+        let url = self.remote.status().await?.api_url;
+        Ok(["--join".to_owned(), url, "--token".to_owned(), token])
+    }
 }
 
 impl Servers {
@@ -99,12 +106,7 @@ impl Servers {
 
     /// Ends them.
     pub async fn stop(mut self) -> Result<(), Error> {
-        for server in &self.all {
-            terminate(&server.child)?;
-        }
-        for server in &mut self.all {
-            tokio::time::timeout(START_DEADLINE, server.child.wait()).await??;
-        }
+        stop(self.all.iter_mut().map(|server| &mut server.child)).await?;
         self.dir.close()?;
         Ok(())
     }
@@ -119,6 +121,34 @@ fn is_whole(members: &[Member]) -> bool {
                 && member.heard_milliseconds.is_some_and(|heard| heard < HEARD_MS)
                 && member.matched.is_some_and(|matched| matched + 4 >= last)
         })
+}
+
+/// Starts the node called `name` in `dir`, told what `arguments` say; returns when pods can run there.
+pub async fn start_node(program: &Path, dir: &Path, name: &str, arguments: &[String]) -> Result<Child, Error> {
+    let mut child = Command::new(program)
+        .args(["node", "--name", name, "--port", "0", "--http-port", "off", "--https-port", "off"])
+        .args(arguments)
+        .arg("--data-dir")
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    super::cluster::ready(&mut child, &format!("the node {name}")).await?;
+    Ok(child)
+}
+
+/// Asks processes to end and waits until they have.
+pub async fn stop<'a>(children: impl IntoIterator<Item = &'a mut Child>) -> Result<(), Error> {
+    let children: Vec<_> = children.into_iter().collect();
+    for child in &children {
+        terminate(child)?;
+    }
+    for child in children {
+        tokio::time::timeout(START_DEADLINE, child.wait()).await??;
+    }
+    Ok(())
 }
 
 /// Asks a process to end.

@@ -5,6 +5,7 @@ mod autoscaling;
 mod backup;
 mod command_line;
 mod crash;
+mod duties;
 mod failover;
 mod gateway;
 mod images;

@@ -258,7 +258,7 @@ impl World {
             root_ca: "no certificate".into(),
             ..coracle_server::DutiesConfig::default()
         };
-        coracle_server::duties(client, config, keyspace.lead(), killed).await;
+        coracle_server::Duties::default().run_while_leading(client, config, keyspace.lead(), killed).await;
     }
 
     /// Who cannot write any more ends, and is started again; only a disk that was made to fail is a reason.
