@@ -6,6 +6,7 @@
 pub mod compare;
 pub mod linearizability;
 pub mod proof;
+pub mod reference;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};

@@ -56,7 +56,7 @@ use kinds::Informers;
 /// What controllers need to know.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The cluster's certificate authority in PEM, published in every namespace.
+    /// The cluster's certificate authority in PEM, published in every namespace; nothing is published where it is empty.
     pub root_ca: String,
     /// Without a sign of life for so long a node is not known to be ready, whatever its lease promises
     /// (kube-controller-manager's `--node-monitor-grace-period`).

@@ -88,6 +88,9 @@ impl Controller {
     }
 
     async fn config_map(&self, namespace: &str) -> Result<(), Error> {
+        if self.root_ca.is_empty() {
+            return Ok(());
+        }
         let key = Key::new(namespace, ROOT_CA);
         let data = json!({ ROOT_CA_KEY: self.root_ca });
         let annotations = json!({ DESCRIPTION: DESCRIPTION_TEXT });

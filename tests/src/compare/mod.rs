@@ -5,7 +5,6 @@
 //! is masked ([`mask`]). A difference that is meant stands in `tests/requests/differences.txt` with its reason.
 
 mod mask;
-mod reference;
 mod script;
 mod server;
 
@@ -16,7 +15,6 @@ use futures::stream::{self, StreamExt as _};
 use serde_json::Value;
 
 use mask::{Answer, Asked};
-use reference::Reference;
 use script::{Request, Resource};
 use server::Server;
 
@@ -105,7 +103,7 @@ fn matches(pattern: &str, text: &str) -> bool {
 pub async fn run(options: &Options) -> Outcome {
     let mut started = options.reference.is_none().then(Reference::start);
     let theirs = match (&mut started, &options.reference) {
-        (Some(reference), _) => reference.server().await,
+        (Some(reference), _) => Server::of_config(reference.config().await),
         (None, Some(kubeconfig)) => Server::of_kubeconfig(kubeconfig).await,
         (None, None) => unreachable!("one of both"),
     };

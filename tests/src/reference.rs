@@ -1,19 +1,23 @@
 //! Kubernetes' own API server with its etcd, built from their Go modules (`tests/reference`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::server::Server;
-use crate::{DEADLINE, free_port, go_program, root};
+use crate::{DEADLINE, STAMP, free_port, go_program, root};
+
+/// One of Kubernetes' programs.
+pub fn program(name: &str) -> PathBuf {
+    go_program("reference", name, &["build", "-ldflags", STAMP], &format!("k8s.io/kubernetes/cmd/{name}"))
+}
 
 /// The administrator's token.
 const TOKEN: &str = "compare";
 
 /// A running API server. Dropping it kills both processes and removes their directory.
-pub(super) struct Reference {
+pub struct Reference {
     children: Vec<Child>,
     folder: TempDir,
     port: String,
@@ -24,10 +28,7 @@ impl Reference {
     pub fn start() -> Reference {
         let words = ["build", "-ldflags", "-s -w"];
         let etcd = go_program("reference", "etcd", &words, "go.etcd.io/etcd/server/v3");
-        let stamp = "k8s.io/component-base/version";
-        let stamp = format!("-s -w -X {stamp}.gitVersion=v1.37.0 -X {stamp}.gitMajor=1 -X {stamp}.gitMinor=37");
-        let words = ["build", "-ldflags", &stamp];
-        let apiserver = go_program("reference", "kube-apiserver", &words, "k8s.io/kubernetes/cmd/kube-apiserver");
+        let apiserver = program("kube-apiserver");
 
         let folder = tempfile::tempdir().expect("a temporary directory");
         let mut reference = Reference { children: Vec::new(), folder, port: free_port() };
@@ -64,8 +65,8 @@ impl Reference {
         self.children.push(child.unwrap_or_else(|e| panic!("{command:?}: {e}")));
     }
 
-    /// A client, when it is ready.
-    pub async fn server(&mut self) -> Server {
+    /// How to reach it as its administrator, when it is ready.
+    pub async fn config(&mut self) -> kube::Config {
         let address = format!("https://127.0.0.1:{}", self.port).parse().expect("an address");
         let mut config = kube::Config::new(address);
         // It made its own certificate, and listens on loopback alone.
@@ -76,13 +77,28 @@ impl Reference {
             let client = kube::Client::try_from(config.clone()).expect("a client");
             let ask = http::Request::get("/readyz").body(Vec::new()).expect("a request");
             if client.request_text(ask).await.is_ok() {
-                return Server::of_config(config);
+                return config;
             }
             let has_ended = self.children.iter_mut().any(|child| matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
             let is_late = begun.elapsed() > DEADLINE;
             assert!(!has_ended && !is_late, "the reference does not start:\n{}", log(self.folder.path()));
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// The same for programs.
+    pub fn kubeconfig(&self) -> PathBuf {
+        let kubeconfig = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "reference",
+            "clusters": [{"name": "reference", "cluster": {
+                "server": format!("https://127.0.0.1:{}", self.port), "insecure-skip-tls-verify": true,
+            }}],
+            "users": [{"name": "admin", "user": {"token": TOKEN}}],
+            "contexts": [{"name": "reference", "context": {"cluster": "reference", "user": "admin"}}],
+        });
+        let file = self.folder.path().join("kubeconfig");
+        std::fs::write(&file, kubeconfig.to_string()).expect("write the kubeconfig");
+        file
     }
 }
 
