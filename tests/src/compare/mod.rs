@@ -101,7 +101,7 @@ fn matches(pattern: &str, text: &str) -> bool {
 /// # Panics
 /// When one of them does not start, does not answer, or when the reference does not take the objects as they are.
 pub async fn run(options: &Options) -> Outcome {
-    let mut started = options.reference.is_none().then(Reference::start);
+    let mut started = options.reference.is_none().then(crate::reference::Reference::start);
     let theirs = match (&mut started, &options.reference) {
         (Some(reference), _) => Server::of_config(reference.config().await),
         (None, Some(kubeconfig)) => Server::of_kubeconfig(kubeconfig).await,
