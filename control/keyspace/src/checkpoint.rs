@@ -74,6 +74,14 @@ impl Sums {
         self.sum = self.sum.wrapping_sub(u64::from(crc));
     }
 
+    /// Whether what was found is what was `written`.
+    fn check(self, written: Option<Sums>) -> Result<(), String> {
+        match written == Some(self) {
+            true => Ok(()),
+            false => Err(format!("it holds {} records and not those that were written", self.count)),
+        }
+    }
+
     fn encode(&self) -> [u8; 20] {
         let mut bytes = [0; 20];
         bytes[..8].copy_from_slice(&self.count.to_le_bytes());
@@ -172,7 +180,10 @@ impl Checkpoint {
 
     /// A view of what is in the file now, whatever is written later.
     pub fn reader(&self) -> io::Result<Reader> {
-        Ok(Reader { read: self.database()?.begin_read().map_err(io_error)?, after: None })
+        let read = self.database()?.begin_read().map_err(io_error)?;
+        let (meta, sums) = metas(&read).map_err(io_error)?;
+        let found = Sums { meta: crc32fast::hash(&meta), ..Sums::default() };
+        Ok(Reader { read, meta, sums, found, after: None })
     }
 
     /// Writes `changes` (`None` removes) and `meta` in one transaction that is on disk when this returns.
@@ -278,13 +289,16 @@ fn io_error(error: impl Into<redb::Error>) -> io::Error {
     }
 }
 
+/// What the adapter stored, and what the records are to come to.
+fn metas(read: &ReadTransaction) -> Result<(Vec<u8>, Option<Sums>), redb::Error> {
+    let metas = read.open_table(META)?;
+    let meta = metas.get("raft")?.map(|value| value.value().to_vec()).unwrap_or_default();
+    Ok((meta, metas.get("sums")?.and_then(|value| Sums::decode(value.value()))))
+}
+
 /// Everything in the file, or what is wrong with it.
 fn load(read: &ReadTransaction) -> Result<Result<Loaded, String>, redb::Error> {
-    let (meta, sums) = {
-        let metas = read.open_table(META)?;
-        let meta = metas.get("raft")?.map(|value| value.value().to_vec()).unwrap_or_default();
-        (meta, metas.get("sums")?.and_then(|value| Sums::decode(value.value())))
-    };
+    let (meta, sums) = metas(read)?;
     let mut found = Sums { meta: crc32fast::hash(&meta), ..Sums::default() };
     let mut records: HashMap<Arc<str>, Records> = HashMap::new();
     let mut collection: Arc<str> = Arc::from("");
@@ -303,10 +317,7 @@ fn load(read: &ReadTransaction) -> Result<Result<Loaded, String>, redb::Error> {
             Err(why) => return Ok(Err(why)),
         }
     }
-    if sums != Some(found) {
-        return Ok(Err(format!("it holds {} records and not those that were written", found.count)));
-    }
-    Ok(Ok(Loaded { meta, records }))
+    Ok(found.check(sums).map(|()| Loaded { meta, records }))
 }
 
 /// The record that is stored as `content`, and its checksum.
@@ -336,20 +347,22 @@ fn checksum(key: &Key, revision: u64, at: u32, length: u32, bytes: &[u8]) -> u32
 /// Reads a checkpoint a part at a time.
 pub struct Reader {
     read: ReadTransaction,
+    meta: Vec<u8>,
+    sums: Option<Sums>,
+    /// Of what was read so far.
+    found: Sums,
     after: Option<(String, String)>,
 }
 
 impl Reader {
     /// What the adapter stored with it; empty in a fresh file.
-    pub fn meta(&self) -> io::Result<Vec<u8>> {
-        let meta = || -> Result<_, redb::Error> {
-            Ok(self.read.open_table(META)?.get("raft")?.map(|value| value.value().to_vec()))
-        };
-        Ok(meta().map_err(io_error)?.unwrap_or_default())
+    pub fn meta(&self) -> &[u8] {
+        &self.meta
     }
 
-    /// The next records, about `limit` bytes of them; none at the end.
+    /// The next records, about `limit` bytes of them; none at the end, once all were read that were written.
     pub fn next(&mut self, limit: usize) -> io::Result<Vec<Record>> {
+        let damaged = |why| io::Error::new(io::ErrorKind::InvalidData, why);
         let table = self.read.open_table(RECORDS).map_err(io_error)?;
         let from = match &self.after {
             Some((collection, name)) => Bound::Excluded((collection.as_str(), name.as_str())),
@@ -361,15 +374,16 @@ impl Reader {
             let (key, value) = entry.map_err(io_error)?;
             let ((collection, name), content) = (key.value(), value.value());
             taken += collection.len() + name.len() + content.4.len();
-            let (record, _) = restore(Key::new(collection, name), content)
-                .map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
+            let (record, crc) = restore(Key::new(collection, name), content).map_err(damaged)?;
+            self.found.add(crc);
             records.push(record);
             if taken >= limit {
                 break;
             }
         }
-        if let Some(last) = records.last() {
-            self.after = Some((last.key.collection.to_string(), last.key.name.to_string()));
+        match records.last() {
+            Some(last) => self.after = Some((last.key.collection.to_string(), last.key.name.to_string())),
+            None => self.found.check(self.sums).map_err(damaged)?,
         }
         Ok(records)
     }
@@ -513,6 +527,38 @@ impl StorageBackend for Overlay {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What another member would be sent would lack it as well.
+    #[test]
+    fn who_reads_what_is_not_all_that_was_written_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        create(&Host::real(), &path).unwrap();
+        let (checkpoint, _) = Checkpoint::load(&Host::real(), &path).unwrap();
+        let value = crate::Value { bytes: Bytes::from_static(b"x"), revision_at: 0 };
+        let record = |name: &str| Arc::new(Record::new(Key::new("things", name), &value, Revision::new(1)));
+        let changes = ["a", "b", "c"].map(|name| (Key::new("things", name), Some(record(name))));
+        checkpoint.write(b"meta", &changes.into()).unwrap();
+        let all = |limit| {
+            let (mut reader, mut count) = (checkpoint.reader().unwrap(), 0);
+            assert_eq!(reader.meta(), b"meta");
+            loop {
+                match reader.next(limit) {
+                    Ok(records) if records.is_empty() => return Ok(count),
+                    Ok(records) => count += records.len(),
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
+        };
+        assert_eq!((all(1), all(1 << 20)), (Ok(3), Ok(3)));
+        // A page that a disk took back: one record fewer than were counted.
+        let write = checkpoint.database().unwrap().begin_write().unwrap();
+        write.open_table(RECORDS).unwrap().remove(("things", "b")).unwrap();
+        write.commit().unwrap();
+        for limit in [1, 1 << 20] {
+            assert!(all(limit).is_err_and(|why| why.contains("2 records and not those")), "{limit}");
+        }
+    }
 
     /// Whatever byte of redb's first page is wrong, a start says which file it is and what to do, and says nothing else.
     #[test]

@@ -155,7 +155,7 @@ pub type Latency = Arc<dyn Fn() -> Duration + Send + Sync>;
 impl Host {
     /// The machine this process runs on.
     pub fn real() -> Host {
-        // Seeded by the system for each call.
+        // Of keys that the system has drawn for this thread, others for each call.
         let random = || std::hash::RandomState::new().build_hasher().finish();
         Host {
             disk: Arc::new(RealDisk),

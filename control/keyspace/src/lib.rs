@@ -57,7 +57,7 @@ pub use record::{
     Committed, Event, EventKind, FRAME_SLOTS, Guard, Key, OPS_MAX, Op, Record, Revision, TRANSACTION_BYTES_MAX, Value,
 };
 pub use recover::{Lost, RecoverError, Survivor};
-pub use renewals::Renewal;
+pub use renewals::{Renewal, RenewalWatcher};
 pub use seal::{Sealing, SealingError, SecretKey};
 pub use state::{GuardFailed, Records, Retention, changes};
 pub use watcher::{Batch, Compacted, WatchEnded, Watcher};

@@ -190,7 +190,8 @@ impl Record {
     /// The record made of `value` at `revision`.
     pub(crate) fn new(key: Key, value: &Value, revision: Revision) -> Record {
         if sealed_by(&value.bytes).is_some() {
-            return Record::restored(key, revision, value.bytes.clone(), 0..0);
+            // Of its own, as what is spliced: it came in a message with up to a mebibyte of others, which it would keep.
+            return Record::restored(key, revision, Bytes::copy_from_slice(&value.bytes), 0..0);
         }
         let at = value.revision_at.min(value.bytes.len());
         Record::spliced(key, &value.bytes[..at], revision, &value.bytes[at..])
@@ -427,6 +428,19 @@ mod tests {
         record.rest();
         record.rest();
         assert_eq!(ask(), 2);
+    }
+
+    #[test]
+    fn a_record_keeps_no_more_of_the_message_that_it_came_in() {
+        let sealed = crate::SecretKey::generate().seal(1, &["things", "a"], b"{}");
+        for content in [&b"{}"[..], &sealed[..]] {
+            let message = Bytes::from([content, &[7; 1 << 10][..]].concat());
+            let value = Value { bytes: message.slice(..content.len()), revision_at: 1 };
+            let record = Record::new(Key::new("things", "a"), &value, Revision::new(1));
+            let opened = record.unreadable("nobody has the key".into());
+            drop(value);
+            assert!(message.is_unique() && opened.stored().0.len() >= content.len());
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -17,7 +17,8 @@ use crate::record::{Key, Record, Revision, TRANSACTION_BYTES_MAX, Value};
 use crate::state::{GuardFailed, State};
 use crate::{Keyspace, TransactError};
 
-/// Renewals that wait for one who follows them; whoever is slower misses some.
+/// Renewals that wait for one who follows them; whoever is slower misses some. What waits is not kept: a newer renewal of the same record
+/// takes its place.
 const TOLD_QUEUED: usize = 4096;
 /// Bytes of renewals in one answer, and at most one renewal more. Whoever gets as many asks for the rest: all members must
 /// mean the same by it.
@@ -39,7 +40,7 @@ type ByName = BTreeMap<Arc<str>, Arc<Record>>;
 /// Renewals by what they renew; no more of a collection than it has records.
 pub(crate) struct Renewals {
     collections: Mutex<HashMap<Arc<str>, ByName>>,
-    told: broadcast::Sender<Arc<Record>>,
+    told: broadcast::Sender<Weak<Record>>,
 }
 
 impl Default for Renewals {
@@ -64,7 +65,7 @@ impl Renewals {
         }
         drop(collections);
         // Nobody has to listen.
-        let _ = self.told.send(record);
+        let _ = self.told.send(Arc::downgrade(&record));
         Ok(())
     }
 
@@ -91,6 +92,42 @@ impl Renewals {
     /// Another member leads.
     pub fn forget(&self) {
         self.collections.lock().clear();
+    }
+}
+
+/// Follows renewals.
+pub struct RenewalWatcher(broadcast::Receiver<Weak<Record>>);
+
+impl RenewalWatcher {
+    /// The next one. May be dropped and called again. Of a record that is renewed faster than this is asked the newest alone is told.
+    pub async fn next(&mut self) -> Arc<Record> {
+        loop {
+            match self.0.recv().await {
+                Ok(told) => {
+                    if let Some(renewed) = told.upgrade() {
+                        return renewed;
+                    }
+                }
+                // The next renewal of the same record says more than those that were missed.
+                Err(broadcast::error::RecvError::Lagged(_)) => (),
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Another that has come already.
+    pub fn try_next(&mut self) -> Option<Arc<Record>> {
+        loop {
+            match self.0.try_recv() {
+                Ok(told) => {
+                    if let Some(renewed) = told.upgrade() {
+                        return Some(renewed);
+                    }
+                }
+                Err(broadcast::error::TryRecvError::Lagged(_)) => (),
+                Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => return None,
+            }
+        }
     }
 }
 
@@ -157,7 +194,37 @@ impl Keyspace {
     }
 
     /// Follows the renewals that this member is told of while it leads.
-    pub fn renewals(&self) -> broadcast::Receiver<Arc<Record>> {
-        self.0.machine.renewals.told.subscribe()
+    pub fn renewals(&self) -> RenewalWatcher {
+        RenewalWatcher(self.0.machine.renewals.told.subscribe())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::record::{Guard, Op};
+
+    /// Whoever reads its watch slowly keeps one renewal of each record, and not as many as fit in a queue.
+    #[tokio::test]
+    async fn whoever_is_slow_keeps_nothing_that_is_renewed_anew() {
+        let mut state = State::new(crate::Config::new("").retention);
+        let value = |text: &'static str| Value { bytes: Bytes::from_static(text.as_bytes()), revision_at: 0 };
+        let keys = ["a", "b"].map(|name| Key::new("leases", name));
+        let ops = keys.clone().map(|key| Op::Put { key, value: value("first"), guard: Guard::None });
+        state.apply(Revision::new(1), &ops, crate::host::now()).unwrap();
+        let renewals = Renewals::default();
+        let mut slow = RenewalWatcher(renewals.told.subscribe());
+        let mut kept = Vec::new();
+        for (key, text) in [(&keys[0], "one"), (&keys[1], "two"), (&keys[0], "three")] {
+            let renewal = Renewal { key: key.clone(), revision: Revision::new(1), value: value(text) };
+            renewals.put(&state, &renewal).unwrap();
+            kept.extend(renewals.of(&state, "leases", &Renewed::Named(key.name.clone())).iter().map(Arc::downgrade));
+        }
+        assert_eq!(kept.iter().map(Weak::strong_count).collect::<Vec<_>>(), [0, 1, 1]);
+        assert_eq!(slow.next().await.bytes, "1two");
+        assert_eq!(slow.try_next().unwrap().bytes, "1three");
+        assert!(slow.try_next().is_none());
     }
 }

@@ -81,8 +81,9 @@ async fn prove(options: &Options) -> Vec<String> {
         (Arc::new(History::new()), Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(u64::MAX)));
     let mut watching = Vec::new();
     for server in 0..SERVERS {
-        let watcher = Watcher { server, remotes: remotes(&servers).await, end: end.clone() };
-        watching.push(tokio::spawn(watcher.run(CONVERGES)));
+        let mut watcher = Watcher { server, remotes: remotes(&servers).await, end: end.clone() };
+        let heard = watcher.begin().await;
+        watching.push(tokio::spawn(watcher.run(heard, CONVERGES)));
     }
     let mut asking = Vec::new();
     for number in 0..options.clients {

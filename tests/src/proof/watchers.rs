@@ -77,9 +77,8 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Follows until it has heard of the end, or cannot within `limit` after that is known.
-    pub async fn run(mut self, limit: Duration) -> Heard {
-        let mut heard = self.begin().await;
+    /// Follows what there was at the [beginning](Watcher::begin), until it has heard of the end, or cannot within `limit` after that is known.
+    pub async fn run(mut self, mut heard: Heard, limit: Duration) -> Heard {
         let mut known_at: Option<Instant> = None;
         loop {
             let end = self.end.load(Ordering::Relaxed);
@@ -106,8 +105,8 @@ impl Watcher {
         Api::default_namespaced(self.remotes[self.server].client().clone())
     }
 
-    /// What is there at the beginning.
-    async fn begin(&mut self) -> Heard {
+    /// What is there at the beginning, before anybody else does anything.
+    pub async fn begin(&mut self) -> Heard {
         loop {
             let listed = tokio::time::timeout(PATIENCE, self.api().list(&ListParams::default().labels(LABEL))).await;
             if let Ok(Ok(list)) = listed
@@ -249,11 +248,14 @@ fn untrue(all: &[Heard], records: &[Record], refused: &BTreeMap<Value, String>) 
     let (from, upto) =
         (all.iter().map(|heard| heard.from).max().unwrap_or(0), all.iter().map(|heard| heard.upto).min().unwrap_or(0));
     let mut possible: BTreeMap<Value, (&Record, bool)> = BTreeMap::new();
-    let mut deletions: BTreeMap<&str, usize> = BTreeMap::new();
+    // Of each object those that were acknowledged, and those that may have been done. No revision is told of them.
+    let mut deletions: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for record in records {
         let (kind, outcome) = (record.operation.kind, record.operation.outcome);
-        if kind == Kind::Delete && matches!(outcome, Outcome::Done | Outcome::Unknown) {
-            *deletions.entry(&record.key).or_default() += 1;
+        match (kind, outcome) {
+            (Kind::Delete, Outcome::Done) => deletions.entry(&record.key).or_default().0 += 1,
+            (Kind::Delete, Outcome::Unknown) => deletions.entry(&record.key).or_default().1 += 1,
+            _ => (),
         }
         let Some(value) = written(kind) else { continue };
         possible.insert(value, (record, matches!(outcome, Outcome::Done | Outcome::Unknown)));
@@ -271,9 +273,10 @@ fn untrue(all: &[Heard], records: &[Record], refused: &BTreeMap<Value, String>) 
     let mut times: BTreeMap<Value, usize> = BTreeMap::new();
     for event in events.values() {
         if event.change == Change::Deleted {
-            match deletions.get_mut(event.name.as_str()).filter(|left| **left > 0) {
-                Some(left) => *left -= 1,
-                None => wrong.push(format!("{event:?} was heard, and nobody deleted it")),
+            match deletions.get_mut(event.name.as_str()) {
+                Some((done @ 1.., _)) => *done -= 1,
+                Some((_, perhaps @ 1..)) => *perhaps -= 1,
+                _ => wrong.push(format!("{event:?} was heard, and nobody deleted it")),
             }
             continue;
         }
@@ -287,6 +290,10 @@ fn untrue(all: &[Heard], records: &[Record], refused: &BTreeMap<Value, String>) 
             (None, None) => wrong.push(format!("{event:?} was heard, and nobody wrote it")),
         }
     }
+    let unheard = deletions.iter().filter(|(_, (done, _))| *done > 0);
+    wrong.extend(
+        unheard.map(|(name, (done, _))| format!("{done} deletions of {name} were acknowledged, and not heard of")),
+    );
     wrong.extend(
         times
             .iter()
@@ -339,6 +346,7 @@ mod tests {
             ("came when None was there", vec![heard(&[modified.clone(), deleted.clone()])], &records),
             ("was acknowledged, and heard was None", vec![heard(&whole[..1])], &records),
             ("nobody deleted it", vec![heard(&whole)], &records[..2]),
+            ("1 deletions of a were acknowledged, and not heard of", vec![heard(&whole[..2])], &records),
             ("nobody wrote it", vec![heard(&[event(3, Added, 8)])], &records),
             ("but: client 0 Patch(4)", vec![heard(&[added, event(5, Modified, 4)])], &records),
             (

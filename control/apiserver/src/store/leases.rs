@@ -7,9 +7,8 @@
 
 use std::sync::Arc;
 
-use coracle_keyspace::{Keyspace, Record, Records, Renewal, TransactError};
+use coracle_keyspace::{Keyspace, Record, Records, Renewal, RenewalWatcher, TransactError};
 use serde_json::Value;
-use tokio::sync::broadcast;
 
 use super::{Refused, Store};
 use crate::catalog::Resource;
@@ -77,25 +76,18 @@ impl Store {
 /// Follows renewals, where this server leads.
 pub(crate) struct Renewals {
     keyspace: Keyspace,
-    told: broadcast::Receiver<Arc<Record>>,
+    told: RenewalWatcher,
 }
 
 impl Renewals {
     /// The next one. May be dropped and called again.
     pub async fn next(&mut self) -> Arc<Record> {
-        loop {
-            match self.told.recv().await {
-                Ok(renewed) => return renewed,
-                // The next renewal of the same lease says more than those that were missed.
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-            }
-        }
+        self.told.next().await
     }
 
     /// Another that has come already.
     pub fn try_next(&mut self) -> Option<Arc<Record>> {
-        self.told.try_recv().ok()
+        self.told.try_next()
     }
 
     /// Whether what was renewed is still what there is.

@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use self::block::Encoder;
-use self::segment::Segment;
+use self::segment::{Place, Segment};
 use crate::record::{Event, Revision};
 use crate::seal::{Keyring, Unopened};
 
@@ -58,9 +58,10 @@ pub struct History {
     cached: Mutex<VecDeque<Cached>>,
 }
 
+/// A block as it was read. It is known by its place: what took its place since, in a history that was replaced, is another.
 struct Cached {
-    collection: Arc<str>,
-    after: u64,
+    path: Arc<Path>,
+    place: Place,
     events: Events,
     bytes: usize,
 }
@@ -95,19 +96,30 @@ impl Kind {
     }
 
     /// Lets go of the oldest file.
-    fn drop_oldest(&mut self) {
+    fn drop_oldest(&mut self, gone: &mut Gone) {
         if let Some(oldest) = self.segments.pop_front() {
             self.forgotten = self.forgotten.max(oldest.last());
-            segment::remove(&oldest.path);
+            gone.0.push(oldest.path);
         }
     }
 
     /// Lets go of everything up to `after`, which is behind all of it.
-    fn restart(&mut self, after: u64) {
+    fn restart(&mut self, after: u64, gone: &mut Gone) {
         while !self.segments.is_empty() {
-            self.drop_oldest();
+            self.drop_oldest(gone);
         }
         self.forgotten = self.forgotten.max(after);
+    }
+}
+
+/// Files that the index has no more. They are removed when this is dropped, which comes after the index is let go of: whoever asks how large
+/// the history is waits for the index, on threads that must not wait for a disk.
+#[derive(Default)]
+struct Gone(Vec<Arc<Path>>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|path| segment::remove(path));
     }
 }
 
@@ -163,8 +175,9 @@ impl History {
     /// Forgets everything: the state was replaced by that of `revision`, and nobody knows what happened before.
     pub fn reset(&self, revision: Revision) {
         let _writing = self.writing.lock();
+        let mut gone = Gone::default();
         let mut index = self.index.lock();
-        index.kinds.values_mut().for_each(|kind| kind.restart(revision.get()));
+        index.kinds.values_mut().for_each(|kind| kind.restart(revision.get(), &mut gone));
         index.kinds.clear();
         index.floor = revision.get();
         drop(index);
@@ -182,12 +195,13 @@ impl History {
     ) -> io::Result<Revision> {
         let _writing = self.writing.lock();
         let last = {
+            let mut gone = Gone::default();
             let mut index = self.index.lock();
             let floor = index.floor;
             let kind =
                 index.kinds.entry(collection.clone()).or_insert_with(|| Kind { forgotten: floor, ..Kind::default() });
             if gap {
-                kind.restart(after.get());
+                kind.restart(after.get(), &mut gone);
             }
             kind.last()
         };
@@ -204,8 +218,10 @@ impl History {
             match encoder.finish() {
                 Some((head, block)) => self.write(collection, &head, &block)?,
                 None => {
+                    let mut gone = Gone::default();
                     let mut index = self.index.lock();
-                    index.kinds.entry(collection.clone()).or_default().restart(event.record.revision.get());
+                    let kind = index.kinds.entry(collection.clone()).or_default();
+                    kind.restart(event.record.revision.get(), &mut gone);
                 }
             }
         }
@@ -255,7 +271,7 @@ impl History {
             let Some(place) = segment.blocks.get(block) else { return Ok(None) };
             (segment.path.clone(), *place)
         };
-        let same = |cached: &&Cached| cached.after == place.last && cached.collection == *collection;
+        let same = |cached: &&Cached| cached.place == place && cached.path == path;
         if let Some(cached) = self.cached.lock().iter().find(same) {
             return Ok(Some(cached.events.clone()));
         }
@@ -279,7 +295,7 @@ impl History {
                 return Ok(Some(events));
             }
         }
-        cached.push_back(Cached { collection: collection.clone(), after: place.last, events: events.clone(), bytes });
+        cached.push_back(Cached { path, place, events: events.clone(), bytes });
         Ok(Some(events))
     }
 
@@ -287,10 +303,11 @@ impl History {
     /// forgotten then.
     pub fn lose(&self, collection: &Arc<str>, after: Revision) -> Option<Revision> {
         let _writing = self.writing.lock();
+        let mut gone = Gone::default();
         let mut index = self.index.lock();
         let kind = index.kinds.get_mut(collection)?;
         while kind.forgotten <= after.get() && !kind.segments.is_empty() {
-            kind.drop_oldest();
+            kind.drop_oldest(&mut gone);
         }
         Some(Revision::new(kind.forgotten))
     }
@@ -299,6 +316,7 @@ impl History {
     pub fn trim(&self, now: Instant) -> Vec<(Arc<str>, Revision)> {
         let _writing = self.writing.lock();
         let missing = segment::free(&self.dir).map_or(0, |free| FREE_BYTES.saturating_sub(free));
+        let mut gone = Gone::default();
         let mut index = self.index.lock();
         let mut bytes: u64 = index.kinds.values().map(Kind::bytes).sum();
         let most = self.bytes_max.min(bytes.saturating_sub(missing));
@@ -309,7 +327,7 @@ impl History {
             // The file that is being written stays, however old: quiet collections remember long.
             while kind.segments.len() > 1 && kind.segments.front().is_some_and(old) {
                 bytes -= kind.segments.front().map_or(0, |segment| segment.bytes);
-                kind.drop_oldest();
+                kind.drop_oldest(&mut gone);
             }
             if kind.forgotten > before {
                 changed.insert(name.clone(), kind.forgotten);
@@ -319,7 +337,7 @@ impl History {
             let largest = index.kinds.iter_mut().max_by_key(|(_, kind)| kind.bytes());
             let Some((name, kind)) = largest.filter(|(_, kind)| !kind.segments.is_empty()) else { break };
             bytes -= kind.segments.front().map_or(0, |segment| segment.bytes);
-            kind.drop_oldest();
+            kind.drop_oldest(&mut gone);
             changed.insert(name.clone(), kind.forgotten);
         }
         drop(index);
@@ -333,15 +351,17 @@ impl History {
     pub fn cover(&self, revision: Revision, broken: &[Arc<str>]) -> io::Result<()> {
         let _writing = self.writing.lock();
         let unsynced: Vec<Arc<Path>> = {
-            let mut index = self.index.lock();
-            let segments = index.kinds.values_mut().flat_map(|kind| &mut kind.segments);
-            segments.filter_map(|s| std::mem::take(&mut s.unsynced).then(|| s.path.clone())).collect()
+            let index = self.index.lock();
+            let segments = index.kinds.values().flat_map(|kind| &kind.segments);
+            segments.filter(|segment| segment.unsynced).map(|segment| segment.path.clone()).collect()
         };
         for path in unsynced {
             File::open(path)?.sync_data()?;
         }
         let head = {
-            let index = self.index.lock();
+            let mut index = self.index.lock();
+            // All of them, and not before: what one try did not come to the next one has to.
+            index.kinds.values_mut().flat_map(|kind| &mut kind.segments).for_each(|segment| segment.unsynced = false);
             let one = |(name, kind): (&Arc<str>, &Kind)| {
                 let forgotten = if broken.contains(name) { revision.get() } else { kind.forgotten };
                 (name.to_string(), (forgotten, kind.last().max(forgotten)))
@@ -370,7 +390,7 @@ fn load(dir: &Path, covered: u64) -> io::Result<Index> {
     let Some(head) = head else {
         return Err(damaged("it does not reach the checkpoint"));
     };
-    let now = Instant::now();
+    let (now, mut gone) = (Instant::now(), Gone::default());
     let mut found: HashMap<String, Vec<Segment>> = HashMap::new();
     for path in paths {
         if path.ends_with(HEAD) {
@@ -386,13 +406,13 @@ fn load(dir: &Path, covered: u64) -> io::Result<Index> {
     for (name, (forgotten, last)) in head.kinds {
         let collection: Arc<str> = Arc::from(name.as_str());
         let segments = found.remove(&name).unwrap_or_default();
-        index.kinds.insert(collection.clone(), chain(&collection, segments, forgotten, last, covered)?);
+        index.kinds.insert(collection.clone(), chain(&collection, segments, (forgotten, last), covered, &mut gone)?);
     }
     // Begun after the head was written: whole from their first event on.
     for (name, segments) in found {
         let collection: Arc<str> = Arc::from(name.as_str());
         let begins = segments.iter().map(|segment| segment.after).min().unwrap_or(covered).max(index.floor);
-        index.kinds.insert(collection.clone(), chain(&collection, segments, begins, begins, covered)?);
+        index.kinds.insert(collection.clone(), chain(&collection, segments, (begins, begins), covered, &mut gone)?);
     }
     Ok(index)
 }
@@ -401,15 +421,15 @@ fn load(dir: &Path, covered: u64) -> io::Result<Index> {
 fn chain(
     collection: &Arc<str>,
     mut segments: Vec<Segment>,
-    forgotten: u64,
-    last: u64,
+    (forgotten, last): (u64, u64),
     covered: u64,
+    gone: &mut Gone,
 ) -> io::Result<Kind> {
     segments.sort_by_key(|segment| segment.after);
     let mut kind = Kind { forgotten, segments: VecDeque::new() };
     for segment in segments {
         if kind.segments.back().is_some_and(|before| before.last() != segment.after) {
-            kind.restart(segment.after);
+            kind.restart(segment.after, gone);
         }
         if segment.blocks.is_empty() {
             segment::remove(&segment.path);
@@ -422,11 +442,11 @@ fn chain(
     }
     if kind.last() < last.min(covered) && last > forgotten {
         // The end of what was there is missing.
-        kind.restart(covered);
+        kind.restart(covered, gone);
     }
     // Segments that were wholly forgotten before.
     while kind.segments.front().is_some_and(|segment| segment.last() <= forgotten) {
-        kind.drop_oldest();
+        kind.drop_oldest(gone);
     }
     kind.forgotten = kind.forgotten.min(covered);
     if let Some(segment) = kind.segments.back_mut()
@@ -447,7 +467,7 @@ fn chain(
                     segment.push(&head, block.len());
                 }
             }
-            Err(_) => kind.restart(covered),
+            Err(_) => kind.restart(covered, gone),
         }
     }
     Ok(kind)
@@ -603,6 +623,51 @@ mod tests {
             assert!(bytes <= CACHED_BYTES && cached.len() <= BLOCKS_CACHED, "{bytes}");
             assert_eq!(cached.is_empty(), after == 5);
         }
+    }
+
+    #[test]
+    fn a_block_that_was_read_before_all_was_replaced_is_not_told_afterwards() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = open(&dir, 0, 1 << 20);
+        let things: Arc<str> = Arc::from("things");
+        append(&history, "things", 1..=5);
+        assert_eq!(read(&history, "things", 4).unwrap(), [5]);
+        // Somebody is about to note what it has read, when another member's past takes the place of all: the same in one block.
+        let late = std::mem::take(&mut *history.cached.lock());
+        history.reset(Revision::new(0));
+        let events: Vec<_> = (1..=5).map(|revision| event(revision, 100)).collect();
+        history.append(&things, Revision::new(0), false, &events).unwrap();
+        *history.cached.lock() = late;
+        assert_eq!(read(&history, "things", 0).unwrap(), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn whoever_holds_the_index_removes_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = open(&dir, 0, 1 << 20);
+        append(&history, "things", 1..=3);
+        let mut gone = Gone::default();
+        let mut index = history.index.lock();
+        let path = index.kinds["things"].segments[0].path.clone();
+        index.kinds.get_mut("things").unwrap().restart(3, &mut gone);
+        assert!(path.exists());
+        drop(index);
+        drop(gone);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_could_not_be_synced_is_synced_before_it_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = open(&dir, 0, 1 << 20);
+        append(&history, "things", 1..=3);
+        let unsynced = || history.index.lock().kinds["things"].segments[0].unsynced;
+        let (path, aside) = (history.index.lock().kinds["things"].segments[0].path.clone(), dir.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        assert!(history.cover(Revision::new(3), &[]).is_err() && unsynced());
+        std::fs::rename(&aside, &path).unwrap();
+        history.cover(Revision::new(3), &[]).unwrap();
+        assert!(!unsynced());
     }
 
     #[test]

@@ -16,7 +16,7 @@ const MAGIC: &[u8; 8] = b"CORHIST1";
 const NAME_BYTES_MAX: usize = 1024;
 
 /// Where a block stands.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
     /// Where its head begins.
     offset: u32,

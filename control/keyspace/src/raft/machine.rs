@@ -303,7 +303,7 @@ impl Machine {
 
     /// The checkpoint as a snapshot. One that cannot be read now says so to whoever wants its content.
     fn snapshot(&self) -> RaftSnapshot {
-        let read = self.checkpoint.reader().and_then(|reader| Ok((codec::head(&reader.meta()?)?, reader)));
+        let read = self.checkpoint.reader().and_then(|reader| Ok((codec::head(reader.meta())?, reader)));
         let (head, data) = match read {
             Ok((head, reader)) => {
                 let window = self.window(revision(head.applied.as_ref()));

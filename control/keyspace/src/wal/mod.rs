@@ -38,8 +38,6 @@ use crate::host::{self, DiskFile, Host, How};
 
 /// When nothing has come for so long, the last mark is synced.
 const SETTLE: Duration = Duration::from_millis(200);
-/// Requests that wait for the writer; more wait in the callers.
-const QUEUE: usize = 4096;
 /// Bytes written at a time when an end is wiped.
 const WIPE_BYTES: usize = 1 << 20;
 
@@ -82,7 +80,9 @@ pub struct Wal {
 
 enum Mode {
     Thread {
-        requests: Option<mpsc::SyncSender<Request>>,
+        /// Nobody waits here for a disk that stands still: callers hold locks, on threads that others need. What waits for the writer is
+        /// bounded in bytes by what was let in before (`Log::room`).
+        requests: Option<mpsc::Sender<Request>>,
         thread: Option<JoinHandle<()>>,
     },
     /// In the caller's thread, for simulations.
@@ -235,7 +235,7 @@ impl Found {
         if !writer.host.threads {
             return Ok(Wal { spares, writer: Mode::Caller(Box::new(Mutex::new(writer))), ahead: None });
         }
-        let (requests, queue) = mpsc::sync_channel(QUEUE);
+        let (requests, queue) = mpsc::channel();
         spares.begin();
         let ahead = host::thread("keyspace-spare", {
             let spares = spares.clone();

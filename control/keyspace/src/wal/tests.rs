@@ -323,6 +323,28 @@ fn the_next_file_does_not_take_the_place_of_the_one_that_becomes_a_segment() {
     assert!(there == [big.clone(), big, b"more".to_vec()], "what was acknowledged is there");
 }
 
+#[test]
+fn whoever_appends_does_not_wait_for_a_disk_that_stands_still() {
+    let dir = tempfile::tempdir().unwrap();
+    let wal = Arc::new(begin(dir.path()));
+    let (go_on, stands_still) = mpsc::channel::<()>();
+    wal.append(vec![b"first".to_vec()], Box::new(move |_| drop(stands_still.recv())));
+    let (appended, all) = mpsc::channel();
+    let appending = std::thread::spawn({
+        let wal = wal.clone();
+        move || {
+            (0..10_000).for_each(|_| wal.append(vec![b"more".to_vec()], Box::new(Result::unwrap)));
+            drop(wal);
+            appended.send(()).unwrap();
+        }
+    });
+    all.recv_timeout(Duration::from_secs(30)).expect("nobody waits");
+    drop(go_on);
+    appending.join().unwrap();
+    drop(wal);
+    assert_eq!(bodies(dir.path()).len(), 10_001);
+}
+
 /// A sync is what whoever appends next would wait for.
 #[test]
 fn what_is_noted_costs_no_sync_and_is_written_with_what_follows_it() {

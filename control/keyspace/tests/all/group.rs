@@ -181,7 +181,7 @@ async fn a_renewal_is_known_to_whoever_leads_until_the_record_changes_or_another
     // From any member; it writes nothing, and the record is what it was.
     for (member, text) in group.members.iter().zip(["one", "two", "three"]) {
         member.renew(renewal(text, revision)).await.unwrap();
-        assert_eq!(told.recv().await.unwrap().bytes, format!("{revision}{text}").as_bytes());
+        assert_eq!(told.next().await.bytes, format!("{revision}{text}").as_bytes());
         for other in &group.members {
             assert_eq!(texts(other, None).await, [format!("{revision}{text}")]);
             assert_eq!(texts(other, Some("a")).await, [format!("{revision}{text}")]);

@@ -18,9 +18,12 @@ use crate::cluster::world::{SERVERS, World};
 use crate::heard::{Heard, Span};
 use crate::plants::Plant;
 
-/// What is followed, and where it is.
-pub const KINDS: [(&str, &str); 3] =
-    [("pods", "/api/v1/pods"), ("replicasets", "/apis/apps/v1/replicasets"), ("configmaps", "/api/v1/configmaps")];
+/// What is followed, where it is, and the collection that it is kept in.
+pub const KINDS: [(&str, &str, &str); 3] = [
+    ("pods", "/api/v1/pods", "pods"),
+    ("replicasets", "/apis/apps/v1/replicasets", "replicasets.apps"),
+    ("configmaps", "/api/v1/configmaps", "configmaps"),
+];
 /// How many seconds a watch that follows asks for.
 const LIFE: u64 = 6;
 /// How long a watch that follows may be without a word: bookmarks come more often.

@@ -35,7 +35,7 @@ pub async fn play(seed: u64, plant: Plant) -> Played {
     let mut living: JoinSet<()> = agents.iter().map(|agent| agent.clone().run()).collect();
     let mut following = JoinSet::new();
     for server in 0..SERVERS.len() {
-        for (kind, path) in history::KINDS {
+        for (kind, path, _) in history::KINDS {
             following.spawn(history::follow(world.clone(), server, kind, path));
         }
         following.spawn(history::follow_leads(world.clone(), server));

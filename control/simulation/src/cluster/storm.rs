@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_keyspace::Revision;
 use http::Method;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -12,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::cluster::clients::{CLIENTS, Client};
+use crate::cluster::history::KINDS;
 use crate::cluster::invariants::workloads::{self, Objects};
 use crate::cluster::invariants::{fenced_duties, fenced_nodes, owners, replicas};
 use crate::cluster::node::{self, Agent};
@@ -202,25 +204,30 @@ async fn look(world: &World, client: &kube::Client, agents: &[Arc<Agent>]) -> Re
 /// All servers have the same.
 async fn compare(world: &World) {
     let ups: Vec<_> = SERVERS.into_iter().filter_map(|member| world.up(member)).collect();
-    let least = world.applied();
+    let least = Revision::new(world.applied());
     for up in &ups {
-        let reached = up.keyspace.wait_for(coracle_keyspace::Revision::new(least));
+        let reached = up.keyspace.wait_for(least);
         if tokio::time::timeout(Duration::from_secs(10), reached).await.is_err() {
             return world.is_wrong(format!("server {} does not get revision {least}", up.keyspace.member()));
         }
     }
-    for (kind, _) in crate::cluster::history::KINDS {
-        let collection = if kind == "replicasets" { "apps/replicasets" } else { kind };
-        let records = |up: &crate::cluster::world::Up| {
-            let records = up.keyspace.snapshot(collection).records;
-            records.values().map(|record| (record.key.name.to_string(), record.revision.get())).collect::<Vec<_>>()
-        };
-        let first = records(&ups[0]);
-        // Between two looks something may be written; nothing older than the first look may differ.
-        let old = |all: Vec<(String, u64)>| all.into_iter().filter(|(_, at)| *at <= least).collect::<Vec<_>>();
-        for up in &ups[1..] {
-            if old(records(up)) != old(first.clone()) {
-                world.is_wrong(format!("servers 1 and {} have different {kind}", up.keyspace.member()));
+    for (kind, _, collection) in KINDS {
+        let mut all = Vec::new();
+        for up in &ups {
+            // Whoever was sent a snapshot just now does not know what was before it.
+            if let Ok(then) = up.keyspace.snapshot_at(collection, least).await {
+                let records = then.records.values();
+                let records = records.map(|record| (record.key.name.to_string(), record.revision.get()));
+                all.push((up.keyspace.member(), records.collect::<Vec<_>>()));
+            }
+        }
+        let Some(((first, expected), others)) = all.split_first() else { continue };
+        for (other, records) in others {
+            if !expected.is_empty() {
+                world.history.judges(kind);
+            }
+            if records != expected {
+                world.is_wrong(format!("servers {first} and {other} have different {kind}"));
             }
         }
     }
