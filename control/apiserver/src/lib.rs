@@ -83,8 +83,7 @@ pub use in_process::InProcess;
 use layers::stalls::To;
 use limits::{Class, Flow};
 pub use limits::{Connection, Here};
-pub use nodes::keep_alive;
-pub use outward::{Endpoint, FrontProxy, Login, Shown, why};
+pub use outward::{Endpoint, FrontProxy, Login, Shown, keep_alive, why};
 use server::Shared;
 
 /// Why an API server cannot start.

@@ -34,6 +34,7 @@ use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS, HEAVY_RECORDS_BYTES};
 use crate::layers::stalls::{self, To};
 use crate::layers::websocket;
 use crate::limits::{Class, Connection, Flow};
+use crate::relay::Longest;
 use crate::request::call::{Call, Request};
 use crate::request::negotiate::{self, Form, Offer};
 use crate::request::path::{ResourcePath, Route};
@@ -288,12 +289,15 @@ async fn relayed(
         Some(Route::OpenApiV3(_)) => format!("/openapi/v3/apis/{}/{}", backend.group, backend.version),
         Some(_) => return Err(Status::path_not_found()),
     };
-    let longest = match verb {
-        "watch" => server.config.request_timeout,
-        _ => Deadline::new(call.query.get("timeout"), server.config.request_timeout)?.left(),
-    };
     let is_discovery = matches!(route, Some(Route::Resources(..)));
-    let longest = if is_discovery { longest.min(DISCOVERY_MAX) } else { longest };
+    let longest = match verb {
+        "watch" => Longest::Begins(server.config.request_timeout),
+        _ => {
+            let left = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?.left();
+            let left = if is_discovery { left.min(DISCOVERY_MAX) } else { left };
+            if call.target.is_long() { Longest::Begins(left) } else { Longest::Whole(left) }
+        }
+    };
     let place = server.limits.stream(flow)?;
     let to = To { flow, account: server.answers.account(flow), connection: connection.clone() };
     let passing = Passing { call, body, upgrade, peer, connection, place };

@@ -75,8 +75,7 @@ impl Asked {
 
     /// Whether its answer goes on for as long as the client likes.
     fn is_long(&self) -> bool {
-        let subresource = self.resource.as_ref().and_then(|of| of.subresource.as_deref());
-        self.verb == "watch" || matches!(subresource, Some("attach" | "exec" | "portforward" | "log" | "proxy"))
+        self.verb == "watch" || self.resource.as_ref().is_some_and(ResourcePath::is_long)
     }
 }
 

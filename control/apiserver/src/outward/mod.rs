@@ -32,6 +32,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
 use self::dial::{Connection, Proof, Trust};
+pub use self::dial::keep_alive;
 pub(crate) use self::endpoint::Caller;
 pub use self::endpoint::{Endpoint, Login, Shown};
 pub use self::passage::FrontProxy;
