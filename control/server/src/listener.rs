@@ -227,7 +227,9 @@ where
         async move {
             let mut answer = match answer {
                 Some(answer) => answer.await,
-                None => Ok(join::status(StatusCode::UNAUTHORIZED, "the client certificate of this connection has ended")),
+                None => {
+                    Ok(join::status(StatusCode::UNAUTHORIZED, "the client certificate of this connection has ended"))
+                }
             };
             // An upgrade has its own word there.
             if let Ok(response) = &mut answer
@@ -539,7 +541,8 @@ mod tests {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(authority.root()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let client =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let client = client.with_root_certificates(roots).with_client_auth_cert(vec![certificate], key).unwrap();
         let stream = TcpStream::connect(address).await.unwrap();
         let name = "localhost".try_into().unwrap();

@@ -31,8 +31,8 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
-use self::dial::{Connection, Proof, Trust};
 pub use self::dial::keep_alive;
+use self::dial::{Connection, Proof, Trust};
 pub(crate) use self::endpoint::Caller;
 pub use self::endpoint::{Endpoint, Login, Shown};
 pub use self::passage::FrontProxy;
