@@ -185,7 +185,7 @@ async fn admit(State(shared): State<Arc<Shared>>, mut request: Request<Body>, ne
 async fn admitted(shared: &Shared, trail: Option<Arc<Trail>>, mut request: Request<Body>, next: Next) -> Response {
     let answered = |status: &Status| answer::respond::status(request::negotiate::Form::JSON, status);
     authn::accept_basic(request.headers_mut());
-    let caller = authn::authenticate(&shared.cluster, &shared.tokens, &request);
+    let caller = authn::authenticate(&shared.cluster, &shared.tokens, request.headers(), request.extensions()).await;
     if let Some(trail) = &trail {
         let class = caller.as_ref().map_or(Class::User, |caller| caller.class);
         if let Err(status) = trail.let_in(class, false).await {

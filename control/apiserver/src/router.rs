@@ -189,7 +189,7 @@ struct Rest {
 }
 
 async fn route(server: &Arc<Shared>, request: http::Request<Body>, seen: &Observed) -> Result<Response, Status> {
-    let caller = authn::authenticate(&server.cluster, &server.tokens, &request);
+    let caller = authn::authenticate(&server.cluster, &server.tokens, request.headers(), request.extensions()).await;
     let route = Route::parse(request.uri().path());
     let trail = request.extensions().get::<Arc<Trail>>().cloned();
     if let Some(trail) = &trail {
