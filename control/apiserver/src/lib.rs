@@ -75,6 +75,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
 pub use audit::{AuditLog, Log, Mode, Policy, PolicyError, Sending, Throttle, Truncate, Webhook};
+use audit::{Trail, Unanswered};
 use authz::Attributes;
 pub use authz::node::JOINED;
 pub use config::Config;
@@ -83,8 +84,7 @@ pub use in_process::InProcess;
 use layers::stalls::To;
 use limits::{Class, Flow};
 pub use limits::{Connection, Here};
-pub use nodes::keep_alive;
-pub use outward::{Endpoint, FrontProxy, Login, Shown, why};
+pub use outward::{Endpoint, FrontProxy, Login, Shown, keep_alive, why};
 use server::Shared;
 
 /// Why an API server cannot start.
@@ -170,42 +170,64 @@ fn mounted(uri: &Uri) -> Option<String> {
 }
 
 async fn admit(State(shared): State<Arc<Shared>>, mut request: Request<Body>, next: Next) -> Response {
-    let refused = |status: Status| {
-        let mut response = answer::respond::status(request::negotiate::Form::JSON, &status);
-        // Tools ask without credentials first, and show what they have when they are told how.
-        let how = HeaderValue::from_static("Basic realm=\"coracle: any name, and a token as the password\"");
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, how);
-        response
-    };
+    // Of the registry nothing is told: images are pushed and pulled in many requests.
+    let audit = shared.audit.as_ref().filter(|_| !request.uri().path().starts_with("/v2"));
+    let id = router::audit_id(request.headers());
+    let trail = router::told(audit, &mut request, id.as_ref());
+    let unanswered = trail.clone().map(Unanswered::new);
+    let response = admitted(&shared, trail, request, next).await;
+    match unanswered {
+        Some(unanswered) => unanswered.answered(response).await,
+        None => response,
+    }
+}
+
+async fn admitted(shared: &Shared, trail: Option<Arc<Trail>>, mut request: Request<Body>, next: Next) -> Response {
+    let answered = |status: &Status| answer::respond::status(request::negotiate::Form::JSON, status);
     authn::accept_basic(request.headers_mut());
-    match authn::authenticate(&shared.cluster, &shared.tokens, &request) {
-        Err(status) => refused(status),
-        Ok(caller) if !caller.identity.is_authenticated() => refused(Status::unauthorized()),
-        Ok(caller) => {
-            let method = request.method().as_str().to_ascii_lowercase();
-            let verb = if method == "head" { "get" } else { &method };
-            let asked = Attributes { verb, path: Some(request.uri().path()), ..Attributes::default() };
-            // What a node may ask for at these paths, they know themselves.
-            let allowed = match caller.identity.node() {
-                Some(_) => Ok(()),
-                None => authz::check(&shared.cluster, &caller.identity, &asked),
-            };
-            if let Err(status) = allowed {
-                return answer::respond::status(request::negotiate::Form::JSON, &status);
-            }
-            // A blob is mounted by who may read it where it is; others upload it (OCI distribution specification 1.1).
-            let may_read = |path: &String| {
-                let asked = Attributes { verb: "get", path: Some(path), ..Attributes::default() };
-                caller.identity.node().is_some() || authz::allows(&shared.cluster, &caller.identity, &asked)
-            };
-            if mounted(request.uri()).is_some_and(|path| !may_read(&path)) {
-                let path = Uri::try_from(request.uri().path()).unwrap_or_default();
-                *request.uri_mut() = path;
-            }
-            request.extensions_mut().insert(Identity::clone(&caller.identity));
-            streamed(&shared, caller.flow(), request, next).await
+    let caller = authn::authenticate(&shared.cluster, &shared.tokens, request.headers(), request.extensions()).await;
+    if let Some(trail) = &trail {
+        let class = caller.as_ref().map_or(Class::User, |caller| caller.class);
+        if let Err(status) = trail.let_in(class, false).await {
+            return answered(&status);
         }
     }
+    let caller = match caller {
+        Ok(caller) if caller.identity.is_authenticated() => caller,
+        refused => {
+            let mut response = answered(&refused.err().unwrap_or_else(Status::unauthorized));
+            // Tools ask without credentials first, and show what they have when they are told how.
+            let how = HeaderValue::from_static("Basic realm=\"coracle: any name, and a token as the password\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, how);
+            return response;
+        }
+    };
+    let method = request.method().as_str().to_ascii_lowercase();
+    let verb = if method == "head" { "get" } else { &method };
+    let asked = Attributes { verb, path: Some(request.uri().path()), ..Attributes::default() };
+    // What a node may ask for at these paths, they know themselves.
+    let allowed = match caller.identity.node() {
+        Some(_) => Ok(()),
+        None => authz::check(&shared.cluster, &caller.identity, &asked),
+    };
+    if let Some(trail) = &trail {
+        let decided = if allowed.is_ok() { "allow" } else { "forbid" };
+        trail.annotations().add("authorization.k8s.io/decision", decided);
+    }
+    if let Err(status) = allowed {
+        return answered(&status);
+    }
+    // A blob is mounted by who may read it where it is; others upload it (OCI distribution specification 1.1).
+    let may_read = |path: &String| {
+        let asked = Attributes { verb: "get", path: Some(path), ..Attributes::default() };
+        caller.identity.node().is_some() || authz::allows(&shared.cluster, &caller.identity, &asked)
+    };
+    if mounted(request.uri()).is_some_and(|path| !may_read(&path)) {
+        let path = Uri::try_from(request.uri().path()).unwrap_or_default();
+        *request.uri_mut() = path;
+    }
+    request.extensions_mut().insert(Identity::clone(&caller.identity));
+    streamed(shared, caller.flow(), request, next).await
 }
 
 async fn bound(State(shared): State<Arc<Shared>>, request: Request<Body>, next: Next) -> Response {

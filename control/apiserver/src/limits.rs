@@ -101,7 +101,7 @@ impl Flow<'_> {
 
 /// Places, counted by flow.
 #[derive(Debug)]
-struct Pool {
+pub(crate) struct Pool {
     most: usize,
     taken: Mutex<Taken>,
 }
@@ -112,23 +112,30 @@ struct Taken {
     flows: HashMap<Arc<str>, usize>,
 }
 
-impl Pool {
-    fn new(most: usize) -> Arc<Pool> {
-        Arc::new(Pool { most, taken: Mutex::default() })
-    }
-
-    /// Takes `size` places at once.
-    fn take(self: &Arc<Pool>, flow: &str, size: usize) -> Option<Place> {
-        let mut taken = self.taken.lock();
-        let free = self.most.saturating_sub(taken.all);
-        let flow = match taken.flows.get_key_value(flow) {
+impl Taken {
+    /// Counts `size` more of a flow, unless it would have more than are free.
+    fn add(&mut self, flow: &str, size: usize, most: usize) -> Option<Arc<str>> {
+        let free = most.saturating_sub(self.all);
+        let flow = match self.flows.get_key_value(flow) {
             Some((_, mine)) if *mine + size > free => return None,
             None if size > free => return None,
             Some((name, _)) => name.clone(),
             None => Arc::from(flow),
         };
-        taken.all += size;
-        *taken.flows.entry(flow.clone()).or_default() += size;
+        self.all += size;
+        *self.flows.entry(flow.clone()).or_default() += size;
+        Some(flow)
+    }
+}
+
+impl Pool {
+    pub fn new(most: usize) -> Arc<Pool> {
+        Arc::new(Pool { most, taken: Mutex::default() })
+    }
+
+    /// Takes `size` places at once.
+    pub fn take(self: &Arc<Pool>, flow: &str, size: usize) -> Option<Place> {
+        let flow = self.taken.lock().add(flow, size, self.most)?;
         Some(Place { pool: self.clone(), flow, size })
     }
 
@@ -143,6 +150,15 @@ pub(crate) struct Place {
     pool: Arc<Pool>,
     flow: Arc<str>,
     size: usize,
+}
+
+impl Place {
+    /// Takes `size` more; says whether there were so many.
+    pub fn grow(&mut self, size: usize) -> bool {
+        let has_grown = self.pool.taken.lock().add(&self.flow, size, self.pool.most).is_some();
+        self.size += if has_grown { size } else { 0 };
+        has_grown
+    }
 }
 
 impl Drop for Place {
@@ -274,6 +290,16 @@ mod tests {
         drop(first);
         assert!(limits.stream(user("a")).is_ok());
         assert_eq!(limits.streams_now(), 0);
+    }
+
+    #[test]
+    fn a_place_that_grows_leaves_room_for_others_too() {
+        let pool = Pool::new(12);
+        let mut greedy = pool.take("greedy", 4).unwrap();
+        assert!(greedy.grow(2) && !greedy.grow(1), "half of all is its own");
+        assert!(pool.take("second", 3).is_some());
+        drop(greedy);
+        assert_eq!(pool.now(), 0);
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Nodes {
             .map_err(|error| failed(&error))?;
         let _ = stream.set_nodelay(true);
         // A stream that only reads would never hear that the node's machine is gone.
-        let _ = keep_alive(&stream);
+        let _ = outward::keep_alive(&stream);
         let stream = Backend { stream, is_whole: false };
         if !to.tls {
             return exchange(stream, request).await.map_err(broke);
@@ -102,16 +102,6 @@ impl Nodes {
             .map_err(|error| failed(&error))?;
         exchange(stream, request).await.map_err(broke)
     }
-}
-
-/// Has the kernel ask a silent peer whether it is there still, whatever its connection has become: one that has vanished is gone within
-/// two minutes.
-pub fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
-    use rustix::net::sockopt;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
-    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
-    sockopt::set_tcp_keepcnt(stream, 4)
 }
 
 /// A connection to a node that is reset when it is dropped, unless it has been ended: an orderly end would wait behind what the node

@@ -8,7 +8,10 @@
 //! another server takes nothing from those who are answered here.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -17,7 +20,9 @@ use bytes::Bytes;
 use coracle_api::meta;
 use coracle_api::status::Status;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
-use http_body_util::BodyExt as _;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::aggregation::Backend;
@@ -25,7 +30,7 @@ use crate::answer::respond;
 use crate::callout;
 use crate::cluster::Cluster;
 use crate::identity::Identity;
-use crate::limits::{Class, Flow};
+use crate::limits::{Class, Flow, Place};
 use crate::outward::{self, Target};
 use crate::subresources::{Passing, forwarded, forwarded_for, remove_hop_by_hop, tunnel};
 
@@ -52,9 +57,10 @@ fn say_who(headers: &mut HeaderMap, who: &Identity) -> Result<(), Status> {
         let text = meta::text::quote(&outward::words(text));
         Status::bad_request(format!("the {what} of the user cannot be told to another API server in a header: {text}"))
     };
-    let mut add = |name: HeaderName, what: &str, value: &str| {
-        let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| wrong(what, value))?;
-        headers.append(name, value);
+    let mut add = |name: HeaderName, what: &str, text: &str| {
+        // Whoever reads a header takes the blanks around it away.
+        let value = HeaderValue::from_bytes(text.as_bytes()).ok().filter(|_| text.trim_matches([' ', '\t']) == text);
+        headers.append(name, value.ok_or_else(|| wrong(what, text))?);
         Ok::<_, Status>(())
     };
     add(USER, "name", &who.user)?;
@@ -90,14 +96,24 @@ pub(crate) fn unreachable(why: &str) -> Response {
     respond::text(503, format!("error trying to reach service: {}\n", outward::words(why)))
 }
 
-/// Passes a request on to this path, with its own query, and its answer back, which begins within `longest`.
+/// How long an answer may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Longest {
+    /// Until it begins; then it goes on for as long as the client likes.
+    Begins(Duration),
+    /// Until it is whole: a server that stops in the midst holds nobody up.
+    Whole(Duration),
+}
+
+/// Passes a request on to this path, with its own query, and its answer back.
 pub(crate) async fn pass(
     cluster: &Cluster,
     stopping: &CancellationToken,
     passing: Passing,
     backend: &Arc<Backend>,
-    (path, longest): (&str, Duration),
+    (path, longest): (&str, Longest),
 ) -> Result<Response, Status> {
+    let begun = Instant::now();
     let Passing { call, body, upgrade, peer, connection, place } = passing;
     if !backend.is_available {
         return Ok(unavailable());
@@ -126,7 +142,11 @@ pub(crate) async fn pass(
         let mut sender = open.await.map_err(|_| "i/o timeout".to_owned())??;
         sender.send_request(request).await.map_err(|error| error.to_string())
     };
-    let mut answer = match tokio::time::timeout(longest, send).await {
+    let (until, is_whole) = match longest {
+        Longest::Begins(longest) => (begun + longest, false),
+        Longest::Whole(longest) => (begun + longest, true),
+    };
+    let mut answer = match tokio::time::timeout_at(until, send).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(why)) => return Ok(unreachable(&why)),
         Err(_) => return Err(Status::timeout("request did not complete within the allotted timeout", 0)),
@@ -142,11 +162,8 @@ pub(crate) async fn pass(
         for name in ["x-kubernetes-pf-flowschema-uid", "x-kubernetes-pf-prioritylevel-uid", "audit-id"] {
             parts.headers.remove(name);
         }
-        // The places are held while the answer goes on.
-        let body = body.map_frame(move |frame| {
-            let _held = &places;
-            frame
-        });
+        let over = is_whole.then(|| Box::pin(tokio::time::sleep_until(until)));
+        let body = Passed { body, over, _places: places };
         return Ok(Response::from_parts(parts, Body::new(body)));
     }
     let Some(upgrade) = upgrade else {
@@ -160,6 +177,34 @@ pub(crate) async fn pass(
         drop((places, connection));
     });
     Ok(Response::from_parts(parts, Body::empty()))
+}
+
+/// The body of an answer, which breaks off when its time is over. The places are held while it goes on.
+struct Passed {
+    body: Incoming,
+    over: Option<Pin<Box<Sleep>>>,
+    _places: (Place, Place),
+}
+
+impl http_body::Body for Passed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.over.as_mut().is_some_and(|over| over.as_mut().poll(cx).is_ready()) {
+            let late = io::Error::new(io::ErrorKind::TimedOut, "the answer was not whole within the allotted timeout");
+            return Poll::Ready(Some(Err(axum::Error::new(late))));
+        }
+        Pin::new(&mut self.body).poll_frame(cx).map_err(axum::Error::new)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// What this server asks another for itself.
@@ -269,8 +314,10 @@ mod tests {
             "a\r\nx-remote-group: system:masters".to_owned()
         }
         type Change = fn(&mut Identity);
-        let changes: [(&str, Change); 5] = [
+        let changes: [(&str, Change); 7] = [
             ("name", |who| who.user = line()),
+            ("name", |who| who.user = "admin ".to_owned()),
+            ("group", |who| who.groups.push("\tadmins".to_owned())),
             ("uid", |who| who.uid = line()),
             ("group", |who| who.groups.push("\0".to_owned())),
             ("extra value", |who| drop(who.extra.insert("key".to_owned(), vec!["ok".to_owned(), line()]))),

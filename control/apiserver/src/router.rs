@@ -17,12 +17,12 @@ use axum::response::Response;
 use coracle_api::status::Status;
 use coracle_keyspace::Record;
 use futures::FutureExt;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use crate::aggregation::Backend;
 use crate::answer::{compress, pieces, respond};
 use crate::apart::apart;
-use crate::audit::{Trail, Unanswered};
+use crate::audit::{Audit, Trail, Unanswered};
 use crate::authn::Caller;
 use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
@@ -34,6 +34,7 @@ use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS, HEAVY_RECORDS_BYTES};
 use crate::layers::stalls::{self, To};
 use crate::layers::websocket;
 use crate::limits::{Class, Connection, Flow};
+use crate::relay::Longest;
 use crate::request::call::{Call, Request};
 use crate::request::negotiate::{self, Form, Offer};
 use crate::request::path::{ResourcePath, Route};
@@ -52,23 +53,9 @@ pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>
     let started = Instant::now();
     let head = request.method() == Method::HEAD;
     let line = tracing::enabled!(tracing::Level::DEBUG).then(|| (request.method().clone(), request.uri().clone()));
-    let audit_id = request
-        .headers()
-        .get("audit-id")
-        .cloned()
-        .filter(|id| id.len() <= 64)
-        .or_else(|| HeaderValue::from_str(&crate::identity::new_uuid()).ok());
+    let audit_id = audit_id(request.headers());
     let accept = request.headers().get(header::ACCEPT).cloned();
-    let trail = match &server.audit {
-        Some(audit) => {
-            let id = audit_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
-            let trail = audit.begin(&request, id);
-            request.extensions_mut().insert(trail.annotations().clone());
-            request.extensions_mut().insert(trail.clone());
-            Some(trail)
-        }
-        None => None,
-    };
+    let trail = told(server.audit.as_ref(), &mut request, audit_id.as_ref());
     let unanswered = trail.clone().map(Unanswered::new);
     let seen = Observed::default();
     let answer = AssertUnwindSafe(route(&server, request, &seen)).catch_unwind().await;
@@ -105,18 +92,22 @@ pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>
     }
 }
 
-/// How long a request waits for the audit log before it is told to come again.
-const AUDIT_WAIT_MAX: Duration = Duration::from_secs(10);
+/// By what a request is told from others: what it says itself, or something new.
+pub(crate) fn audit_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let said = headers.get("audit-id").cloned().filter(|id| id.len() <= 64);
+    said.or_else(|| HeaderValue::from_str(&crate::identity::new_uuid()).ok())
+}
 
-/// Waits until the audit log has room for what a user's request will tell, and until what it tells at its beginning is heard, where
-/// somebody is waited for. Duties and health wait for no disk and for nobody.
-async fn audit_room(trail: Option<&Arc<Trail>>, caller: &Caller, route: &Route) -> Result<(), Status> {
-    let Some(trail) = trail.filter(|_| caller.class == Class::User && !matches!(route, Route::Health(..))) else {
-        return Ok(());
-    };
-    let waited = tokio::time::timeout(AUDIT_WAIT_MAX, trail.room()).await;
-    waited.map_err(|_| Status::too_many_requests("the audit log waits for its disk, please try again later", 1))?;
-    trail.heard().await
+/// Has the audit log tell of a request, where there is one.
+pub(crate) fn told(
+    audit: Option<&Arc<Audit>>,
+    request: &mut http::Request<Body>,
+    id: Option<&HeaderValue>,
+) -> Option<Arc<Trail>> {
+    let trail = audit?.begin(request, id.and_then(|id| id.to_str().ok()).unwrap_or_default());
+    request.extensions_mut().insert(trail.annotations().clone());
+    request.extensions_mut().insert(trail.clone());
+    Some(trail)
 }
 
 /// Refuses what the caller may not do; the audit log is told either way, and why.
@@ -198,17 +189,21 @@ struct Rest {
 }
 
 async fn route(server: &Arc<Shared>, request: http::Request<Body>, seen: &Observed) -> Result<Response, Status> {
-    let caller = authn::authenticate(&server.cluster, &server.tokens, &request)?;
+    let caller = authn::authenticate(&server.cluster, &server.tokens, request.headers(), request.extensions()).await;
     let route = Route::parse(request.uri().path());
-    audit_room(request.extensions().get(), &caller, &route).await?;
+    let trail = request.extensions().get::<Arc<Trail>>().cloned();
+    if let Some(trail) = &trail {
+        let class = caller.as_ref().map_or(Class::User, |caller| caller.class);
+        trail.let_in(class, matches!(route, Route::Health(..))).await?;
+    }
+    let caller = caller?;
     let (mut parts, body) = request.into_parts();
     let (route, target) = match route {
         Route::Resource(target) => (None, target),
         route => (Some(route), ResourcePath::default()),
     };
     let (connection, upgrade) = (parts.extensions.remove(), parts.extensions.remove());
-    let (peer, trail) = (parts.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>(), parts.extensions.get());
-    let (peer, trail) = (peer.map(|peer| peer.0), trail.cloned());
+    let peer = parts.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>().map(|peer| peer.0);
     let call = caller.call(parts, target);
     let (ticket, belongs) = fair::ticket(&server.fairness, &call).await;
     let with = Rest { route, caller, body, connection, upgrade, peer, trail };
@@ -288,12 +283,15 @@ async fn relayed(
         Some(Route::OpenApiV3(_)) => format!("/openapi/v3/apis/{}/{}", backend.group, backend.version),
         Some(_) => return Err(Status::path_not_found()),
     };
-    let longest = match verb {
-        "watch" => server.config.request_timeout,
-        _ => Deadline::new(call.query.get("timeout"), server.config.request_timeout)?.left(),
-    };
     let is_discovery = matches!(route, Some(Route::Resources(..)));
-    let longest = if is_discovery { longest.min(DISCOVERY_MAX) } else { longest };
+    let longest = match verb {
+        "watch" => Longest::Begins(server.config.request_timeout),
+        _ => {
+            let left = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?.left();
+            let left = if is_discovery { left.min(DISCOVERY_MAX) } else { left };
+            if call.target.is_long() { Longest::Begins(left) } else { Longest::Whole(left) }
+        }
+    };
     let place = server.limits.stream(flow)?;
     let to = To { flow, account: server.answers.account(flow), connection: connection.clone() };
     let passing = Passing { call, body, upgrade, peer, connection, place };

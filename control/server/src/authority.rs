@@ -1,8 +1,8 @@
 //! The cluster's certificate authority and what it has issued.
 //!
 //! Everything lives as PEM under `DIR/pki`, keys readable by their owner only. A certificate that is missing, was issued
-//! by another authority, names other hosts or has less than a third of its life left is issued again, at start and while the
-//! server runs ([`crate::tls`]).
+//! by another authority, names other hosts, is not valid yet or has less than a third of its life left is issued again, at start and
+//! while the server runs ([`crate::tls`]).
 
 mod der;
 mod request;
@@ -421,7 +421,9 @@ impl Authority {
             .map(|names| names.value.general_names.iter().map(general_name).collect())
             .unwrap_or_default();
         let wanted = subject.hosts.iter().cloned().chain(subject.addresses.iter().map(ToString::to_string));
-        same_issuer && left_days > LEAF_DAYS / 3 && wanted.into_iter().all(|name| named.contains(&name))
+        // One that was issued while the clock was ahead is nobody's proof before that time has come.
+        let has_begun = certificate.validity().not_before.timestamp() <= unix(now);
+        same_issuer && has_begun && left_days > LEAF_DAYS / 3 && wanted.into_iter().all(|name| named.contains(&name))
     }
 }
 
@@ -518,6 +520,16 @@ mod tests {
         let authority = Authority::open(dir.path(), false).unwrap();
         let before = authority.issue(&server(&["localhost"]), SystemTime::now()).unwrap();
         let after = authority.issue(&server(&["localhost", "boat"]), SystemTime::now()).unwrap();
+        assert_ne!(before.certificate, after.certificate);
+    }
+
+    #[test]
+    fn a_certificate_of_a_clock_that_was_ahead_is_issued_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path(), false).unwrap();
+        let ahead = SystemTime::now() + Duration::from_secs(400 * 86_400);
+        let before = authority.issue(&server(&["localhost"]), ahead).unwrap();
+        let after = authority.issue(&server(&["localhost"]), SystemTime::now()).unwrap();
         assert_ne!(before.certificate, after.certificate);
     }
 

@@ -341,6 +341,19 @@ pub(crate) mod tests {
             let (status, pulled) = registry(server, http::Method::GET, &path, Vec::new()).await;
             assert!(status == 200 && pulled == blob, "{status}");
         }
+        // An account of one server, and its token, are good at another at once.
+        for number in 0..8 {
+            let account = format!("/api/v1/namespaces/default/serviceaccounts/a{number}");
+            let object =
+                json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": format!("a{number}")}});
+            ask(&servers[0], "POST", account.rsplit_once('/').unwrap().0, Some(object)).await.unwrap();
+            let asked = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+            let told = ask(&servers[0], "POST", &format!("{account}/token"), Some(asked)).await.unwrap();
+            let shown = format!("Bearer {}", told["status"]["token"].as_str().unwrap());
+            let request = http::Request::get("/apis").header("authorization", shown).body(axum::body::Body::empty());
+            let answer = tower::ServiceExt::oneshot(servers[2].router.clone(), request.unwrap()).await.unwrap();
+            assert_eq!(answer.status(), 200);
+        }
         // Written at one, done by the leader, read at another; tokens and certificates are the same everywhere.
         ask(&servers[1], "POST", DEPLOYMENTS, Some(deployment("first"))).await.unwrap();
         is_reconciled(&servers[2], "first").await;

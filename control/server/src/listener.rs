@@ -1,6 +1,6 @@
 //! Listeners: accept, TLS, who is calling, HTTP/1.1 and HTTP/2, and an orderly end.
 //!
-//! The caller's verified client certificate becomes the request extension that the API server authenticates by; the
+//! The caller's verified client certificate becomes the request extension that the API server authenticates by, until it ends; the
 //! listener itself decides nothing about rights.
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::extract::ConnectInfo;
@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use crate::cork::Corked;
+use crate::join;
 
 /// Connections of one listener at a time, however many descriptors there are.
 const CONNECTIONS_MAX: usize = 20_000;
@@ -45,6 +46,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// How long a client of HTTP/1.1 may send one more request then, whose answer tells it that the connection ends: closing it at once
 /// would meet requests on their way, of which nobody could say whether they were done. HTTP/2 has a word for it.
 const LAST_REQUEST: Duration = Duration::from_millis(500);
+/// How often it is looked whether a client's certificate has ended, by a clock that may be set meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// Listeners of a process that begins anew as another program: what they are asked meanwhile waits for that one.
 #[derive(Clone, Debug, Default)]
@@ -188,16 +191,16 @@ async fn connection(
                 .map_err(|_| "TLS handshake took too long".to_owned())?
                 .map_err(|e| e.to_string())?;
             let session = stream.get_ref().1;
-            let identity = session.peer_certificates().and_then(|chain| identity(chain.first()?));
+            let proven = session.peer_certificates().and_then(|chain| Proven::read(chain.first()?));
             let is_http2 = session.alpn_protocol() == Some(b"h2");
-            exchange(stream, (peer, identity, is_http2), router, http, stop, mine).await
+            exchange(stream, (peer, proven, is_http2), router, http, stop, mine).await
         }
     }
 }
 
 async fn exchange<S>(
     stream: S,
-    (peer, identity, is_http2): (SocketAddr, Option<Identity>, bool),
+    (peer, proven, is_http2): (SocketAddr, Option<Proven>, bool),
     router: Router,
     http: &auto::Builder<TokioExecutor>,
     stop: CancellationToken,
@@ -206,19 +209,28 @@ async fn exchange<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (mine, stopping) = (mine.clone(), stop.clone());
+    // What is told of the end of a connection, whyever it is.
+    let (mine, ending) = (mine.clone(), stop.child_token());
+    let (stopping, ends) = (ending.clone(), proven.as_ref().map(|proven| proven.ends));
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
-        if let Some(identity) = &identity {
-            request.extensions_mut().insert(identity.clone());
+        // The handshake may be of long ago, or of another connection whose session goes on here.
+        let has_ended = proven.as_ref().is_some_and(|proven| proven.is_over(SystemTime::now()));
+        if let Some(proven) = &proven {
+            request.extensions_mut().insert(proven.identity.clone());
         }
         // Held by the request and by its answer: a stream that the connection becomes keeps it as busy.
         let busy = Arc::new(mine.busy());
         request.extensions_mut().insert(Connection::new(mine.cut.clone(), busy.clone()));
         let (version, stopping) = (request.version(), stopping.clone());
-        let answer = router.clone().call(request);
+        let answer = (!has_ended).then(|| router.clone().call(request));
         async move {
-            let mut answer = answer.await;
+            let mut answer = match answer {
+                Some(answer) => answer.await,
+                None => {
+                    Ok(join::status(StatusCode::UNAUTHORIZED, "the client certificate of this connection has ended"))
+                }
+            };
             // An upgrade has its own word there.
             if let Ok(response) = &mut answer
                 && stopping.is_cancelled()
@@ -242,7 +254,11 @@ where
     let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
     let mut connection = std::pin::pin!(connection);
     let end = async {
-        stop.cancelled().await;
+        tokio::select! {
+            () = ending.cancelled() => {}
+            // Who has another by now comes again with that.
+            () = until(ends) => ending.cancel(),
+        }
         if !is_http2 {
             tokio::time::sleep(LAST_REQUEST).await;
         }
@@ -360,12 +376,37 @@ fn millis(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// User and groups of a verified client certificate: common name and organizations (kubernetes-api §23.2).
-fn identity(certificate: &CertificateDer<'_>) -> Option<Identity> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let user = certificate.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
-    let groups = certificate.subject().iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
-    Some(Identity::authenticated(user, groups))
+/// Who showed a verified client certificate, and when that ends.
+#[derive(Clone, Debug)]
+struct Proven {
+    /// Its common name and organizations (kubernetes-api §23.2).
+    identity: Identity,
+    ends: SystemTime,
+}
+
+impl Proven {
+    fn read(certificate: &CertificateDer<'_>) -> Option<Proven> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        let user = certificate.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
+        let groups = certificate.subject().iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned);
+        // What ended before 1970 has ended.
+        let ends = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+        let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(ends);
+        Some(Proven { identity: Identity::authenticated(user, groups.collect()), ends })
+    }
+
+    /// Whether nobody is heard by it any more. What was on its way when it ended is.
+    fn is_over(&self, now: SystemTime) -> bool {
+        now > self.ends + DRAIN
+    }
+}
+
+/// Waits for a moment; for ever where there is none.
+async fn until(moment: Option<SystemTime>) {
+    let Some(moment) = moment else { return std::future::pending().await };
+    while let Some(left) = moment.duration_since(SystemTime::now()).ok().filter(|left| !left.is_zero()) {
+        tokio::time::sleep(left.min(LOOK_EVERY)).await;
+    }
 }
 
 /// Errors of one connection that say nothing about the listener.
@@ -463,6 +504,68 @@ mod tests {
             assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "it ends");
         }
         serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_ends_with_the_certificate_that_its_client_has_shown() {
+        use coracle_controllers::Signer as _;
+        use rustls::pki_types::pem::PemObject as _;
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        const LIFE: Duration = Duration::from_secs(5);
+        let dir = tempfile::tempdir().unwrap();
+        let authority = crate::Authority::open(dir.path(), false).unwrap();
+        let subject = crate::Subject {
+            file: "api".into(),
+            user: "api".into(),
+            groups: vec![],
+            hosts: vec!["localhost".into()],
+            addresses: vec![],
+        };
+        let tls = crate::tls::Shown::issue(&authority, subject).unwrap().server(&authority).unwrap();
+        let who = |request: axum::extract::Request| async move {
+            let user = request.extensions().get::<Identity>().map(|identity| identity.user.clone());
+            format!("it is {}.", user.unwrap_or_default())
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let accept = Some(TlsAcceptor::from(Arc::new(tls)));
+        let serving = tokio::spawn(serve(Arc::new(listener), accept, Router::new().fallback(who), stop.clone()));
+
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut asked = rcgen::CertificateParams::default();
+        asked.distinguished_name.push(rcgen::DnType::CommonName, "anna");
+        let request = asked.serialize_request(&key).unwrap().der().to_vec();
+        let signed = authority.sign(&request, &["client auth".to_owned()], LIFE).unwrap();
+        let certificate = CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(authority.root()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let client =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let client = client.with_root_certificates(roots).with_client_auth_cert(vec![certificate], key).unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = "localhost".try_into().unwrap();
+        let mut stream = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, stream).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"it is anna.") {
+            assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "{}", String::from_utf8_lossy(&answer));
+        }
+        // Sooner than for having said nothing for long.
+        let ended = tokio::time::timeout(LIFE * 4, stream.read_buf(&mut answer)).await.expect("it ends");
+        assert!(matches!(ended, Ok(0) | Err(_)));
+        stop.cancel();
+        serving.await.unwrap();
+    }
+
+    #[test]
+    fn nobody_is_heard_by_a_certificate_that_has_ended() {
+        let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let proven = Proven { identity: Identity::authenticated("anna", vec![]), ends };
+        let after = |seconds| ends + Duration::from_secs(seconds);
+        assert!([0, 1, 5].into_iter().all(|seconds| !proven.is_over(after(seconds))));
+        assert!(proven.is_over(after(6)));
     }
 
     #[tokio::test]

@@ -6,9 +6,10 @@
 //! ```
 //! Without a policy nothing of this is there, and a request pays one look at an option. With one, requests hand over what they
 //! have, and a thread makes lines of it and writes them; while more than a bound waits for the disk, requests of users that will be
-//! told of wait before they begin, and are told to come again in the end. The cluster's duties and health do not wait: beyond a second
-//! bound their events are lost, as are those that the disk refuses, and counted. What a webhook is sent, and who waits for it, its module
-//! says.
+//! told of wait before they begin, and are told to come again in the end. The cluster's duties and health do not wait. Beyond a second
+//! bound events are lost, as are those that the disk refuses, and counted; those of health and of who was not let in already beyond
+//! the first, so that nobody has others' lost. What is kept of answers until they are whole has a bound of its own. What a webhook is
+//! sent, and who waits for it, its module says.
 
 mod event;
 mod log;
@@ -28,8 +29,12 @@ pub use self::policy::{Policy, PolicyError};
 pub(crate) use self::trail::{Trail, Unanswered};
 pub use self::webhook::{Mode, Sending, Throttle, Truncate, Webhook};
 use self::writer::Writer;
+use crate::limits::Pool;
 use crate::request::path::{self, ResourcePath, Route};
 use crate::request::query::Query;
+
+/// Bytes of answers that are on their way and will be told; who takes long to read its own leaves room for others'.
+const KEPT_BYTES_MAX: usize = 64 << 20;
 
 /// What is told, and where.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,8 +80,7 @@ impl Asked {
 
     /// Whether its answer goes on for as long as the client likes.
     fn is_long(&self) -> bool {
-        let subresource = self.resource.as_ref().and_then(|of| of.subresource.as_deref());
-        self.verb == "watch" || matches!(subresource, Some("attach" | "exec" | "portforward" | "log" | "proxy"))
+        self.verb == "watch" || self.resource.as_ref().is_some_and(ResourcePath::is_long)
     }
 }
 
@@ -84,12 +88,15 @@ impl Asked {
 pub(crate) struct Audit {
     policy: Policy,
     writer: Writer,
+    /// Where what is kept of answers is counted.
+    kept: Arc<Pool>,
 }
 
 impl Audit {
     /// Opens it; it can be written when this returns.
     pub fn open(config: AuditLog) -> io::Result<Arc<Audit>> {
-        Ok(Arc::new(Audit { policy: config.policy, writer: Writer::open(config.log, config.webhook)? }))
+        let writer = Writer::open(config.log, config.webhook)?;
+        Ok(Arc::new(Audit { policy: config.policy, writer, kept: Pool::new(KEPT_BYTES_MAX) }))
     }
 
     /// A request is here.

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::extract::ConnectInfo;
 use axum::response::Response;
@@ -14,7 +15,6 @@ use futures::future::BoxFuture;
 use http::{HeaderMap, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
 use jiff::Timestamp;
-use parking_lot::Mutex;
 use serde_json::json;
 
 use super::event::{Answered, BODY_TOLD_MAX, Body, Event};
@@ -22,7 +22,7 @@ use super::policy::{Level, Stage, Verdict};
 use super::writer::Delivery;
 use super::{Asked, Audit};
 use crate::identity::Identity;
-use crate::limits::Here;
+use crate::limits::{Class, Flow, Here, Place};
 use crate::request::annotations::{Annotations, Named};
 
 /// Most characters of a User-Agent; the reference's bound.
@@ -31,6 +31,8 @@ const AGENT_MAX: usize = 1024;
 const ADDRESSES_MAX: usize = 16;
 /// Most characters of the URI.
 const URI_MAX: usize = 16 << 10;
+/// How long a request waits for room before it is told to come again.
+const ROOM_MAX: Duration = Duration::from_secs(10);
 
 /// A request that is told of, if the policy says so.
 pub(crate) struct Trail {
@@ -45,10 +47,10 @@ pub(crate) struct Trail {
     known: OnceLock<Known>,
     acting: OnceLock<Identity>,
     sent: OnceLock<Body>,
+    /// What it tells may take of the room that others wait for: it has waited for that, too, or is a duty's.
+    has_room: AtomicBool,
     /// Its caller waits until what is told of it is where it goes, as far as anybody does.
     waits: AtomicBool,
-    /// What was told when it was here.
-    received_told: Mutex<Option<Delivery>>,
 }
 
 struct Known {
@@ -72,8 +74,8 @@ impl Trail {
             known: OnceLock::new(),
             acting: OnceLock::new(),
             sent: OnceLock::new(),
+            has_room: AtomicBool::new(false),
             waits: AtomicBool::new(false),
-            received_told: Mutex::default(),
         }
     }
 
@@ -83,9 +85,28 @@ impl Trail {
     }
 
     /// Who sent it is known now, and with that how much is told.
-    pub fn called_by(self: &Arc<Self>, user: &Identity) {
+    pub fn called_by(&self, user: &Identity) {
         self.judge(Some(user));
-        *self.received_told.lock() = self.tell(Stage::RequestReceived, None);
+    }
+
+    /// Tells that it is here, now that it is known who sent it, or nobody will know. One of a user, or of a stranger, waits for that:
+    /// until there is room for what it will tell, and until this is heard, where somebody is waited for. Duties and health wait for no
+    /// disk and for nobody.
+    ///
+    /// # Errors
+    /// There is no room, or what was told did not get where it goes, and nothing may be done of which nobody was told.
+    pub async fn let_in(self: &Arc<Self>, class: Class, is_health: bool) -> Result<(), Status> {
+        self.judge(None);
+        let waits = class == Class::User && !is_health;
+        if waits && self.is_told() {
+            let waited = tokio::time::timeout(ROOM_MAX, self.audit.writer.room()).await;
+            waited.map_err(|_| {
+                Status::too_many_requests("the audit log waits for its disk, please try again later", 1)
+            })?;
+        }
+        self.has_room.store(waits || class != Class::User, Ordering::Relaxed);
+        let told = self.user().and_then(|_| self.tell(Stage::RequestReceived, None));
+        if waits { self.heard(told).await } else { Ok(()) }
     }
 
     fn judge(&self, user: Option<&Identity>) {
@@ -107,20 +128,9 @@ impl Trail {
         self.known.get().map_or(Level::None, |known| known.verdict.level)
     }
 
-    /// Waits until there is room for what it will tell, if it tells something.
-    pub async fn room(&self) {
-        if self.is_told() {
-            self.audit.writer.room().await;
-        }
-    }
-
     /// Waits until what was told when it was here is where it goes, if anybody waits for that: then its caller waits for the rest, too.
-    ///
-    /// # Errors
-    /// It did not get there, and nothing may be done of which nobody was told.
-    pub async fn heard(&self) -> Result<(), Status> {
+    async fn heard(&self, told: Option<Delivery>) -> Result<(), Status> {
         self.waits.store(true, Ordering::Relaxed);
-        let told = self.received_told.lock().take();
         let Some(told) = told else { return Ok(()) };
         if told.made().await || !self.audit.writer.is_strict() {
             return Ok(());
@@ -145,10 +155,7 @@ impl Trail {
     async fn answered(self: &Arc<Self>, response: Response) -> Response {
         let code = response.status();
         let answered = Answered::of(code, response.extensions().get());
-        if self.known.get().is_none() {
-            // Nobody knows who sent it.
-            self.judge(None);
-            self.waits.store(true, Ordering::Relaxed);
+        if self.user().is_none() {
             self.tell_and_wait(Stage::ResponseStarted, answered).await;
             return response;
         }
@@ -200,7 +207,7 @@ impl Trail {
             answered,
             annotations: self.annotations.all(),
         };
-        self.audit.writer.tell(event.bytes(), event)
+        self.audit.writer.tell(event.bytes(), event, self.has_room.load(Ordering::Relaxed))
     }
 
     pub(super) fn user(&self) -> Option<&Identity> {
@@ -226,9 +233,15 @@ impl Trail {
 
     /// About as many bytes as it holds without bodies.
     pub(super) fn bytes(&self) -> usize {
-        let who = |identity: &Identity| identity.user.len() + identity.groups.iter().map(String::len).sum::<usize>();
+        let lengths = |texts: &[String]| texts.iter().map(String::len).sum::<usize>();
+        let who = |identity: &Identity| {
+            let extra = identity.extra.iter().map(|(key, values)| key.len() + lengths(values));
+            identity.user.len() + lengths(&identity.groups) + extra.sum::<usize>()
+        };
+        // A path is there whole and taken apart.
         (1 << 10)
             + self.uri.len()
+            + 2 * self.asked.path.len()
             + self.agent.len()
             + [self.user(), self.acting()].into_iter().flatten().map(who).sum::<usize>()
     }
@@ -322,10 +335,11 @@ struct Last {
     told: BoxFuture<'static, bool>,
 }
 
-/// What was sent of it. It counts among what waits to be written.
+/// What was sent of it, of which there is no more at a time than there is room for.
 #[derive(Default)]
 struct Kept {
     bytes: BytesMut,
+    place: Option<Place>,
     is_too_long: bool,
 }
 
@@ -334,13 +348,20 @@ impl Kept {
         if self.is_too_long {
             return;
         }
-        if self.bytes.len() + data.len() > BODY_TOLD_MAX || !trail.audit.writer.hold(data.len()) {
-            self.is_too_long = true;
-            trail.audit.writer.let_go(self.bytes.len());
-            self.bytes = BytesMut::new();
+        if self.bytes.len() + data.len() > BODY_TOLD_MAX || !self.has_room(trail, data.len()) {
+            *self = Kept { is_too_long: true, ..Kept::default() };
             return;
         }
         self.bytes.extend_from_slice(data);
+    }
+
+    fn has_room(&mut self, trail: &Trail, bytes: usize) -> bool {
+        if let Some(place) = &mut self.place {
+            return place.grow(bytes);
+        }
+        let user = trail.user().map_or("", |user| &user.user);
+        self.place = trail.audit.kept.take(Flow::of(Class::User, user).name, bytes);
+        self.place.is_some()
     }
 }
 
@@ -349,17 +370,16 @@ impl Recorded {
     fn end(&mut self) -> Option<Delivery> {
         let trail = self.trail.take()?;
         let mut answered = self.answered.clone();
-        let mut held = 0;
-        if let Some(kept) = self.kept.take() {
-            held = kept.bytes.len();
-            match kept.is_too_long {
+        // Held until the event counts the bytes.
+        let mut _place = None;
+        if let Some(Kept { bytes, place, is_too_long }) = self.kept.take() {
+            _place = place;
+            match is_too_long {
                 true => trail.annotations.cut(),
-                false => answered.body = Some(Body::answered(&self.headers, kept.bytes.freeze())),
+                false => answered.body = Some(Body::answered(&self.headers, bytes.freeze())),
             }
         }
         let told = trail.tell(Stage::ResponseComplete, Some(answered));
-        // The event counts them now.
-        trail.audit.writer.let_go(held);
         trail.waited_for(told)
     }
 }
@@ -411,5 +431,73 @@ impl http_body::Body for Recorded {
 impl Drop for Recorded {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{AuditLog, Log, Policy};
+    use super::*;
+
+    /// An audit log that tells all of everything, in a directory of its own.
+    fn audit() -> (Arc<Audit>, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log { path: Some(dir.path().join("audit.log")), ..Log::default() };
+        let text = "{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: RequestResponse}]}";
+        let policy = Policy::parse(text).unwrap();
+        (Audit::open(AuditLog { policy, log: Some(log), webhook: None }).unwrap(), dir)
+    }
+
+    fn trail(audit: &Arc<Audit>, user: &str) -> Arc<Trail> {
+        let trail = audit.begin(&http::Request::get("/version").body(()).unwrap(), "id");
+        trail.called_by(&Identity::authenticated(user, vec![]));
+        trail
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_not_let_in_or_asks_for_health_has_nothing_of_others_lost() {
+        let (audit, _dir) = audit();
+        audit.writer.crowd();
+        let refused = trail(&audit, "many");
+        assert_eq!(refused.let_in(Class::User, false).await.unwrap_err().code(), 429);
+        Unanswered::new(refused).answered(Response::default()).await;
+        let health = trail(&audit, "many");
+        health.let_in(Class::User, true).await.unwrap();
+        // What it began with, and its answer.
+        Unanswered::new(health).answered(Response::default()).await;
+        assert_eq!(audit.writer.told_and_lost(), (3, 3));
+        let duty = trail(&audit, "system:kube-scheduler");
+        duty.let_in(Class::Duty, false).await.unwrap();
+        Unanswered::new(duty).answered(Response::default()).await;
+        assert_eq!(audit.writer.told_and_lost(), (5, 3));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_its_answers_leaves_room_for_others() {
+        use http_body_util::BodyExt as _;
+        const PIECE: usize = 8 << 20;
+        let (audit, _dir) = audit();
+        let answered = async |user: &str| {
+            let trail = trail(&audit, user);
+            trail.let_in(Class::User, false).await.unwrap();
+            let pieces =
+                futures::stream::iter([PIECE, 1].map(|size| Ok::<_, axum::Error>(Bytes::from(vec![b' '; size]))));
+            let response = Response::new(axum::body::Body::from_stream(pieces));
+            let mut body = Unanswered::new(trail.clone()).answered(response).await.into_body();
+            body.frame().await.unwrap().unwrap();
+            (trail, body)
+        };
+        let is_cut = |trail: &Trail| trail.annotations.all().iter().any(|(key, _)| key.ends_with("/truncated"));
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(answered("greedy").await);
+        }
+        let room = tokio::time::timeout(ROOM_MAX, audit.writer.room());
+        assert!(room.await.is_ok(), "it is in nobody's way");
+        let (other, mut body) = answered("other").await;
+        while body.frame().await.is_some() {}
+        assert!(!is_cut(&other));
+        let told: Vec<bool> = held.into_iter().map(|(trail, body)| (drop(body), is_cut(&trail)).1).collect();
+        assert_eq!(told.iter().filter(|is_cut| **is_cut).count(), 4, "half of all is its own");
     }
 }

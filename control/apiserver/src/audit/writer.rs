@@ -156,8 +156,9 @@ impl Writer {
         self.shared.waiting.until(WAITING_MAX).await;
     }
 
-    /// Hands over an event that holds about so many bytes. Where requests wait for what is told of them, for this.
-    pub fn tell(&self, bytes: usize, event: impl Tells + 'static) -> Option<Delivery> {
+    /// Hands over an event that holds about so many bytes. Where requests wait for what is told of them, for this. One that nobody has
+    /// made room for takes none that others wait for.
+    pub fn tell(&self, bytes: usize, event: impl Tells + 'static, has_room: bool) -> Option<Delivery> {
         self.shared.counts.events.fetch_add(1, Ordering::Relaxed);
         let (done, made) = match self.mode() {
             Mode::Batch => (None, None),
@@ -166,7 +167,7 @@ impl Writer {
                 (Some(done), Some(Delivery(made)))
             }
         };
-        if self.hold(bytes) {
+        if self.shared.waiting.hold(bytes, if has_room { LOST_BEYOND } else { WAITING_MAX }) {
             // The thread ends with this, not before.
             let _ = self.told.send(Told { bytes, event: Box::new(event), done });
             return made;
@@ -182,14 +183,16 @@ impl Writer {
         made
     }
 
-    /// Counts bytes among those that wait, if they have room.
-    pub fn hold(&self, bytes: usize) -> bool {
-        self.shared.waiting.hold(bytes, LOST_BEYOND)
+    /// Has so many bytes wait, as many as users' requests go on with and one.
+    #[cfg(test)]
+    pub fn crowd(&self) {
+        assert!(self.shared.waiting.hold(WAITING_MAX + 1, LOST_BEYOND));
     }
 
-    /// They wait no more.
-    pub fn let_go(&self, bytes: usize) {
-        self.shared.waiting.let_go(bytes);
+    /// How many events were told, and lost on their way to the log.
+    #[cfg(test)]
+    pub fn told_and_lost(&self) -> (u64, u64) {
+        (self.shared.counts.events.load(Ordering::Relaxed), self.shared.counts.lost_by(Plugin::Log))
     }
 
     /// Waits until all is written and sent that was told, within bounds.
@@ -285,21 +288,22 @@ pub(super) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.log");
         let writer = Writer::open(Some(Log { path: Some(path.clone()), ..Log::default() }), None).unwrap();
-        let lost = || (writer.shared.counts.events.load(Ordering::Relaxed), writer.shared.counts.lost_by(Plugin::Log));
-        assert!(writer.hold(WAITING_MAX + 1));
+        writer.crowd();
         let mut room = std::pin::pin!(writer.room());
         assert!(futures::poll!(&mut room).is_pending());
-        writer.let_go(WAITING_MAX + 1);
-        assert!(writer.tell(3, Line("")).is_none(), "nobody waits for a log");
-        writer.tell(3, Line("{}"));
+        writer.tell(3, Line("whoever had no room"), false);
+        assert_eq!(writer.told_and_lost(), (1, 1), "it takes none of those who wait");
+        writer.shared.waiting.let_go(WAITING_MAX + 1);
+        assert!(writer.tell(3, Line(""), true).is_none(), "nobody waits for a log");
+        writer.tell(3, Line("{}"), true);
         room.await;
         writer.flush().await;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}\n");
-        assert_eq!(lost(), (2, 1));
+        assert_eq!(writer.told_and_lost(), (3, 2));
         // What does not wait is lost, and counted, rather than kept without end.
-        assert!(writer.hold(LOST_BEYOND));
-        writer.tell(1, Line("it has no room"));
-        assert_eq!(lost(), (3, 2));
-        writer.let_go(LOST_BEYOND);
+        assert!(writer.shared.waiting.hold(LOST_BEYOND, LOST_BEYOND));
+        writer.tell(1, Line("it has no room"), true);
+        assert_eq!(writer.told_and_lost(), (4, 3));
+        writer.shared.waiting.let_go(LOST_BEYOND);
     }
 }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use coracle_api::status::Status;
-use http::{HeaderMap, HeaderValue, Request, header};
+use http::{Extensions, HeaderMap, HeaderValue, header};
 
-use self::tokens::Tokens;
+use self::tokens::{Refused, Tokens};
 use crate::audit::Trail;
 use crate::cluster::Cluster;
 use crate::identity::Identity;
@@ -45,26 +45,34 @@ impl Caller {
 }
 
 /// Who calls. Credentials that are shown and wrong are refused; no credentials are the anonymous user.
-pub(crate) fn authenticate<B>(cluster: &Cluster, tokens: &Tokens, request: &Request<B>) -> Result<Caller, Status> {
-    let headers = request.headers();
-    let caller = match request.extensions().get::<Identity>() {
+pub(crate) async fn authenticate(
+    cluster: &Cluster,
+    tokens: &Tokens,
+    headers: &HeaderMap,
+    extensions: &Extensions,
+) -> Result<Caller, Status> {
+    let caller = match extensions.get::<Identity>() {
         Some(identity) => Arc::new(identity.clone()),
         None => match bearer(headers)? {
             Some(token) => {
-                let accepted = tokens::authenticate(cluster, tokens, &token, &[]).map_err(|why| {
-                    tracing::debug!(%why, "a token is refused");
-                    Status::unauthorized()
+                let accepted = tokens::authenticate(cluster, tokens, &token, &[]).await;
+                let accepted = accepted.map_err(|refused| match refused {
+                    Refused::Bad(why) => {
+                        tracing::debug!(%why, "a token is refused");
+                        Status::unauthorized()
+                    }
+                    Refused::Unknown(status) => status,
                 })?;
                 accepted.identity
             }
             None => Arc::new(Identity::anonymous()),
         },
     };
-    let trail = request.extensions().get::<Arc<Trail>>();
+    let trail = extensions.get::<Arc<Trail>>();
     if let Some(trail) = trail {
         trail.called_by(&caller);
     }
-    let class = match (caller.is_duty(), request.extensions().get::<Here>()) {
+    let class = match (caller.is_duty(), extensions.get::<Here>()) {
         (true, Some(Here)) => Class::Own,
         (true, None) => Class::Duty,
         (false, _) => Class::User,

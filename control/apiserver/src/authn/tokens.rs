@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use coracle_api::status::Status;
 use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use parking_lot::RwLock;
@@ -93,6 +94,21 @@ pub(crate) struct Accepted {
     pub audiences: Vec<String>,
 }
 
+/// Why a token is not accepted.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// It is not good, in words.
+    Bad(String),
+    /// Nobody can say at the moment whether it is.
+    Unknown(Status),
+}
+
+impl From<String> for Refused {
+    fn from(why: String) -> Refused {
+        Refused::Bad(why)
+    }
+}
+
 impl Tokens {
     pub fn new(pem: &str, issuer: &str) -> Result<Tokens, String> {
         let signing = EncodingKey::from_ec_pem(pem.as_bytes()).map_err(|error| error.to_string())?;
@@ -150,20 +166,20 @@ impl Tokens {
 
 /// Checks a token: signature, times, audience (the API's own when none is wanted), and that what it is bound to exists and
 /// is not on its way out for long.
-pub(crate) fn authenticate(
+pub(crate) async fn authenticate(
     cluster: &Cluster,
     tokens: &Tokens,
     token: &str,
     wanted: &[String],
-) -> Result<Accepted, String> {
+) -> Result<Accepted, Refused> {
     let known = tokens.verify(token)?;
     let claims = &known.claims;
     let now = Timestamp::now().as_second();
     if now > claims.exp + LEEWAY_SECONDS {
-        return Err("the token is expired".to_owned());
+        return Err("the token is expired".to_owned().into());
     }
     if now + LEEWAY_SECONDS < claims.nbf {
-        return Err("the token is not valid yet".to_owned());
+        return Err("the token is not valid yet".to_owned().into());
     }
     let own = [tokens.issuer.clone()];
     let wanted = if wanted.is_empty() { &own[..] } else { wanted };
@@ -172,9 +188,19 @@ pub(crate) fn authenticate(
     if audiences.is_empty() {
         let mut shown = format!("{wanted:?}");
         shown.truncate(shown.floor_char_boundary(SHOWN_BYTES_MAX));
-        return Err(format!("token audiences {:?} is invalid for the target audiences {shown}", claims.aud));
+        let why = format!("token audiences {:?} is invalid for the target audiences {shown}", claims.aud);
+        return Err(why.into());
     }
-    let bound = &claims.kubernetes;
+    if stands(cluster, &claims.kubernetes, now).is_err() {
+        // What is not here may be with who gave out the token a moment ago: it is looked for once more when that is here.
+        cluster.store.barrier().await.map_err(Refused::Unknown)?;
+        stands(cluster, &claims.kubernetes, now)?;
+    }
+    Ok(Accepted { identity: known.identity.clone(), audiences })
+}
+
+/// Whether all that a token is bound to is there, as far as it is known here.
+fn stands(cluster: &Cluster, bound: &Bound, now: i64) -> Result<(), String> {
     let exists = |resource, namespace, object| exists(cluster, resource, namespace, object, now);
     exists("serviceaccounts", Some(bound.namespace.as_str()), &bound.serviceaccount)?;
     if let Some(pod) = &bound.pod {
@@ -184,10 +210,10 @@ pub(crate) fn authenticate(
         exists("secrets", Some(bound.namespace.as_str()), secret)?;
     }
     // A pod's token says on which node it runs; only one that was asked for a node itself ends with it.
-    if let Some(node) = bound.node.as_ref().filter(|_| bound.pod.is_none()) {
-        exists("nodes", None, node)?;
+    match bound.node.as_ref().filter(|_| bound.pod.is_none()) {
+        Some(node) => exists("nodes", None, node),
+        None => Ok(()),
     }
-    Ok(Accepted { identity: known.identity.clone(), audiences })
 }
 
 fn identity(claims: &Claims) -> Identity {

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
@@ -180,7 +181,19 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, String> {
         format!("dial tcp {host}:{port}: {words}")
     })?;
     let _ = stream.set_nodelay(true);
+    // Who only reads, a watch that is passed on, would never hear that the other machine is gone.
+    let _ = keep_alive(&stream);
     Ok(stream)
+}
+
+/// Has the kernel ask a silent peer whether it is there still, whatever its connection has become: one that has vanished is gone within
+/// two minutes.
+pub fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(stream, 4)
 }
 
 async fn secured<S>(tls: &TlsConnector, name: &str, stream: S) -> Result<tokio_rustls::client::TlsStream<S>, String>
@@ -356,6 +369,13 @@ mod tests {
         let (ours, mut theirs) = tokio::io::duplex(BUFFER);
         drop(Connection::start(ours, ()).await.unwrap());
         theirs.read_to_end(&mut sent).await.expect("its end");
+    }
+
+    #[tokio::test]
+    async fn the_kernel_asks_whether_the_other_machine_is_there() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = tcp("127.0.0.1", listener.local_addr().unwrap().port()).await.unwrap();
+        assert!(rustix::net::sockopt::socket_keepalive(&stream).unwrap());
     }
 
     #[tokio::test]

@@ -31,6 +31,7 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
+pub use self::dial::keep_alive;
 use self::dial::{Connection, Proof, Trust};
 pub(crate) use self::endpoint::Caller;
 pub use self::endpoint::{Endpoint, Login, Shown};

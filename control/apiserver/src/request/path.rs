@@ -50,6 +50,11 @@ pub(crate) struct ResourcePath {
 }
 
 impl ResourcePath {
+    /// Whether what is asked for goes on for as long as the client likes.
+    pub fn is_long(&self) -> bool {
+        matches!(self.subresource.as_deref(), Some("attach" | "exec" | "portforward" | "log" | "proxy"))
+    }
+
     /// The path below `/apis` for a server that reads it for itself: whoever takes it apart finds this and nothing else.
     ///
     /// `None` where that cannot be promised: of segments that are empty, climb (`.`, `..`) or hold a slash, also where they were

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::answer::respond;
-use crate::authn::tokens::{self, Tokens};
+use crate::authn::tokens::{self, Refused, Tokens};
 use crate::authz::{self, Attributes};
 use crate::cluster::Cluster;
 use crate::identity::Identity;
@@ -85,16 +85,17 @@ pub(crate) async fn answer(
                 return Err(Status::bad_request("token is required for TokenReview in authentication"));
             }
             let wanted: Vec<String> = texts(&asked["spec"]["audiences"]);
-            asked["status"] = match tokens::authenticate(cluster, tokens, &token, &wanted) {
+            asked["status"] = match tokens::authenticate(cluster, tokens, &token, &wanted).await {
                 Ok(accepted) => {
                     let mut status = json!({"authenticated": true, "user": user_info(&accepted.identity)});
                     status["audiences"] = accepted.audiences.into();
                     status
                 }
-                Err(why) if why.starts_with("token audiences") => {
+                Err(Refused::Unknown(status)) => return Err(status),
+                Err(Refused::Bad(why)) if why.starts_with("token audiences") => {
                     json!({"user": {}, "error": format!("[invalid bearer token, {why}]")})
                 }
-                Err(_) => json!({"user": {}, "error": "invalid bearer token"}),
+                Err(Refused::Bad(_)) => json!({"user": {}, "error": "invalid bearer token"}),
             };
         }
         Review::SelfSubject => {

@@ -195,7 +195,7 @@ async fn answer(
             response
         }
         // A head, and a body without an end.
-        "/apis/endless.example.com/v1" => {
+        path if path == "/apis/endless.example.com/v1" || path.ends_with("/things/endless") => {
             let body = futures::stream::iter([Ok::<_, std::convert::Infallible>(Bytes::from_static(b"{"))]);
             Response::new(Body::from_stream(body.chain(futures::stream::pending())))
         }
@@ -457,6 +457,17 @@ async fn another_server_sends_nobody_elsewhere() {
     assert_eq!((answer.code, answer.headers.get("location")), (502, None));
     let message = b"the backend attempted to redirect this request, which is not permitted";
     assert_eq!(answer.bytes.as_slice(), message.as_slice());
+}
+
+#[tokio::test]
+async fn an_answer_of_another_server_is_whole_in_time_or_breaks_off() {
+    let (server, _extension) = started().await;
+    let mut request = Request::builder().uri(format!("{THINGS}/endless?timeout=1s")).body(Body::empty()).unwrap();
+    request.extensions_mut().insert(admin());
+    let response = tower::ServiceExt::oneshot(server.api.router(), request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let read = tokio::time::timeout(Duration::from_secs(20), response.into_body().collect()).await;
+    assert!(read.expect("it ends").is_err(), "what is not whole is not taken for whole");
 }
 
 #[tokio::test]

@@ -99,6 +99,43 @@ async fn who_acts_as_whom_and_who_is_refused_is_told() {
 }
 
 #[tokio::test]
+async fn what_is_served_beside_the_api_is_told_and_pulls_are_not() {
+    let (server, dir) = audited("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}").await;
+    let beside = axum::Router::new()
+        .route("/coracle/v1/backup", axum::routing::post(|| async { "all" }))
+        .route("/v2/", axum::routing::get(|| async { "images" }));
+    let router = server.api.authenticated(beside);
+    let ask = async |who: Option<Identity>, method: &str, path: &str| {
+        let mut request = Request::builder().method(method).uri(path).body(Body::empty()).expect("a request");
+        if let Some(who) = who {
+            request.extensions_mut().insert(who);
+        }
+        router.clone().oneshot(request).await.expect("the router never fails").status().as_u16()
+    };
+    let zoe = || Some(Identity::authenticated("zoe", vec![]));
+    for (who, code) in [(Some(admin()), 200), (zoe(), 403), (None, 401)] {
+        assert_eq!(ask(who, "POST", "/coracle/v1/backup").await, code);
+    }
+    assert_eq!(ask(Some(admin()), "GET", "/v2/").await, 200);
+    let events = told(&server, &dir).await;
+    assert!(events.iter().all(|event| event["requestURI"] != "/v2/"), "{events:#?}");
+    let of = events.iter().filter(|event| event["requestURI"] == "/coracle/v1/backup");
+    let said: Vec<_> = of
+        .filter(|event| event["stage"] != "RequestReceived")
+        .map(|event| {
+            let decision = &event["annotations"]["authorization.k8s.io/decision"];
+            (event["user"]["username"].as_str(), &event["responseStatus"]["code"], decision.as_str())
+        })
+        .collect();
+    let expected = [
+        (Some("admin"), &json!(200), Some("allow")),
+        (Some("zoe"), &json!(403), Some("forbid")),
+        (Some("system:anonymous"), &json!(401), None),
+    ];
+    assert_eq!(said, expected);
+}
+
+#[tokio::test]
 async fn nobody_hides_what_it_sends_or_why_it_failed() {
     let policy = "{apiVersion: audit.k8s.io/v1, kind: Policy, omitStages: [RequestReceived], rules: [\
         {level: Request, resources: [{group: '', resources: [configmaps]}]}, {level: Metadata}]}";
