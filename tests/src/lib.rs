@@ -10,8 +10,10 @@ pub mod reference;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -145,6 +147,7 @@ pub struct Cluster {
     child: Child,
     dir: TempDir,
     log: PathBuf,
+    node_port_address: Ipv4Addr,
     /// What it is started with.
     words: Vec<String>,
 }
@@ -199,9 +202,13 @@ impl Cluster {
 
     fn launched_in(dir: TempDir, words: &[&str]) -> Result<Cluster, String> {
         let log = dir.path().join("log");
-        let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+        let node_port_address = own_address();
+        let mut words: Vec<String> = words.iter().map(ToString::to_string).collect();
+        if words.first().is_some_and(|word| word == "up") {
+            words.extend(["--node-port-bind".to_owned(), node_port_address.to_string()]);
+        }
         let child = launch(dir.path(), &log, &words)?;
-        Ok(Cluster { child, dir, log, words })
+        Ok(Cluster { child, dir, log, node_port_address, words })
     }
 
     /// A new token: the server that it names, and the token.
@@ -255,6 +262,22 @@ impl Cluster {
         let output = self.coracle(&["status", "-o", "json"]);
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("status prints JSON");
         status["registry"].as_str().expect("the registry's address").to_owned()
+    }
+
+    /// Where NodePort and LoadBalancer services answer on this machine, which no other cluster has.
+    pub fn node_port_address(&self) -> Ipv4Addr {
+        self.node_port_address
+    }
+
+    /// The node port of a service's first port; with `-n NAMESPACE` behind its name when it is elsewhere.
+    pub fn node_port(&self, service: &str) -> u16 {
+        let text = self.kubectl(&format!("get service {service} -o jsonpath={{.spec.ports[0].nodePort}}"));
+        text.parse().unwrap_or_else(|_| panic!("{service} has no node port: {text:?}"))
+    }
+
+    /// Where that answers on this machine, without a path.
+    pub fn service_url(&self, service: &str) -> String {
+        format!("http://{}:{}", self.node_port_address, self.node_port(service))
     }
 
     /// What it wrote to standard error.
@@ -387,7 +410,7 @@ pub struct Worker {
     child: Child,
     dir: TempDir,
     log: PathBuf,
-    node_port_address: String,
+    node_port_address: Ipv4Addr,
 }
 
 impl Cluster {
@@ -397,13 +420,11 @@ impl Cluster {
         let line = String::from_utf8_lossy(&made.stdout).trim().to_owned();
         let words: Vec<&str> = line.split(' ').collect();
         assert_eq!(words.get(..2), Some(&["coracle", "node"][..]), "{}", String::from_utf8_lossy(&made.stderr));
-        // Two machines have two addresses: ports of Services are the same on both.
-        let number = std::process::id();
-        let node_port_address = format!("127.250.{}.{}", (number >> 8) & 0xff, (number & 0xff).max(1));
+        let node_port_address = own_address();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let log = dir.path().join("log");
         let arguments = [&words[2..], &["--name", name]].concat();
-        let child = launch_node(dir.path(), &log, &node_port_address, &arguments)
+        let child = launch_node(dir.path(), &log, node_port_address, &arguments)
             .unwrap_or_else(|log| panic!("the node did not start:\n{log}"));
         Worker { child, dir, log, node_port_address }
     }
@@ -421,8 +442,8 @@ impl Worker {
     }
 
     /// Where NodePort services answer on this machine.
-    pub fn node_port_address(&self) -> &str {
-        &self.node_port_address
+    pub fn node_port_address(&self) -> Ipv4Addr {
+        self.node_port_address
     }
 
     /// What it wrote to standard error.
@@ -444,7 +465,7 @@ impl Worker {
 
     /// Starts it again on the same directory.
     pub fn start(&mut self, arguments: &[&str]) {
-        self.child = launch_node(self.dir.path(), &self.log, &self.node_port_address, arguments)
+        self.child = launch_node(self.dir.path(), &self.log, self.node_port_address, arguments)
             .unwrap_or_else(|log| panic!("no second start:\n{log}"));
     }
 }
@@ -457,6 +478,15 @@ impl Drop for Worker {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An address of loopback for one machine alone. Ports of Services are the same on all machines of a cluster, and clusters that run at
+/// the same time, of other test processes, too, may give out the same ones.
+fn own_address() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    // Neither 127.0.0.0/16, where everything else listens, nor 127.255.255.255.
+    Ipv4Addr::new(127, 1 + NEXT.fetch_add(1, Ordering::Relaxed) % 254, high, low)
 }
 
 fn wait_for_end(child: &mut Child, log: &Path) -> Option<i32> {
@@ -472,7 +502,8 @@ fn wait_for_end(child: &mut Child, log: &Path) -> Option<i32> {
 }
 
 /// Starts `coracle node` and waits for `ready`; the log when it ends before.
-fn launch_node(dir: &Path, log: &Path, node_ports: &str, arguments: &[&str]) -> Result<Child, String> {
+fn launch_node(dir: &Path, log: &Path, node_ports: Ipv4Addr, arguments: &[&str]) -> Result<Child, String> {
+    let node_ports = &node_ports.to_string();
     let mut command = Command::new(program_in(dir));
     command.args(["node", "--port", "0", "--node-port-bind", node_ports, "--data-dir"]).arg(dir.join("data"));
     command.args(["--ingress-bind", node_ports, "--http-port", "0", "--https-port", "0"]);

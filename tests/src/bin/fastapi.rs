@@ -10,7 +10,7 @@
 //! answer was right; figures are printed, not judged: they are the machine's and the profile's, too.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -40,8 +40,8 @@ impl Answer {
 struct Client(BufReader<TcpStream>);
 
 impl Client {
-    fn connect(port: u16) -> std::io::Result<Client> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
+    fn connect(at: SocketAddr) -> std::io::Result<Client> {
+        let stream = TcpStream::connect(at)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         Ok(Client(BufReader::with_capacity(64 << 10, stream)))
@@ -82,8 +82,8 @@ impl Client {
     }
 }
 
-fn ask(port: u16, method: &str, path: &str, body: &[u8]) -> Answer {
-    let answer = Client::connect(port).and_then(|mut client| client.ask(method, path, body));
+fn ask(at: SocketAddr, method: &str, path: &str, body: &[u8]) -> Answer {
+    let answer = Client::connect(at).and_then(|mut client| client.ask(method, path, body));
     answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"))
 }
 
@@ -110,17 +110,16 @@ fn push(cluster: &Cluster, wasm: &str, image: &str) -> Duration {
     }
 }
 
-/// The NodePort of a service.
-fn port(cluster: &Cluster, service: &str) -> u16 {
-    let text = cluster.kubectl(&format!("get service {service} -o jsonpath={{.spec.ports[0].nodePort}}"));
-    text.parse().expect("a port")
+/// Where a service answers.
+fn place(cluster: &Cluster, service: &str) -> SocketAddr {
+    (cluster.node_port_address(), cluster.node_port(service)).into()
 }
 
 /// Waits for the first good answer.
-fn first_answer(port: u16) -> Answer {
+fn first_answer(at: SocketAddr) -> Answer {
     let begun = Instant::now();
     loop {
-        let answer = Client::connect(port).and_then(|mut client| client.ask("GET", "/", b""));
+        let answer = Client::connect(at).and_then(|mut client| client.ask("GET", "/", b""));
         match answer {
             Ok(answer) if answer.status == 200 => return answer,
             _ => assert!(begun.elapsed() < coracle_tests::DEADLINE, "no answer"),
@@ -129,27 +128,27 @@ fn first_answer(port: u16) -> Answer {
     }
 }
 
-fn routes(port: u16) {
+fn routes(at: SocketAddr) {
     let json = |answer: &Answer| -> serde_json::Value { serde_json::from_slice(&answer.body).expect("JSON") };
-    assert_eq!(json(&ask(port, "GET", "/healthz", b""))["status"], "ok");
-    assert!(json(&ask(port, "GET", "/whoami", b""))["pod"].as_str().is_some_and(|pod| pod.starts_with("fastapi-app-")));
-    let wrong = ask(port, "PUT", "/items/x", br#"{"name": "", "price": -1}"#);
+    assert_eq!(json(&ask(at, "GET", "/healthz", b""))["status"], "ok");
+    assert!(json(&ask(at, "GET", "/whoami", b""))["pod"].as_str().is_some_and(|pod| pod.starts_with("fastapi-app-")));
+    let wrong = ask(at, "PUT", "/items/x", br#"{"name": "", "price": -1}"#);
     assert_eq!((wrong.status, json(&wrong)["detail"].as_array().map(Vec::len)), (422, Some(3)), "{}", wrong.text());
-    let made = ask(port, "PUT", "/items/7", br#"{"name": "lamp", "price": 9.5}"#);
+    let made = ask(at, "PUT", "/items/7", br#"{"name": "lamp", "price": 9.5}"#);
     assert_eq!((made.status, &json(&made)["name"]), (201, &serde_json::json!("lamp")));
-    assert_eq!(ask(port, "GET", "/items/424242", b"").status, 404);
-    let docs = ask(port, "GET", "/docs", b"");
+    assert_eq!(ask(at, "GET", "/items/424242", b"").status, 404);
+    let docs = ask(at, "GET", "/docs", b"");
     assert!(docs.status == 200 && docs.text().contains("swagger"), "{}", docs.text());
-    assert!(json(&ask(port, "GET", "/openapi.json", b""))["paths"]["/items/{item_id}"].is_object());
+    assert!(json(&ask(at, "GET", "/openapi.json", b""))["paths"]["/items/{item_id}"].is_object());
     let begun = Instant::now();
-    assert_eq!(json(&ask(port, "GET", "/sleep?ms=200", b""))["slept_ms"], 200);
+    assert_eq!(json(&ask(at, "GET", "/sleep?ms=200", b""))["slept_ms"], 200);
     assert!(begun.elapsed() >= Duration::from_millis(200));
-    let stream = ask(port, "GET", "/stream", b"").text();
+    let stream = ask(at, "GET", "/stream", b"").text();
     assert_eq!(stream, (0..5).map(|number| format!("data: {number}\n\n")).collect::<String>());
-    let echo = ask(port, "POST", "/echo", &vec![b'x'; 1 << 20]);
+    let echo = ask(at, "POST", "/echo", &vec![b'x'; 1 << 20]);
     assert_eq!(json(&echo)["bytes"], 1 << 20);
-    assert_eq!(ask(port, "GET", "/fail", b"").status, 500);
-    let mut client = Client::connect(port).expect("connect");
+    assert_eq!(ask(at, "GET", "/fail", b"").status, 500);
+    let mut client = Client::connect(at).expect("connect");
     for number in 0..30 {
         let answer = client.ask("GET", "/", b"").unwrap_or_else(|error| panic!("request {number}: {error}"));
         assert_eq!(answer.status, 200, "request {number}: {}", answer.text());
@@ -157,8 +156,8 @@ fn routes(port: u16) {
 }
 
 /// Median of requests one after another.
-fn median(port: u16) -> Duration {
-    let mut client = Client::connect(port).expect("connect");
+fn median(at: SocketAddr) -> Duration {
+    let mut client = Client::connect(at).expect("connect");
     let mut times: Vec<Duration> = (0..WARM)
         .map(|_| {
             let begun = Instant::now();
@@ -171,13 +170,13 @@ fn median(port: u16) -> Duration {
 }
 
 /// Requests a second that are answered with 200.
-fn load(port: u16) -> (f64, usize) {
+fn load(at: SocketAddr) -> (f64, usize) {
     let begun = Instant::now();
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
             std::thread::spawn(move || {
                 let (mut good, mut bad) = (0_usize, 0_usize);
-                let mut client = Client::connect(port);
+                let mut client = Client::connect(at);
                 while begun.elapsed() < LOAD {
                     match client.as_mut().map_err(|_| ()).and_then(|client| client.ask("GET", "/", b"").map_err(|_| ()))
                     {
@@ -185,7 +184,7 @@ fn load(port: u16) -> (f64, usize) {
                         Ok(_) => bad += 1,
                         Err(()) => {
                             bad += 1;
-                            client = Client::connect(port);
+                            client = Client::connect(at);
                         }
                     }
                 }
@@ -214,7 +213,7 @@ fn main() {
     println!("push and compile       {:.1} s", compiled.as_secs_f64());
     let begun = Instant::now();
     cluster.apply(&manifest);
-    let at = port(&cluster, "fastapi-app");
+    let at = place(&cluster, "fastapi-app");
     assert!(first_answer(at).text().contains("Hello from FastAPI"));
     println!("apply to first answer  {:.2} s", begun.elapsed().as_secs_f64());
     cluster.eventually("get deployment fastapi-app -o jsonpath={.status.readyReplicas}", |text| text == "3");
@@ -237,7 +236,7 @@ fn main() {
         let compiled = push(&cluster, &second, "myregistry/second:latest");
         let manifest = manifest.replace("myregistry/fastapi-app", "myregistry/second").replace("fastapi-app", "second");
         cluster.apply(&manifest);
-        first_answer(port(&cluster, "second"));
+        first_answer(place(&cluster, "second"));
         let all = begun.elapsed().as_secs_f64();
         println!("second app in all      {all:.2} s, of it push and compile {:.2} s", compiled.as_secs_f64());
     }

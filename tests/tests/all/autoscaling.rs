@@ -4,10 +4,6 @@ use std::time::{Duration, Instant};
 
 use coracle_tests::{Cluster, WEB, http_get};
 
-fn node_port(cluster: &Cluster) -> String {
-    cluster.kubectl("get service web -o jsonpath={.spec.ports[0].nodePort}")
-}
-
 #[test]
 fn a_deployment_goes_to_zero_and_the_next_request_waits_for_its_pod() {
     let cluster = Cluster::start();
@@ -15,7 +11,7 @@ fn a_deployment_goes_to_zero_and_the_next_request_waits_for_its_pod() {
     cluster.apply(WEB);
     cluster.kubectl("rollout status deployment web --timeout=120s");
     cluster.kubectl("annotate deployment web autoscaling.coracle.dev/window=6s");
-    let url = format!("http://127.0.0.1:{}/", node_port(&cluster));
+    let url = cluster.service_url("web");
     for round in 0..2 {
         // Nothing is asked of it.
         cluster.eventually("get deployment web", |text| text.contains("0/0"));

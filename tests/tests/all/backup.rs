@@ -185,8 +185,7 @@ fn a_backup_under_load_becomes_a_cluster_that_goes_on() {
     ));
     assert!(watched.contains("\"code\":410"), "who watched the old cluster lists again: {watched}");
     restored.kubectl("rollout status deployment/web --timeout=120s");
-    let port = restored.kubectl("get service web -o jsonpath={.spec.ports[0].nodePort}");
-    eventually_answers(&format!("http://127.0.0.1:{port}/"));
+    eventually_answers(&restored.service_url("web"));
     // Another pod of the image: it is in the registry of the restored cluster.
     restored.kubectl("scale deployment/web --replicas=3");
     restored.kubectl("rollout status deployment/web --timeout=120s");

@@ -84,8 +84,7 @@ fn pods_run_again_after_a_kill_and_after_an_orderly_stop() {
     cluster.kubectl("create deployment web --image=standin --replicas=2 --port=8080");
     cluster.kubectl("expose deployment web --type=NodePort");
     cluster.kubectl("rollout status deployment/web --timeout=120s");
-    let port = cluster.kubectl("get service web -o jsonpath={.spec.ports[0].nodePort}");
-    let url = format!("http://127.0.0.1:{port}/");
+    let url = cluster.service_url("web");
     eventually_answers(&url);
 
     cluster.kill_and_restart();

@@ -56,8 +56,8 @@ fn a_second_machine_takes_its_share_and_is_reached_like_the_first() {
 
     // A Service answers from the pods of both, at a port of either.
     let names: BTreeSet<String> = pods.iter().map(|(name, _)| name.clone()).collect();
-    let port = cluster.kubectl("get service web -o jsonpath={.spec.ports[0].nodePort}");
-    for address in ["127.0.0.1", worker.node_port_address()] {
+    let port = cluster.node_port("web");
+    for address in [cluster.node_port_address(), worker.node_port_address()] {
         all_answer(&format!("http://{address}:{port}/"), &names);
     }
 
@@ -88,8 +88,7 @@ fn a_second_machine_takes_its_share_and_is_reached_like_the_first() {
         ));
         cluster.kubectl(&format!("wait --for=condition=Ready pod/{caller} --timeout=60s"));
         cluster.kubectl(&format!("expose pod {caller} --type=NodePort --port=8080"));
-        let own = cluster.kubectl(&format!("get service {caller} -o jsonpath={{.spec.ports[0].nodePort}}"));
-        let ask = format!("http://127.0.0.1:{own}/get?http://web/hostname");
+        let ask = format!("{}/get?http://web/hostname", cluster.service_url(caller));
         let (begun, mut seen) = (Instant::now(), BTreeSet::new());
         while seen != names {
             assert!(begun.elapsed() < DEADLINE, "{caller}: of {names:?} only {seen:?} have answered");
@@ -140,7 +139,7 @@ fn a_second_machine_takes_its_share_and_is_reached_like_the_first() {
     cluster.eventually("get deployment web -o jsonpath={.status.readyReplicas}", |ready| ready == "4");
     println!("node killed: endpoints gone after {gone:.1?}, pods ready elsewhere after {:.1?}", killed.elapsed());
     let names: BTreeSet<String> = replaced.iter().map(|(name, _)| name.clone()).collect();
-    all_answer(&format!("http://127.0.0.1:{port}/"), &names);
+    all_answer(&format!("http://{}:{port}/", cluster.node_port_address()), &names);
 
     // It comes back without a token, and ends what was replaced: nobody hears of those pods again.
     worker.start(&[]);

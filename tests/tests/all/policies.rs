@@ -56,18 +56,18 @@ fn policies_hold_on_both_machines_in_both_directions_and_change_at_once() {
     }
     cluster.apply(&all);
     cluster.kubectl("wait --for=condition=Ready pod --all --timeout=120s");
-    let port = |name: &str| {
+    let url = |name: &str| {
         cluster.kubectl(&format!("expose pod {name} --type=NodePort --port=80 --target-port=8080"));
-        cluster.kubectl(&format!("get service {name} -o jsonpath={{.spec.ports[0].nodePort}}"))
+        cluster.service_url(name)
     };
-    let ports: Vec<String> = places.iter().map(|(place, _)| port(&format!("db-{place}"))).collect();
+    let urls: Vec<String> = places.iter().map(|(place, _)| url(&format!("db-{place}"))).collect();
     // What one pod is answered by another, over HTTP.
     let mut asks = Vec::new();
     for role in ["friend", "stranger"] {
         for (from, _) in places {
-            let own = port(&format!("{role}-{from}"));
+            let own = url(&format!("{role}-{from}"));
             for (to, _) in places {
-                asks.push((role, from, to, format!("http://127.0.0.1:{own}/get?http://db-{to}/hostname")));
+                asks.push((role, from, to, format!("{own}/get?http://db-{to}/hostname")));
             }
         }
     }
@@ -81,7 +81,7 @@ fn policies_hold_on_both_machines_in_both_directions_and_change_at_once() {
     for (role, .., url) in &asks {
         becomes(url, if *role == "friend" { 200 } else { 502 });
     }
-    ports.iter().for_each(|port| becomes(&format!("http://127.0.0.1:{port}/hostname"), 403));
+    urls.iter().for_each(|url| becomes(&format!("{url}/hostname"), 403));
     // Not for a person who has the right, and not for probes.
     for (place, _) in places {
         let proxied =
@@ -106,7 +106,7 @@ fn policies_hold_on_both_machines_in_both_directions_and_change_at_once() {
     }
     cluster.kubectl("delete netpol --all");
     asks.iter().for_each(|(.., url)| becomes(url, 200));
-    ports.iter().for_each(|port| becomes(&format!("http://127.0.0.1:{port}/hostname"), 200));
+    urls.iter().for_each(|url| becomes(&format!("{url}/hostname"), 200));
 
     // Sockets: a guest that listens, from both machines.
     cluster.apply(&policy("sql", "{podSelector: {matchLabels: {app: sql}}, ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}], ports: [{port: 9000}]}]}"));

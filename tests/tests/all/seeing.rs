@@ -52,8 +52,7 @@ fn requests_are_seen_as_they_are_answered_counted_and_traced() {
     cluster.push("standin", "standin");
     cluster.apply(WEB);
     cluster.kubectl("rollout status deployment web --timeout=120s");
-    let port = cluster.kubectl("get service web -o jsonpath={.spec.ports[0].nodePort}");
-    let url = format!("http://127.0.0.1:{port}/seen?secret=1");
+    let url = format!("{}/seen?secret=1", cluster.service_url("web"));
     eventually_answers(&url);
     let (line, length) = spans.recv_timeout(coracle_tests::DEADLINE).expect("spans arrive");
     assert!(line.starts_with("post /v1/traces ") && length > 100, "{line} {length}");
@@ -76,7 +75,7 @@ fn requests_are_seen_as_they_are_answered_counted_and_traced() {
     let seen: serde_json::Value = serde_json::from_str(&seen).expect("JSON");
     assert_eq!((&seen["service"], &seen["status"], &seen["path"]), (&"web".into(), &200.into(), &"/seen".into()));
     assert!(seen["pod"].as_str().is_some_and(|pod| pod.starts_with("default/web-")), "{seen}");
-    assert_eq!(seen["source"], format!("node port {port}"));
+    assert_eq!(seen["source"], format!("node port {}", cluster.node_port("web")));
     asking.join().expect("it asks");
 
     let node = cluster.kubectl("get nodes -o jsonpath={.items[0].metadata.name}");

@@ -1,6 +1,7 @@
 //! Services as people reach them: policies of traffic on two nodes, and load balancers.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use coracle_tests::{Cluster, DEADLINE, WEB, free_port, http_get};
@@ -60,9 +61,9 @@ fn local_traffic_stays_on_its_node() {
     cluster.kubectl("rollout status deployment/web --timeout=120s");
     let (here, there) = (pods(&cluster, &first), pods(&cluster, "worker"));
     assert!(!here.is_empty() && !there.is_empty(), "{here:?} {there:?}");
-    let port = cluster.kubectl("get service web -o jsonpath={.spec.ports[0].nodePort}");
-    let at = |address: &str| format!("http://{address}:{port}/hostname");
-    answer(&at("127.0.0.1"), &here);
+    let port = cluster.node_port("web");
+    let at = |address: Ipv4Addr| format!("http://{address}:{port}/hostname");
+    answer(&at(cluster.node_port_address()), &here);
     answer(&at(worker.node_port_address()), &there);
 
     // From a guest of each node, over HTTP.
@@ -74,8 +75,7 @@ fn local_traffic_stays_on_its_node() {
         ));
         cluster.kubectl(&format!("wait --for=condition=Ready pod/{name} --timeout=60s"));
         cluster.kubectl(&format!("expose pod {name} --type=NodePort --port=8080"));
-        let guest = cluster.kubectl(&format!("get service {name} -o jsonpath={{.spec.ports[0].nodePort}}"));
-        let ask = format!("http://127.0.0.1:{guest}/get?http://web/hostname");
+        let ask = format!("{}/get?http://web/hostname", cluster.service_url(name));
         answer(&ask, own);
         guests.push(ask);
     }
@@ -122,7 +122,12 @@ fn nodes_are_the_balancers_of_services_of_type_load_balancer() {
     cluster.kubectl("rollout status deployment/web --timeout=120s");
     let port = free_port();
     cluster.apply(&balancer("lb", &port, "  allocateLoadBalancerNodePorts: false\n"));
-    let both = format!("127.0.0.1,{}", worker.node_port_address());
+    let own = cluster.node_port_address().to_string();
+    let machines = [cluster.node_port_address(), worker.node_port_address()];
+    let mut both = machines.map(|address| address.to_string());
+    // As kubectl shows them: by their text.
+    both.sort_unstable();
+    let both = both.join(",");
     until(|| {
         let shown = external_ip(&cluster, "lb");
         if shown == both { Ok(()) } else { Err(format!("{shown} and not {both}")) }
@@ -131,7 +136,7 @@ fn nodes_are_the_balancers_of_services_of_type_load_balancer() {
     let condition = "get service lb -o jsonpath={.status.conditions[0].type}={.status.conditions[0].status}";
     assert_eq!(cluster.kubectl(condition), "LoadBalancerPortsError=False");
     let all = pods(&cluster, "");
-    for address in ["127.0.0.1", worker.node_port_address()] {
+    for address in machines {
         answer(&format!("http://{address}:{port}/hostname"), &all);
     }
 
@@ -152,31 +157,31 @@ fn nodes_are_the_balancers_of_services_of_type_load_balancer() {
     let by = format!("it is that of process {}", std::process::id());
     cluster.eventually("describe service taken", |text| text.contains("PortUnavailable") && text.contains(&by));
     drop(held);
-    until(|| match cluster.kubectl("get service taken -o jsonpath={.status.loadBalancer.ingress[0]}") {
-        point if point.contains("127.0.0.1") && !point.contains("error") => Ok(()),
+    until(|| match cluster.kubectl("get service taken -o jsonpath={.status.loadBalancer.ingress}") {
+        point if point.contains(&own) && !point.contains("error") => Ok(()),
         point => Err(point),
     });
-    answer(&format!("http://127.0.0.1:{taken}/hostname"), &all);
+    answer(&format!("http://{own}:{taken}/hostname"), &all);
 
     // The first goes, the second gets its port.
     cluster.kubectl("delete service lb");
-    until(|| match cluster.kubectl("get service late -o jsonpath={.status.loadBalancer.ingress[0]}") {
-        point if point.contains("127.0.0.1") && !point.contains("error") => Ok(()),
+    until(|| match cluster.kubectl("get service late -o jsonpath={.status.loadBalancer.ingress}") {
+        point if point.contains(&own) && !point.contains("error") => Ok(()),
         point => Err(point),
     });
-    answer(&format!("http://127.0.0.1:{port}/hostname"), &all);
+    answer(&format!("http://{own}:{port}/hostname"), &all);
 
     // Of another class it is somebody else's; of another type it has no address.
     let other = free_port();
     cluster.apply(&balancer("other", &other, "  loadBalancerClass: example.com/own\n"));
     cluster.kubectl("patch service taken --type=merge -p {\"spec\":{\"type\":\"ClusterIP\"}}");
     until(|| match external_ip(&cluster, "taken") {
-        shown if shown == "<none>" && http_get(&format!("http://127.0.0.1:{taken}/")).is_none() => Ok(()),
+        shown if shown == "<none>" && http_get(&format!("http://{own}:{taken}/")).is_none() => Ok(()),
         shown => Err(shown),
     });
     cluster.eventually("get service taken -o jsonpath={.status}", |status| !status.contains("LoadBalancerPortsError"));
     assert_eq!(external_ip(&cluster, "other"), "<pending>");
-    assert!(http_get(&format!("http://127.0.0.1:{other}/")).is_none());
+    assert!(http_get(&format!("http://{own}:{other}/")).is_none());
 
     // Ranges keep others out, at the balancer's port alone.
     let patch = |range: &str| {
@@ -185,11 +190,11 @@ fn nodes_are_the_balancers_of_services_of_type_load_balancer() {
         ));
     };
     patch("192.0.2.0/24");
-    answer(&format!("http://127.0.0.1:{port}/hostname"), &BTreeSet::from(["nothing".to_owned()]));
-    let node_port = cluster.kubectl("get service late -o jsonpath={.spec.ports[0].nodePort}");
-    answer(&format!("http://127.0.0.1:{node_port}/hostname"), &all);
+    answer(&format!("http://{own}:{port}/hostname"), &BTreeSet::from(["nothing".to_owned()]));
+    let node_port = cluster.node_port("late");
+    answer(&format!("http://{own}:{node_port}/hostname"), &all);
     patch("127.0.0.0/8");
-    answer(&format!("http://127.0.0.1:{port}/hostname"), &all);
+    answer(&format!("http://{own}:{port}/hostname"), &all);
 
     // Local: only the node with an endpoint is listed, and says that it is healthy.
     cluster.kubectl("scale deployment web --replicas=1");
@@ -199,11 +204,11 @@ fn nodes_are_the_balancers_of_services_of_type_load_balancer() {
     cluster.kubectl("rollout status deployment/web --timeout=120s");
     cluster.kubectl("patch service late --type=merge -p {\"spec\":{\"externalTrafficPolicy\":\"Local\"}}");
     until(|| match external_ip(&cluster, "late") {
-        shown if shown == "127.0.0.1" => Ok(()),
+        shown if shown == own => Ok(()),
         shown => Err(shown),
     });
     let check = cluster.kubectl("get service late -o jsonpath={.spec.healthCheckNodePort}");
-    for (address, code, count) in [("127.0.0.1", 200, 1), (worker.node_port_address(), 503, 0)] {
+    for (address, code, count) in [(machines[0], 200, 1), (machines[1], 503, 0)] {
         until(|| match http_get(&format!("http://{address}:{check}/healthz")) {
             Some((found, body)) if found == code => {
                 let body: serde_json::Value = serde_json::from_str(&body).map_err(|error| error.to_string())?;

@@ -14,8 +14,7 @@ fn a_cluster_that_was_stopped_for_a_minute_comes_back_by_itself() {
     cluster.push("standin", "myregistry/fastapi-app:latest");
     cluster.kubectl(&format!("apply -f {}", root().join("examples/manifests/fastapi-app.yaml").display()));
     cluster.kubectl("rollout status deployment/fastapi-app --timeout=120s");
-    let port = cluster.kubectl("get service fastapi-app -o jsonpath={.spec.ports[0].nodePort}");
-    let url = format!("http://127.0.0.1:{port}/");
+    let url = cluster.service_url("fastapi-app");
     eventually_answers(&url);
 
     cluster.signal("STOP");

@@ -48,8 +48,7 @@ fn servers_and_nodes_begin_anew_and_no_request_fails() {
     second.push("standin", "standin");
     second.apply(WEB);
     second.kubectl("rollout status deployment/web --timeout=120s");
-    let port = second.kubectl("get service web -o jsonpath={.spec.ports[0].nodePort}");
-    let url = format!("http://{}:{port}/hostname", worker.node_port_address());
+    let url = format!("http://{}:{}/hostname", worker.node_port_address(), second.node_port("web"));
     eventually_answers(&url);
 
     let idle = second.coracle(&["upgrade"]);

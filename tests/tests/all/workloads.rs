@@ -10,19 +10,13 @@ fn command(name: &str, restart: &str, arguments: &[&str], more: &str) -> String 
     )
 }
 
-fn node_port(cluster: &Cluster, namespace: &str, service: &str) -> String {
-    let port =
-        cluster.kubectl(&format!("-n {namespace} get service {service} -o jsonpath={{.spec.ports[0].nodePort}}"));
-    format!("http://127.0.0.1:{port}/")
-}
-
 #[test]
 fn an_ordinary_manifest_runs_unchanged_and_heals_itself() {
     let cluster = Cluster::start();
     cluster.push("standin", "myregistry/fastapi-app:latest");
     cluster.kubectl(&format!("apply -f {}", root().join("examples/manifests/fastapi-app.yaml").display()));
     cluster.kubectl("rollout status deployment/fastapi-app --timeout=120s");
-    let url = node_port(&cluster, "default", "fastapi-app");
+    let url = cluster.service_url("fastapi-app");
     assert!(eventually_answers(&url).contains("fastapi-app-"), "the pod says its name");
     let names = cluster.kubectl("get pods -l app=fastapi-app -o name");
     assert_eq!(names.lines().count(), 3, "{names}");
@@ -44,7 +38,7 @@ fn environment_comes_from_config_maps_secrets_and_the_pod_itself() {
     cluster.push("greeter", "greeter");
     cluster.kubectl(&format!("apply -f {}", root().join("examples/manifests/demo.yaml").display()));
     cluster.kubectl("-n demo rollout status deployment/hello --timeout=120s");
-    let text = eventually_answers(&node_port(&cluster, "demo", "hello"));
+    let text = eventually_answers(&cluster.service_url("hello -n demo"));
     assert!(text.starts_with("Ahoy from pod hello-") && text.ends_with(", with a secret\n"), "{text}");
 }
 
@@ -183,11 +177,11 @@ fn a_busy_service_gets_another_pod_and_top_shows_what_it_uses() {
     cluster.kubectl("set resources deployment busy --requests=cpu=20m");
     cluster.kubectl("expose deployment busy --type=NodePort --port=80");
     cluster.kubectl("rollout status deployment/busy --timeout=120s");
-    let url = node_port(&cluster, "default", "busy");
-    eventually_answers(&format!("{url}healthz"));
+    let url = cluster.service_url("busy");
+    eventually_answers(&format!("{url}/healthz"));
     let over = Arc::new(AtomicBool::new(false));
     let load = std::thread::spawn({
-        let (url, over) = (format!("{url}spin?20"), over.clone());
+        let (url, over) = (format!("{url}/spin?20"), over.clone());
         move || {
             while !over.load(Ordering::Relaxed) {
                 http_get(&url);
