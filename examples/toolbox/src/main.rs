@@ -80,7 +80,9 @@ fn image(name: &str) -> u8 {
     let mut server = server::Server::default();
     let handler = move |request: &http::Request| match request.path.as_str() {
         "/data.json" => Response::json(&serde_json::json!({"image": picture})).into(),
-        "/" | "/index.html" => Response::new(200, "<h1>Welcome to nginx!</h1>\n").with("content-type", "text/html").into(),
+        "/" | "/index.html" => {
+            Response::new(200, "<h1>Welcome to nginx!</h1>\n").with("content-type", "text/html").into()
+        }
         _ => Response::error(404, "404 page not found").into(),
     };
     match server.http(80, handler) {

@@ -205,6 +205,14 @@ fn cat(arguments: &[String], shell: &mut Shell, io: &mut Io) -> Result<u8, Strin
     let flags = Flags::read(arguments, "u", "")?;
     let mut status = 0;
     for file in if flags.rest.is_empty() { &["-"] } else { flags.rest.as_slice() } {
+        if *file == "-" {
+            while let bytes = io.input.some()
+                && !bytes.is_empty()
+            {
+                io.output.write(&bytes);
+            }
+            continue;
+        }
         match contents(&[file], shell, io) {
             Ok(bytes) => {
                 io.output.write(&bytes);
