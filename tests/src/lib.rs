@@ -4,6 +4,7 @@
 //! condition with a deadline; the message of a deadline shows the last thing seen.
 
 pub mod compare;
+pub mod ledger;
 pub mod linearizability;
 pub mod proof;
 pub mod reference;

@@ -10,7 +10,7 @@ use rustls::ClientConfig;
 
 use crate::http::{self, Response, Url};
 use crate::io::{Io, Output};
-use crate::net::{Datagrams, Failure, Stream, resolve};
+use crate::net::{Datagrams, Failure, Listener, Stream, resolve, wait};
 use crate::tls::{Secured, client};
 
 type Program = fn(&[String], &mut Io) -> Result<u8, String>;
@@ -315,7 +315,8 @@ fn wget(arguments: &[String], io: &mut Io) -> Result<u8, String> {
 }
 
 fn nc(arguments: &[String], io: &mut Io) -> Result<u8, String> {
-    let (mut looks, mut is_udp, mut says, mut timeout, mut names) = (false, false, false, None, Vec::new());
+    let (mut looks, mut is_udp, mut says, mut listens) = (false, false, false, false);
+    let (mut timeout, mut own_port, mut names) = (None, None, Vec::new());
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         let Some(letters) = argument.strip_prefix('-').filter(|letters| !letters.is_empty()) else {
@@ -328,24 +329,33 @@ fn nc(arguments: &[String], io: &mut Io) -> Result<u8, String> {
                 'z' => looks = true,
                 'u' => is_udp = true,
                 'v' => says = true,
+                'l' => listens = true,
                 't' | 'n' | '4' | 'N' => {}
-                'w' => {
+                'w' | 'p' => {
                     let given = letters.as_str().to_owned();
                     let value = if given.is_empty() {
-                        rest.next().cloned().ok_or("option requires an argument -- w")?
+                        rest.next().cloned().ok_or(format!("option requires an argument -- {letter}"))?
                     } else {
                         given
                     };
-                    timeout = Some(seconds(&value)?);
+                    match letter {
+                        'w' => timeout = Some(seconds(&value)?),
+                        _ => own_port = Some(port(&value)?),
+                    }
                     break;
                 }
                 other => return Err(format!("invalid option -- '{other}'")),
             }
         }
     }
-    let [host, port] = names.as_slice() else { return Err("a host and a port are needed".to_owned()) };
-    let port: u16 = port.parse().map_err(|_| format!("bad port '{port}'"))?;
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    match (listens, own_port, names.is_empty() && !is_udp && !looks) {
+        (false, None, _) => {}
+        (true, Some(port), true) => return listen(port, deadline, io),
+        _ => return Err("one that listens is \"nc -l -p PORT\"".to_owned()),
+    }
+    let [host, number] = names.as_slice() else { return Err("a host and a port are needed".to_owned()) };
+    let port = port(number)?;
     let addresses = match resolve(host, port) {
         Ok(addresses) => addresses,
         Err(failure) => return Err(format!("getaddrinfo for host \"{host}\" port {port}: {failure}")),
@@ -375,6 +385,28 @@ fn nc(arguments: &[String], io: &mut Io) -> Result<u8, String> {
         return Ok(0);
     }
     stream.write(&input, deadline).map_err(|failure| failure.to_string())?;
+    while let Ok(Some(bytes)) = stream.read(deadline) {
+        io.output.write(&bytes);
+    }
+    Ok(0)
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| format!("bad port '{text}'"))
+}
+
+/// Says the input to the first who connects, and prints what he says.
+fn listen(port: u16, deadline: Option<Instant>, io: &mut Io) -> Result<u8, String> {
+    let listener = Listener::bind(port).map_err(|failure| failure.to_string())?;
+    let stream = loop {
+        match listener.accept() {
+            Some(stream) => break stream,
+            None if deadline.is_some_and(|deadline| Instant::now() >= deadline) => return Ok(1),
+            None => wait(&[&listener.ready()], deadline),
+        }
+    };
+    stream.write(&io.input.all(), deadline).map_err(|failure| failure.to_string())?;
+    stream.end();
     while let Ok(Some(bytes)) = stream.read(deadline) {
         io.output.write(&bytes);
     }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -59,6 +59,20 @@ impl Input {
                 bytes.1 = bytes.0.len();
                 bytes.0[at..].to_vec()
             }
+        }
+    }
+
+    /// What comes next, as soon as there is some; nothing at the end.
+    pub fn some(&mut self) -> Vec<u8> {
+        match self {
+            Input::Standard => {
+                let mut input = std::io::stdin().lock();
+                // None at all is an end.
+                let bytes = input.fill_buf().unwrap_or_default().to_vec();
+                input.consume(bytes.len());
+                bytes
+            }
+            Input::Bytes(_) => self.all(),
         }
     }
 

@@ -7,6 +7,7 @@
 //! | `sh`, `/bin/sh`, `cat`, `sleep`, `curl` … | a shell and its programs (`src/shell/`, `src/programs.rs`, `src/clients.rs`) |
 //! | `pause` | a pause |
 //! | `nginx`, `kitten`, `nautilus` | a web server at port 80 |
+//! | `python … port-server.py PORT…` | an echo at each port, as that script of the Python client's tests is |
 //!
 //! What a component cannot do (modes and owners of files, processes, jobs in the background) is refused, not pretended.
 
@@ -56,6 +57,7 @@ fn run(name: &str, arguments: &[String]) -> u8 {
     match name {
         "pause" | "/pause" => return agnhost::run(name, &["pause".to_owned()]),
         "nginx" | "kitten" | "nautilus" => return image(name),
+        "python" => return python(arguments),
         _ => {}
     }
     let mut io = Io::standard();
@@ -78,7 +80,9 @@ fn image(name: &str) -> u8 {
     let mut server = server::Server::default();
     let handler = move |request: &http::Request| match request.path.as_str() {
         "/data.json" => Response::json(&serde_json::json!({"image": picture})).into(),
-        "/" | "/index.html" => Response::new(200, "<h1>It works!</h1>\n").with("content-type", "text/html").into(),
+        "/" | "/index.html" => {
+            Response::new(200, "<h1>Welcome to nginx!</h1>\n").with("content-type", "text/html").into()
+        }
         _ => Response::error(404, "404 page not found").into(),
     };
     match server.http(80, handler) {
@@ -88,6 +92,25 @@ fn image(name: &str) -> u8 {
             1
         }
     }
+}
+
+/// The one script that is known, by its name.
+#[cfg(target_os = "wasi")]
+fn python(arguments: &[String]) -> u8 {
+    let script = arguments.iter().position(|word| word.ends_with("/port-server.py"));
+    let Some(ports) = script.map(|at| &arguments[at + 1..]) else {
+        eprintln!("python: only port-server.py can be run");
+        return 2;
+    };
+    let mut server = server::Server::default();
+    for port in ports {
+        let bound = port.parse().map_err(|_| format!("bad port {port:?}"));
+        if let Err(wrong) = bound.and_then(|port| server.echo(port).map_err(|failure| failure.to_string())) {
+            eprintln!("python: {wrong}");
+            return 1;
+        }
+    }
+    server.run()
 }
 
 /// Runs `agnhost` where this is its name.

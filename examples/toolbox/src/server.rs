@@ -44,6 +44,8 @@ enum Service {
     Health(Health),
     /// Says this to everyone who connects.
     Says(Vec<u8>),
+    /// Says what it hears.
+    Echo,
 }
 
 #[derive(Default)]
@@ -93,6 +95,11 @@ impl Server {
 
     pub fn says(&mut self, port: u16, bytes: &[u8]) -> Result<(), Failure> {
         self.listeners.push((Listener::bind(port)?, Service::Says(bytes.to_vec())));
+        Ok(())
+    }
+
+    pub fn echo(&mut self, port: u16) -> Result<(), Failure> {
+        self.listeners.push((Listener::bind(port)?, Service::Echo));
         Ok(())
     }
 
@@ -155,7 +162,7 @@ impl Server {
                         Ok(tls) => connection.tls = tls,
                         Err(_) => continue,
                     },
-                    Service::Health(_) => {}
+                    Service::Health(_) | Service::Echo => {}
                     Service::Says(bytes) => {
                         connection.leaving.extend(bytes);
                         connection.ends = true;
@@ -205,6 +212,10 @@ impl Connection {
                 None => self.ends = true,
             },
             Service::Says(_) => {}
+            Service::Echo => {
+                let heard = std::mem::take(&mut self.arrived);
+                self.send(&heard);
+            }
         }
         if self.write().is_none() || (self.ends && self.leaving.is_empty() && self.later.is_none()) {
             self.stream.end();

@@ -17,12 +17,12 @@
 //! spec that was asked for ran, and none failed that is not known to: one that did not run has failed, whatever is known of it. `--update` writes what has changed; that a spec which
 //! has passed fails is never written, so it stays a failure until somebody has looked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+use coracle_tests::ledger::{Ledger, Results, add_ginkgo_results, add_missing};
 use coracle_tests::{Cluster, STAMP, go_program, kubectl, root};
-use serde_json::Value;
 
 /// The images of the suite, each served by `examples/toolbox`.
 const IMAGES: &[&str] = &[
@@ -112,81 +112,17 @@ fn escape(text: &str) -> String {
     text.chars().flat_map(|c| (!c.is_alphanumeric() && c != ' ').then_some('\\').into_iter().chain([c])).collect()
 }
 
-/// What is known of every spec of the conformance class.
-struct Ledger {
-    head: String,
-    verdicts: BTreeMap<String, String>,
+fn ledger() -> Result<Ledger, String> {
+    Ledger::read(root().join("tests/conformance/ledger.txt"))
 }
 
-const PASSED: &str = "passed";
-
-impl Ledger {
-    fn path() -> PathBuf {
-        root().join("tests/conformance/ledger.txt")
-    }
-
-    fn read() -> Result<Ledger, String> {
-        let path = Ledger::path();
-        let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-        Ledger::parse(&text)
-    }
-
-    fn parse(text: &str) -> Result<Ledger, String> {
-        let mut ledger = Ledger { head: String::new(), verdicts: BTreeMap::new() };
-        for line in text.lines() {
-            if line.starts_with('#') {
-                ledger.head += &format!("{line}\n");
-                continue;
-            }
-            let (verdict, name) = line.split_once(" | ").ok_or(format!("not \"VERDICT | NAME\": {line}"))?;
-            let verdict = verdict.trim();
-            let is_known = matches!(verdict, PASSED | "failed")
-                || ["out of reach: ", "awaits: "].iter().any(|start| verdict.starts_with(start));
-            if !is_known {
-                return Err(format!("{verdict:?} is no verdict: {line}"));
-            }
-            if ledger.verdicts.insert(name.to_owned(), verdict.to_owned()).is_some() {
-                return Err(format!("twice: {name}"));
-            }
-        }
-        Ok(ledger)
-    }
-
-    fn passed(&self) -> BTreeSet<String> {
-        self.verdicts.iter().filter(|(_, verdict)| *verdict == PASSED).map(|(name, _)| name.clone()).collect()
-    }
-
-    /// Whether a spec may fail: it is known to.
-    fn may_fail(&self, name: &str) -> bool {
-        self.verdicts.get(name).is_some_and(|verdict| verdict != PASSED)
-    }
-
-    fn text(&self) -> String {
-        let lines = self.verdicts.iter().map(|(name, verdict)| format!("{verdict} | {name}\n"));
-        self.head.clone() + &lines.collect::<String>()
-    }
-
-    /// By special interest group: how many passed, failed, are out of reach, await a part.
-    fn counts(&self) -> BTreeMap<&str, [usize; 4]> {
-        let mut counts: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
-        for (name, verdict) in &self.verdicts {
-            let group = name.split(']').next().unwrap_or_default().trim_start_matches('[');
-            let column = match verdict.split(':').next() {
-                Some(PASSED) => 0,
-                Some("failed") => 1,
-                Some("out of reach") => 2,
-                _ => 3,
-            };
-            for group in [group, "all"] {
-                counts.entry(group).or_default()[column] += 1;
-            }
-        }
-        counts
-    }
+/// The special interest group of a spec.
+fn group(name: &str) -> &str {
+    name.split(']').next().unwrap_or_default().trim_start_matches('[')
 }
 
 fn main() -> ExitCode {
-    let (arguments, mut ledger) = match arguments().and_then(|arguments| Ok((arguments, Ledger::read()?))) {
+    let (arguments, mut ledger) = match arguments().and_then(|arguments| Ok((arguments, ledger()?))) {
         Ok(both) => both,
         Err(wrong) => {
             eprintln!("conformance: {wrong}");
@@ -210,14 +146,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    report(&results, &mut ledger, arguments.update)
+    ledger.judge(&results, arguments.update, group)
 }
-
-/// The state of every spec that ran, and why it failed.
-type Results = BTreeMap<String, (String, String)>;
-
-/// The state of a spec that was asked for and did not run.
-const MISSING: &str = "missing";
 
 fn program(variable: &str, name: &str, build: &[&str], package: &str) -> PathBuf {
     std::env::var_os(variable).map(PathBuf::from).unwrap_or_else(|| go_program("conformance", name, build, package))
@@ -267,7 +197,10 @@ fn run(arguments: &Arguments, wanted: &BTreeSet<String>, work: &Path) -> Result<
         let log = std::fs::read_to_string(work.join("log")).unwrap_or_default();
         return Err(format!("the suite did not run:\n{log}"));
     };
-    Ok(results(&serde_json::from_slice(&text).expect("ginkgo writes JSON"), wanted))
+    let mut results = Results::new();
+    add_ginkgo_results(&mut results, "", &text);
+    add_missing(&mut results, wanted);
+    Ok(results)
 }
 
 /// Takes away what another run has reported into the same directory: of a suite that does not come to run, nothing is known.
@@ -278,73 +211,13 @@ fn forget(report: &Path) -> Result<(), String> {
     }
 }
 
-/// Reads ginkgo's report; a spec that was asked for and did not run has failed.
-fn results(suites: &Value, wanted: &BTreeSet<String>) -> Results {
-    let mut results = Results::new();
-    for spec in suites[0]["SpecReports"].as_array().into_iter().flatten() {
-        let state = spec["State"].as_str().unwrap_or_default();
-        let ran = !matches!(state, "skipped" | "pending" | "");
-        if !ran || (spec["LeafNodeType"] != "It" && state == PASSED) {
-            continue;
-        }
-        let mut name: Vec<&str> =
-            spec["ContainerHierarchyTexts"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        name.push(spec["LeafNodeText"].as_str().unwrap_or_default());
-        let message = spec["Failure"]["Message"].as_str().unwrap_or_default();
-        results.insert(name.join(" "), (state.to_owned(), message.to_owned()));
-    }
-    for name in wanted {
-        results.entry(name.clone()).or_insert_with(|| (MISSING.to_owned(), "no such spec ran".to_owned()));
-    }
-    results
-}
-
-/// Prints the result of every spec and what it means beside the ledger.
-fn report(results: &Results, ledger: &mut Ledger, update: bool) -> ExitCode {
-    let (mut passed, mut known, mut bad, mut changed) = (0, 0, 0, 0);
-    for (name, (state, message)) in results {
-        let has_passed = state == PASSED;
-        let may_fail = ledger.may_fail(name) && state != MISSING;
-        println!("{state:8} {name}");
-        if !has_passed {
-            println!("         {}", message.replace('\n', "\n         "));
-        }
-        match (has_passed, may_fail) {
-            (true, false) => passed += 1,
-            (true, true) => {
-                passed += 1;
-                changed += 1;
-                println!("         the ledger says: {}", ledger.verdicts[name]);
-                ledger.verdicts.insert(name.clone(), PASSED.to_owned());
-            }
-            (false, true) => known += 1,
-            (false, false) => bad += 1,
-        }
-    }
-    println!("{passed} passed, {bad} failed, {known} failed that are known to");
-    if update && changed > 0 {
-        std::fs::write(Ledger::path(), ledger.text()).expect("write the ledger");
-    }
-    if changed > 0 {
-        println!(
-            "{changed} pass of which the ledger does not know{}",
-            if update { ": written" } else { ": see --update" }
-        );
-    }
-    println!("\n{:22}{:>8}{:>8}{:>14}{:>8}", "the ledger", PASSED, "failed", "out of reach", "awaits");
-    for (group, [passed, failed, out_of_reach, awaits]) in ledger.counts() {
-        println!("{group:22}{passed:>8}{failed:>8}{out_of_reach:>14}{awaits:>8}");
-    }
-    if bad == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_ledger_knows_every_spec_of_the_fast_subset_to_pass() {
-        let ledger = Ledger::read().unwrap();
+        let ledger = ledger().unwrap();
         let subset = names(&root().join("tests/conformance/specs.txt")).unwrap();
         let passed = ledger.passed();
         let others: Vec<_> = subset.difference(&passed).collect();
@@ -355,7 +228,7 @@ mod tests {
     #[test]
     fn the_page_has_the_figures_of_the_ledger() {
         let page = std::fs::read_to_string(root().join("docs/conformance.md")).unwrap();
-        for (group, [passed, failed, out_of_reach, awaits]) in Ledger::read().unwrap().counts() {
+        for (group, [passed, failed, out_of_reach, awaits]) in ledger().unwrap().counts(group) {
             let row = format!("| {group} | {passed} | {failed} | {out_of_reach} | {awaits} |");
             assert!(page.contains(&row), "docs/conformance.md lacks the row\n{row}");
         }
@@ -380,23 +253,5 @@ mod tests {
         assert!(!report.exists());
         std::fs::create_dir(&report).unwrap();
         assert!(forget(&report).is_err(), "it cannot be taken for this run's");
-    }
-
-    #[test]
-    fn what_passed_and_fails_is_never_written() {
-        let mut ledger =
-            Ledger::parse("# head\npassed | [a] one\nfailed | [a] two\nout of reach: modes | [b] three\n").unwrap();
-        let result = |state: &str| (state.to_owned(), String::new());
-        let results = |states: [&str; 3]| {
-            let names = ["[a] one", "[a] two", "[b] three"].map(str::to_owned);
-            names.into_iter().zip(states.map(result)).collect::<Results>()
-        };
-        let is = |code: ExitCode| format!("{code:?}") == format!("{:?}", ExitCode::SUCCESS);
-        assert!(is(report(&results([PASSED, "failed", "failed"]), &mut ledger, false)));
-        assert!(!is(report(&results([PASSED, MISSING, "failed"]), &mut ledger, false)), "it did not run");
-        assert!(!is(report(&results(["failed", PASSED, "failed"]), &mut ledger, false)));
-        assert_eq!(ledger.text(), "# head\npassed | [a] one\npassed | [a] two\nout of reach: modes | [b] three\n");
-        assert_eq!(ledger.counts()["all"], [2, 0, 1, 0]);
-        assert!(Ledger::parse("perhaps | [a] one\n").is_err());
     }
 }

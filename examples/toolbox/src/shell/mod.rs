@@ -114,7 +114,10 @@ impl Shell {
                     return 127;
                 }
             },
-            ([], false) => (String::from_utf8_lossy(&io.input.all()).into_owned(), Vec::new()),
+            ([], false) => {
+                let done = self.typed(io);
+                return self.finished(done, io);
+            }
         };
         if !names.is_empty() {
             self.arguments = names;
@@ -125,6 +128,24 @@ impl Shell {
     /// Runs a script to its end.
     pub fn script(&mut self, text: &str, io: &mut Io) -> u8 {
         let done = self.text(text, io);
+        self.finished(done, io)
+    }
+
+    /// Runs what the input says, each command as soon as it is there.
+    fn typed(&mut self, io: &mut Io) -> Done {
+        let (mut said, mut status) = (String::new(), 0);
+        while let Some(line) = io.input.line() {
+            said.push_str(&line);
+            said.push('\n');
+            // What goes on in the next line is no command yet.
+            if !line.ends_with('\\') && syntax::parse(&said).is_ok() {
+                status = self.text(&std::mem::take(&mut said), io)?;
+            }
+        }
+        if said.is_empty() { Ok(status) } else { self.text(&said, io) }
+    }
+
+    fn finished(&mut self, done: Done, io: &mut Io) -> u8 {
         let status = self.ended(done);
         self.status = status;
         match self.traps.remove("EXIT") {

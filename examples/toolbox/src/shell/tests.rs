@@ -57,6 +57,11 @@ fn scripts_print_what_a_shell_prints() {
         ("command -v sleep >/dev/null && echo there; nothing 2>/dev/null || echo $?", "there\n127\n"),
         ("test \"$(expr 3 % 2)\" -ne 0 -a -n x && echo odd", "odd\n"),
         ("printf 36ab | hexdump -C", "00000000  33 36 61 62                                       |36ab|\n00000004\n"),
+        (
+            "printf abc | gzip | hexdump -C",
+            "00000000  1f 8b 08 00 00 00 00 00  00 ff 01 03 00 fc ff 61  |...............a|\n\
+             00000010  62 63 c2 41 24 35 03 00  00 00                    |bc.A$5....|\n0000001a\n",
+        ),
         ("true; X=a; case \"$X\" in a) ;; esac; echo $?", "0\n"),
     ] {
         assert_eq!(run(script).0, expected, "{script}");
@@ -118,4 +123,21 @@ fi
     std::fs::write(dir.join("restarts"), "hello\n").unwrap();
     assert_eq!(run_in(script, dir.clone()), ("marked\nrestarts\n".to_owned(), String::new(), 0));
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_shell_without_a_script_runs_what_its_input_says_when_it_is_said() {
+    for (input, expected) in [
+        ("echo one\nread x\nsecond\necho $x\n", "one\nsecond\n"),
+        ("for i in 1 2\ndo echo $i \\\nx\ndone\nexit 3\necho never\n", "1 x\n2 x\n"),
+        ("cat <<EOF\na\nEOF\necho b", "a\nb\n"),
+    ] {
+        let mut shell = Shell::new([], std::env::temp_dir());
+        let output = Output::buffer();
+        let mut io =
+            Io { input: Input::bytes(input.as_bytes().to_vec()), output: output.clone(), errors: Output::Nothing };
+        let status = shell.main(&[], &mut io);
+        assert_eq!(String::from_utf8_lossy(&output.taken()), expected, "{input}");
+        assert_eq!(status, if input.contains("exit 3") { 3 } else { 0 }, "{input}");
+    }
 }

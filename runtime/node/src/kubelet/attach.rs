@@ -395,6 +395,8 @@ async fn channels(socket: WebSocket, shown: Shown, wishes: Wishes, protocol: &st
         while let Some(Ok(message)) = messages.next().await {
             let bytes = match message {
                 Message::Binary(bytes) => bytes,
+                // As the Python client sends what is text.
+                Message::Text(text) => text.into(),
                 Message::Close(_) => return,
                 _ => continue,
             };

@@ -79,19 +79,19 @@ where
     }
     let reading = async {
         while let Some(Ok(message)) = messages.next().await {
-            match message {
-                Message::Binary(bytes) => {
-                    let Some((channel, data)) = bytes.split_first() else { continue };
-                    // What comes on an error channel means nothing.
-                    if channel % 2 == 0
-                        && let Some(user) = inwards.get_mut(usize::from(channel / 2))
-                    {
-                        client.heard();
-                        let _ = user.write_all(data).await;
-                    }
-                }
+            let bytes = match message {
+                Message::Binary(bytes) => bytes,
+                Message::Text(text) => text.into(),
                 Message::Close(_) => break,
-                _ => {}
+                _ => continue,
+            };
+            let Some((channel, data)) = bytes.split_first() else { continue };
+            // What comes on an error channel means nothing.
+            if channel % 2 == 0
+                && let Some(user) = inwards.get_mut(usize::from(channel / 2))
+            {
+                client.heard();
+                let _ = user.write_all(data).await;
             }
         }
     };

@@ -547,8 +547,9 @@ async fn attach_is_the_input_of_a_container_that_has_one() {
     world.run_spec("once", spec.clone());
     world.status("once", "Running", |status| status["phase"] == "Running").await;
     let mut socket = websocket(&world, "/attach/default/once/c?input=1&output=1&error=1", "v5.channel.k8s.io").await;
-    for message in [b"\0one\n".as_slice(), b"\0two\n", &[255, 0]] {
-        socket.send(Message::Binary(message.to_vec().into())).await.unwrap();
+    // Clients send what is text as such, too.
+    for message in [Message::binary(b"\0one\n".to_vec()), Message::text("\0two\n"), Message::binary(vec![255, 0])] {
+        socket.send(message).await.unwrap();
     }
     let [_, stdout, stderr, status] = channels(&mut socket).await;
     assert_eq!((stdout.as_str(), stderr.as_str()), ("one\ntwo\ndone\n", ""));
@@ -861,8 +862,9 @@ async fn port_forward_over_channels() {
         let first = socket.next().await.unwrap().unwrap().into_data();
         assert_eq!(&first[..], [channel, 80, 0]);
     }
-    let request = [&[0], &b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"[..]].concat();
-    socket.send(Message::Binary(request.into())).await.unwrap();
+    let (begin, end) = ("\0GET / HTTP/1.1\r\nhost: x\r\n", b"\0connection: close\r\n\r\n");
+    socket.send(Message::text(begin)).await.unwrap();
+    socket.send(Message::binary(end.to_vec())).await.unwrap();
     let mut text = String::new();
     while let Some(Ok(message)) = socket.next().await {
         if let Message::Binary(bytes) = message {
