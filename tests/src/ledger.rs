@@ -9,7 +9,9 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
+/// The verdict on a test that passed.
 pub const PASSED: &str = "passed";
+/// The verdict on a test that failed.
 pub const FAILED: &str = "failed";
 
 /// The state of a test that was asked for and did not run.
@@ -22,10 +24,12 @@ pub type Results = BTreeMap<String, (String, String)>;
 pub struct Ledger {
     path: PathBuf,
     head: String,
+    /// The verdict on each test, by its name.
     pub verdicts: BTreeMap<String, String>,
 }
 
 impl Ledger {
+    /// Reads the file at `path`; why it cannot be read, or which line has no sense, in words.
     pub fn read(path: PathBuf) -> Result<Ledger, String> {
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         Ledger::parse(path, &text)
