@@ -11,6 +11,7 @@ mod certificates;
 pub(crate) mod ingress_class;
 mod lifecycle;
 mod limit_range;
+mod mountable;
 pub(crate) mod network;
 mod node;
 mod pod;
@@ -322,6 +323,7 @@ pub(crate) async fn validate(
     if let Some(old) = old.filter(|_| is(at.resource, "", "persistentvolumeclaims") && at.subresource.is_empty()) {
         volumes::resize(at, object, old)?;
     }
+    mountable::validate(at, object, old).await?;
     pod_security::validate(at, object, old).await?;
     if at.resource.row.group() == hooks::GROUP {
         Box::pin(policy::grants::check(at, object, old)).await?;
