@@ -16,7 +16,7 @@ use super::value::{Text, Url, Val, contains, duration, timestamp};
 use crate::custom::format;
 use crate::custom::pattern::{Pattern, Translation};
 use crate::meta::Quantity;
-use crate::meta::{names, time};
+use crate::meta::{names, text, time};
 
 /// A value as `string()` shows it.
 pub(crate) struct Shown<'v, 'a>(pub &'v Val<'a>);
@@ -28,7 +28,7 @@ impl fmt::Display for Shown<'_, '_> {
             Val::Bool(value) => value.fmt(f),
             Val::Int(value) => value.fmt(f),
             Val::Uint(value) => value.fmt(f),
-            Val::Double(value) => value.fmt(f),
+            Val::Double(value) => f.write_str(&text::float(*value)),
             Val::Text(text) => f.write_str(text),
             Val::Bytes(bytes) => bytes.utf8_chunks().try_for_each(|chunk| {
                 f.write_str(chunk.valid())?;

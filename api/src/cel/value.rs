@@ -5,15 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::authority::Authority;
 use super::eval::{Run, Stop};
-use crate::custom::{Additional, Structural, Type};
-use crate::meta::Quantity;
-use crate::meta::time;
+use crate::codec::BASE64;
+use crate::custom::{Additional, Structural, Type, format};
+use crate::meta::{Quantity, duration, time};
 use crate::schema::ListKind;
 
 /// What is known of a value of an object.
@@ -286,9 +285,9 @@ impl<'a> Val<'a> {
                 match format {
                     "date-time" => Val::Timestamp(timestamp(text)?),
                     "date" => Val::Timestamp(timestamp(&format!("{text}T00:00:00Z"))?),
-                    "duration" => Val::Duration(duration(text)?),
+                    "duration" => Val::Duration(format::duration(text).ok_or_else(|| invalid_duration(text))?),
                     "byte" => {
-                        let bytes = STANDARD.decode(text).map_err(|_| Stop::new("byte format error"))?;
+                        let bytes = BASE64.decode(text).map_err(|_| Stop::new("byte format error"))?;
                         Val::bytes(bytes)
                     }
                     _ => Val::Text(Text::Of(text)),
@@ -560,7 +559,7 @@ impl<'a> Val<'a> {
             Val::Uint(value) => (*value).into(),
             Val::Double(value) => number(*value),
             Val::Text(text) => Value::String(text.to_string()),
-            Val::Bytes(bytes) => STANDARD.encode(&**bytes).into(),
+            Val::Bytes(bytes) => BASE64.encode(&**bytes).into(),
             // An object's own values are as they are.
             Val::Items(items, shape) if shape.schema().is_none() => {
                 items.iter().try_for_each(|item| pay(item, run))?;
@@ -672,43 +671,9 @@ pub(crate) fn timestamp(text: &str) -> Result<Timestamp, Stop> {
 
 /// A duration as Go writes it, `1h2m3.5s`, in nanoseconds.
 pub(crate) fn duration(text: &str) -> Result<i64, Stop> {
-    let wrong = || Stop::new(format_args!("invalid duration {text:?}"));
-    let (negative, mut rest) = match (text.strip_prefix('-'), text.strip_prefix('+')) {
-        (Some(rest), _) => (true, rest),
-        (None, rest) => (false, rest.unwrap_or(text)),
-    };
-    if rest == "0" {
-        return Ok(0);
-    }
-    if rest.is_empty() {
-        return Err(wrong());
-    }
-    let mut total = 0_i128;
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let (number, after) = rest.split_at(end);
-        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
-        let (unit, after) = after.split_at(end);
-        let nanos: i128 = match unit.trim() {
-            "ns" => 1,
-            "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
-            "ms" => 1_000_000,
-            "s" => 1_000_000_000,
-            "m" => 60_000_000_000,
-            "h" => 3_600_000_000_000,
-            "d" => 86_400_000_000_000,
-            "w" => 604_800_000_000_000,
-            _ => return Err(wrong()),
-        };
-        let (whole, part) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty() && part.is_empty() {
-            return Err(wrong());
-        }
-        let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| wrong())? };
-        let part: f64 = if part.is_empty() { 0.0 } else { format!("0.{part}").parse().map_err(|_| wrong())? };
-        total = whole.checked_mul(nanos).and_then(|nanos| nanos.checked_add(total)).ok_or_else(wrong)?;
-        total += (part * nanos as f64) as i128;
-        rest = after;
-    }
-    i64::try_from(if negative { -total } else { total }).map_err(|_| wrong())
+    duration::parse(text).map_err(|_| invalid_duration(text))
+}
+
+fn invalid_duration(text: &str) -> Stop {
+    Stop::new(format_args!("invalid duration {text:?}"))
 }

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
+pub(crate) use self::scalar::BASE64;
 use crate::schema::{self, Object, Type};
 
 /// Deepest nesting of lists and objects that anything here reads and keeps: JSON, YAML with its aliases unfolded,

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::meta::{self, Quantity};
 
 /// Standard base64 that takes what Go's takes: the last character may have bits set that mean nothing.
-pub(super) const BASE64: GeneralPurpose = GeneralPurpose::new(
+pub(crate) const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new()
         .with_decode_allow_trailing_bits(true)

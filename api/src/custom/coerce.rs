@@ -37,7 +37,7 @@ pub fn decode_value(value: &Value, schema: &Structural) -> Result<Decoded, Decod
 }
 
 fn coerced(mut value: Value, mut problems: Vec<String>, schema: &Structural) -> Result<Decoded, DecodeError> {
-    whole_numbers(&mut value);
+    json::whole_numbers(&mut value);
     let mut told = problems.len();
     if let Some(metadata) = value.get_mut("metadata") {
         let found = object_meta(metadata, "metadata").map_err(DecodeError::Mistyped)?;
@@ -69,20 +69,6 @@ pub(super) fn renew(value: &mut Value, schema: &Structural) -> Result<bool, TooM
         return Err(error);
     }
     Ok(*value != before)
-}
-
-/// Go writes whole doubles without a fraction, so that they are whole numbers when they are read again.
-fn whole_numbers(value: &mut Value) {
-    match value {
-        Value::Number(number) if number.is_f64() => {
-            if let Some(whole) = number.as_f64().filter(|number| number.fract() == 0.0 && number.abs() < 1e15) {
-                *value = Value::from(whole as i64);
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
-        Value::Object(fields) => fields.values_mut().for_each(whole_numbers),
-        _ => {}
-    }
 }
 
 /// Reads metadata as of any kind; tells the fields that are unknown.

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::structural::Type;
-use crate::meta::names;
+use crate::meta::{duration, names};
 
 /// A format; others than these are not checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ const TEXTS: [(&str, Check); 25] = [
     ("byte", is_base64),
     ("password", |_| true),
     ("date", is_date),
-    ("duration", is_duration),
+    ("duration", |text| duration(text).is_some()),
     ("datetime", is_date_time),
     ("k8sshortname", |text| names::is_dns_label(text)),
 ];
@@ -373,51 +373,45 @@ fn is_date_time(text: &str) -> bool {
     in_range && zone_ok && (fraction.is_empty() || fraction.get(1..).is_some_and(digits))
 }
 
-/// As Go parses one (`1h30m`), or numbers with a unit that is a word (`22 ns`, `3 days`).
-fn is_duration(text: &str) -> bool {
-    is_go_duration(text) || is_worded_duration(text)
+/// Units of durations in words, and their nanoseconds. Behind the last name of each there may be more letters (`seconds`).
+const UNITS: [(&[&str], i64); 8] = [
+    (&["ns", "nano"], 1),
+    (&["us", "\u{b5}s", "micro"], 1_000),
+    (&["ms", "milli"], 1_000_000),
+    (&["s", "sec"], 1_000_000_000),
+    (&["m", "min"], 60_000_000_000),
+    (&["h", "hr", "hour"], 3_600_000_000_000),
+    (&["d", "day"], 86_400_000_000_000),
+    (&["w", "wk", "week"], 604_800_000_000_000),
+];
+
+/// The nanoseconds of a duration: one as Go parses it (`1h30m`), or numbers with units that are words (`3 days`, `1d12h`).
+pub(crate) fn duration(text: &str) -> Option<i64> {
+    duration::parse(text).ok().or_else(|| worded_duration(text))
 }
 
-fn is_go_duration(text: &str) -> bool {
-    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if rest == "0" {
-        return true;
-    }
-    if rest.is_empty() {
-        return false;
-    }
+fn worded_duration(text: &str) -> Option<i64> {
+    let is_space = |c: char| matches!(c, '\t' | '\n' | '\x0c' | '\r' | ' ');
+    let (mut rest, mut sum) = (text.trim_start_matches(is_space), None::<i64>);
     while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let (number, after) = rest.split_at(end);
-        let is_number = number.bytes().any(|byte| byte.is_ascii_digit()) && number.matches('.').count() <= 1;
-        let unit = ["ns", "us", "µs", "μs", "ms", "s", "m", "h"]
-            .into_iter()
-            .find(|unit| after.strip_prefix(unit).is_some_and(|after| !after.starts_with(|c: char| c.is_alphabetic())));
-        match unit {
-            Some(unit) if is_number => rest = &after[unit.len()..],
-            _ => return false,
+        let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()));
+        let after = after.trim_start_matches(is_space);
+        let end = after.find(|c: char| !c.is_ascii_alphabetic() && c != '\u{b5}').unwrap_or(after.len());
+        let (unit, after) = after.split_at(end);
+        if unit.is_empty() {
+            return None;
         }
+        let (number, unit) = (number.parse::<i64>().ok()?, unit.to_lowercase());
+        let is_unit = |names: &[&str]| {
+            names.contains(&unit.as_str()) || names.last().is_some_and(|longest| unit.starts_with(longest))
+        };
+        // One that nobody knows counts nothing beside one that is known.
+        if let Some((_, nanos)) = UNITS.iter().find(|(names, _)| is_unit(names)) {
+            sum = Some(sum.unwrap_or(0).checked_add(number.checked_mul(*nanos)?)?);
+        }
+        rest = after.trim_start_matches(is_space);
     }
-    true
-}
-
-fn is_worded_duration(text: &str) -> bool {
-    const UNITS: [&str; 8] = [
-        "ns|nano|nanosecond",
-        "us|µs|μs|micro|microsecond",
-        "ms|milli|millisecond",
-        "s|sec|second",
-        "m|min|minute",
-        "h|hr|hour",
-        "d|day",
-        "w|wk|week",
-    ];
-    let text = text.trim();
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let unit = unit.trim_start();
-    let is_unit = |known: &str| unit == known || unit.strip_suffix('s') == Some(known);
-    !number.is_empty() && UNITS.iter().flat_map(|names| names.split('|')).any(is_unit)
+    sum
 }
 
 #[cfg(test)]
@@ -449,7 +443,7 @@ mod tests {
                 "2026-02-28T01:02:03Z 2026-02-28t01:02:03.5+01:00",
                 "today 2026-02-28T24:00:00Z 2026-02-28T01:02:03",
             ),
-            ("duration", "1h30m 1.5s 0 3d", "1 h1 1x"),
+            ("duration", "1h30m 1.5s 0 3d 1d12h 2weeks5min 7seconds", "1 h1 1x 1d- -1d 1hrs 99999999999w"),
             ("k8s-short-name", "a-b", "A a.b"),
             ("k8s-long-name", "a.b-c", "a..b"),
         ] {

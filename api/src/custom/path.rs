@@ -81,7 +81,6 @@ impl Step {
         *left = left.saturating_sub(1);
         match (self, value) {
             (Step::Field(name), Value::Object(fields)) => out.extend(fields.get(name)),
-            // As Go's, a field of a list is that of each of its items.
             (Step::Union(names), Value::Object(fields)) => out.extend(names.iter().filter_map(|name| fields.get(name))),
             (Step::Every, Value::Object(fields)) => out.extend(fields.values()),
             (Step::Every, Value::Array(items)) => out.extend(items),

@@ -283,6 +283,8 @@ pub trait Strategy: Sync + Send {
     /// Before validation of a create: drops what clients may not set (usually status). The generic path has already
     /// set metadata (uid, creationTimestamp, generation 1 when [`Strategy::has_generation`]).
     fn prepare_create(&self, _object: &mut Value) {}
+    /// When the generated name `before` of a prepared object was taken, and it has got another.
+    fn renamed(&self, _object: &mut Value, _before: &str) {}
     /// Before validation of an update of the main resource: what must stay as it was (usually status).
     fn prepare_update(&self, _object: &mut Value, _old: &Value) {}
     /// Before validation of an update of `status`: everything but status (and what belongs to it) stays as it was.

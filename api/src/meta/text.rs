@@ -73,7 +73,7 @@ fn sprint_into(value: &Value, out: &mut String) {
         Value::Null => out.push_str("<nil>"),
         Value::Bool(flag) => out.push_str(if *flag { "true" } else { "false" }),
         Value::Number(number) => match number.as_f64() {
-            Some(float) if number.is_f64() => out.push_str(&float_text(float)),
+            Some(float) if number.is_f64() => out.push_str(&self::float(float)),
             _ => out.push_str(&number.to_string()),
         },
         Value::String(text) => out.push_str(text),
@@ -99,7 +99,10 @@ fn sprint_into(value: &Value, out: &mut String) {
 }
 
 /// A float as `%v` prints it: the shortest digits, with an exponent of at least two digits from 1e6 on and below 1e-4.
-fn float_text(float: f64) -> String {
+pub(crate) fn float(float: f64) -> String {
+    if float.is_infinite() {
+        return if float > 0.0 { "+Inf" } else { "-Inf" }.to_owned();
+    }
     let exponent = if float == 0.0 { 0 } else { float.abs().log10().floor() as i32 };
     if (-4..6).contains(&exponent) {
         return float.to_string();

@@ -3,7 +3,6 @@
 //!
 //! Time zones are data that is compiled in ([`Zone`]): every server knows the same, whatever its machine has.
 
-mod duration;
 mod next;
 mod parse;
 mod zone;

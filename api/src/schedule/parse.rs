@@ -1,6 +1,7 @@
 //! Reads schedules, in the words of robfig/cron's standard parser.
 
-use super::{Fields, STAR, Schedule, ScheduleError, When, Zone, duration};
+use super::{Fields, STAR, Schedule, ScheduleError, When, Zone};
+use crate::meta::duration;
 use crate::meta::text;
 
 /// The numbers of a field, and the names that stand for them.
@@ -73,8 +74,7 @@ fn descriptor(spec: &str) -> Result<When, String> {
                 return Err(format!("unrecognized descriptor: {spec}"));
             };
             let nanos = duration::parse(period).map_err(|why| format!("failed to parse duration {spec}: {why}"))?;
-            let seconds = i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX).max(1);
-            return Ok(When::Every(seconds));
+            return Ok(When::Every((nanos / 1_000_000_000).max(1)));
         }
     }))
 }

@@ -121,6 +121,20 @@ pub fn decode_any(bytes: &[u8]) -> Result<Decoded, DecodeError> {
     }
 }
 
+/// Go writes whole doubles without a fraction, so that they are whole numbers when they are read again.
+pub fn whole_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            if let Some(whole) = number.as_f64().filter(|number| number.fract() == 0.0 && number.abs() < 1e15) {
+                *value = Value::from(whole as i64);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(fields) => fields.values_mut().for_each(whole_numbers),
+        _ => {}
+    }
+}
+
 /// `apiVersion` and `kind` of a body, empty when they are not there: for messages about a body that could not be read as
 /// what was expected, and where the kind says what to expect.
 ///

@@ -429,7 +429,7 @@ impl<'a> Scanner<'a> {
                 self.word("null")?;
                 Value::Null
             }
-            _ => number(self.number()?),
+            _ => number(self.number()?)?,
         })
     }
 }
@@ -457,10 +457,13 @@ fn plain(bytes: &[u8]) -> usize {
     length
 }
 
-/// A number without a type: whole when it is written without fraction and fits, else a double; null beyond doubles.
-pub(super) fn number(text: &str) -> Value {
-    match text.parse::<i64>() {
-        Ok(whole) => Value::from(whole),
-        Err(_) => text.parse::<f64>().ok().and_then(Number::from_f64).map_or(Value::Null, Value::Number),
+/// A number without a type: whole when it is written without fraction and fits, else a double. Beyond doubles it is none.
+fn number(text: &str) -> Result<Value> {
+    if let Ok(whole) = text.parse::<i64>() {
+        return Ok(Value::from(whole));
     }
+    let double = text.parse::<f64>().ok().and_then(Number::from_f64);
+    double
+        .map(Value::Number)
+        .ok_or_else(|| Syntax(format!("json: cannot unmarshal number {text} into Go value of type float64")))
 }

@@ -17,6 +17,19 @@ fn read(kind: &str, text: &str) -> Decoded {
     decode(text.as_bytes(), &of(kind)).expect(text)
 }
 
+/// Nothing in their place would be taken for what was sent.
+#[test]
+fn numbers_beyond_doubles_are_none() {
+    for text in ["1e400", "-1e400", "[1e400]"] {
+        let number = text.trim_matches(['[', ']']);
+        let expected = format!("json: cannot unmarshal number {number} into Go value of type float64");
+        assert_eq!(parse(text.as_bytes()).unwrap_err().to_string(), expected);
+        let body = format!(r#"{{"spec": {text}}}"#);
+        assert_eq!(decode_any(body.as_bytes()).unwrap_err().to_string(), format!("{PARSE_ERROR}{expected}"));
+    }
+    assert_eq!(parse(b"1e308").unwrap(), json!(1e308));
+}
+
 /// The rows of `decode.http` that the reference server answered.
 #[test]
 fn wrong_types_are_told_in_the_words_of_the_reference() {

@@ -71,6 +71,19 @@ impl Strategy for Job {
         default_labels(object);
     }
 
+    fn renamed(&self, object: &mut Value, before: &str) {
+        let name = object["metadata"]["name"].clone();
+        let rename = |metadata: &mut Value| {
+            for label in [LEGACY_JOB_NAME, JOB_NAME] {
+                if metadata["labels"][label] == before {
+                    metadata["labels"][label] = name.clone();
+                }
+            }
+        };
+        rename(child(object, "metadata"));
+        rename(child(child(child(object, "spec"), "template"), "metadata"));
+    }
+
     fn prepare_update(&self, object: &mut Value, old: &Value) {
         keep(object, old, "status");
         drop_disabled(child(object, "spec"), Some(&old["spec"]));

@@ -85,6 +85,21 @@ fn what_a_job_lacks_is_filled_in() {
     assert_eq!(made["spec"]["template"]["metadata"]["labels"], Value::Null);
 }
 
+/// Where a generated name is taken, the next one is tried of the same object.
+#[test]
+fn a_job_that_gets_another_name_knows_its_pods_by_that() {
+    let mut made = job("j-1", json!({}));
+    made["metadata"]["name"] = "j-2".into();
+    row("jobs").strategy.renamed(&mut made, "j-1");
+    for labels in [&made["metadata"]["labels"], &made["spec"]["template"]["metadata"]["labels"]] {
+        let of = |label: &str| labels[label].as_str().unwrap_or_default();
+        assert_eq!((of("job-name"), of("batch.kubernetes.io/job-name")), ("j-2", "j-2"), "{labels}");
+    }
+    let mut errors = FieldErrors::new();
+    row("jobs").strategy.validate(&made, &mut errors);
+    assert!(errors.iter().next().is_none(), "{made}");
+}
+
 #[test]
 fn what_is_no_job_is_refused() {
     let failure = |rule: Value| json!({"podFailurePolicy": {"rules": [rule]}});

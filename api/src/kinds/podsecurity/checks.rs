@@ -354,11 +354,18 @@ fn se_linux(pod: Subject<'_>, types: &[&str]) -> Option<Violation> {
     forbid("seLinuxOptions", format!("{by} set forbidden securityContext.seLinuxOptions: {}", what.join("; ")))
 }
 
+/// The annotation that named the profile of a pod before there was a field for it.
+pub(super) const SECCOMP_OF_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
+
+/// The same of a container.
+pub(super) fn seccomp_annotation(container: &str) -> String {
+    format!("container.seccomp.security.alpha.kubernetes.io/{container}")
+}
+
 /// As profiles were named before there was a field for them.
 fn seccomp_annotations(pod: Subject<'_>) -> Option<Violation> {
-    let of_containers =
-        containers(pod).map(|it| format!("container.seccomp.security.alpha.kubernetes.io/{}", it["name"].text()));
-    let keys = std::iter::once("seccomp.security.alpha.kubernetes.io/pod".to_owned()).chain(of_containers);
+    let of_containers = containers(pod).map(|container| seccomp_annotation(container["name"].text()));
+    let keys = std::iter::once(SECCOMP_OF_POD.to_owned()).chain(of_containers);
     let found: BTreeSet<String> = keys
         .filter_map(|key| {
             let value = pod.metadata["annotations"].get(&key)?.text();

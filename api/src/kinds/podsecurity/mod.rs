@@ -85,17 +85,25 @@ pub fn reasons(violations: &[Violation]) -> String {
     violations.iter().map(|violation| violation.reason.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether a change of a pod can make it violate what it did not: images and containers, of all that can be changed.
+/// Whether a change of a pod can make it violate what it did not: images, containers and profiles in annotations, of all that can
+/// be changed.
 pub fn is_significant(pod: &Value, old: &Value) -> bool {
-    let (spec, old) = (&pod["spec"], &old["spec"]);
-    let differs = |list: &str| {
-        let (now, before) = (spec[list].items(), old[list].items());
-        now.len() != before.len() || now.iter().zip(before).any(|(now, before)| now["image"] != before["image"])
+    let (annotations, old_annotations) = (&pod["metadata"]["annotations"], &old["metadata"]["annotations"]);
+    let is_profiled_anew = |name: &str| annotations.get(name) != old_annotations.get(name);
+    let (spec, before) = (&pod["spec"], &old["spec"]);
+    let differs = |now: &Value, before: &Value| {
+        now["image"] != before["image"] || is_profiled_anew(&checks::seccomp_annotation(now["name"].text()))
     };
-    let before = old["ephemeralContainers"].items();
+    let differ = |list: &str| {
+        let (now, before) = (spec[list].items(), before[list].items());
+        now.len() != before.len() || now.iter().zip(before).any(|(now, before)| differs(now, before))
+    };
     let is_new = |container: &Value| {
-        let known = before.iter().find(|known| known["name"] == container["name"]);
-        known.is_none_or(|known| known["image"] != container["image"])
+        let known = before["ephemeralContainers"].items().iter().find(|known| known["name"] == container["name"]);
+        known.is_none_or(|known| differs(container, known))
     };
-    differs("containers") || differs("initContainers") || spec["ephemeralContainers"].items().iter().any(is_new)
+    is_profiled_anew(checks::SECCOMP_OF_POD)
+        || differ("containers")
+        || differ("initContainers")
+        || spec["ephemeralContainers"].items().iter().any(is_new)
 }

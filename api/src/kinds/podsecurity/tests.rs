@@ -220,3 +220,19 @@ fn labels_say_the_policy() {
         ]
     );
 }
+
+#[test]
+fn changes_of_pods_are_looked_at_that_can_violate() {
+    let old = json!({"metadata": {}, "spec": careful()});
+    let annotated = |key: &str| {
+        let mut pod = old.clone();
+        pod["metadata"] = json!({"annotations": {key: "unconfined"}});
+        is_significant(&pod, &old) && is_significant(&old, &pod)
+    };
+    assert!(annotated("seccomp.security.alpha.kubernetes.io/pod"));
+    assert!(annotated("container.seccomp.security.alpha.kubernetes.io/a"));
+    assert!(!annotated("container.seccomp.security.alpha.kubernetes.io/b"));
+    let mut imaged = old.clone();
+    imaged["spec"]["containers"][0]["image"] = "other".into();
+    assert!(is_significant(&imaged, &old) && !is_significant(&old, &old));
+}

@@ -18,7 +18,7 @@ pub(super) async fn create(at: &Attributes<'_>, object: &Value) -> Result<Option
     let Some(namespaces) = cluster.catalog.named("", "namespaces") else { return Ok(None) };
     let found = cluster.store.find(namespaces, namespace).await?;
     let record = found.ok_or_else(|| Status::not_found("", "namespaces", namespace))?;
-    if !Seen::new(namespaces, &record).facts().deleting {
+    if !Seen::new(namespaces, &record).known_facts()?.deleting {
         let guard = Guard::Revision(record.revision);
         return Ok(Some(Op::Check { key: Store::key(namespaces, &record.key.name), guard }));
     }

@@ -11,6 +11,7 @@ mod certificates;
 pub(crate) mod ingress_class;
 mod lifecycle;
 mod limit_range;
+mod mountable;
 pub(crate) mod network;
 mod node;
 mod pod;
@@ -185,7 +186,7 @@ pub(crate) async fn mutate_changed(
 }
 
 /// Asks the policies and the webhooks that change objects. Where they do, plugins look at it again, and those of them that ask
-/// for it.
+/// for it; what these change then, plugins look at once more.
 async fn rounds(review: &Review<'_>, others: &Others, object: &mut Value, old: Option<&Value>) -> Result<bool, Status> {
     let (policies, webhooks) = others.mutating();
     let (mut told, mut asked) = (policy::Rounds::default(), Rounds::default());
@@ -195,16 +196,25 @@ async fn rounds(review: &Review<'_>, others: &Others, object: &mut Value, old: O
         return Ok(false);
     }
     let before = object.clone();
-    match old {
-        None => drop(create(review.at, object).await?),
-        Some(old) => update(review.at, object, old).await?,
-    }
-    review.at.resource.default(object)?;
+    plugins(review.at, object, old).await?;
     told.second(object);
-    policy::mutate(review, policies, object, old, &mut told).await?;
+    let by_policies = policy::mutate(review, policies, object, old, &mut told).await?;
     asked.second(before != *object);
-    webhook::mutate(review, webhooks, Some(object), old, &mut asked).await?;
+    let by_webhooks = webhook::mutate(review, webhooks, Some(&mut *object), old, &mut asked).await?;
+    // Nothing is stored that plugins have not seen.
+    if by_policies || by_webhooks {
+        plugins(review.at, object, old).await?;
+    }
     Ok(true)
+}
+
+/// Plugins look at what others have made of an object.
+async fn plugins(at: &Attributes<'_>, object: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+    match old {
+        None => drop(create(at, object).await?),
+        Some(old) => update(at, object, old).await?,
+    }
+    at.resource.default(object)
 }
 
 /// Both phases of something of a subresource's own, which is no object of the resource: a Binding, an Eviction, options of a
@@ -322,6 +332,7 @@ pub(crate) async fn validate(
     if let Some(old) = old.filter(|_| is(at.resource, "", "persistentvolumeclaims") && at.subresource.is_empty()) {
         volumes::resize(at, object, old)?;
     }
+    mountable::validate(at, object, old).await?;
     pod_security::validate(at, object, old).await?;
     if at.resource.row.group() == hooks::GROUP {
         Box::pin(policy::grants::check(at, object, old)).await?;

@@ -172,9 +172,7 @@ async fn account(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
         let next = coracle_keyspace::Revision::new(revision.get() + 1);
         let waits = name == "default" && tokio::time::timeout_at(deadline, store.keyspace.wait_for(next)).await.is_ok();
         if !waits {
-            let message =
-                format!("error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found");
-            return Err(at.resource.forbidden(meta::name(pod), message));
+            return Err(no_account(at, pod, &name));
         }
     };
     let account = Seen::new(&accounts, &record).stored()?;
@@ -192,6 +190,13 @@ async fn account(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
         mount_token(spec);
     }
     Ok(())
+}
+
+/// 403 of a pod whose account is not there.
+pub(super) fn no_account(at: &Attributes<'_>, pod: &Value, name: &str) -> Status {
+    let namespace = at.namespace.unwrap_or_default();
+    let message = format!("error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found");
+    at.resource.forbidden(meta::name(pod), message)
 }
 
 fn mount_token(spec: &mut Value) {

@@ -34,7 +34,7 @@ pub(super) async fn validate(at: &Attributes<'_>, object: &Value, old: Option<&V
         return Ok(());
     }
     let Some(subject) = Subject::of(at.resource.row.group(), at.resource.row.resource(), object) else { return Ok(()) };
-    let Some(policy) = policy(at) else { return Ok(()) };
+    let Some(policy) = policy(at)? else { return Ok(()) };
     let told = |standard: Standard| {
         let violations = podsecurity::violations(standard, subject);
         (!violations.is_empty()).then(|| format!("\"{standard}\": {}", podsecurity::details(&violations)))
@@ -57,11 +57,14 @@ pub(super) async fn validate(at: &Attributes<'_>, object: &Value, old: Option<&V
 }
 
 /// What the namespace asks of its pods; nothing when it says nothing of it.
-fn policy(at: &Attributes<'_>) -> Option<Policy> {
-    let namespaces = at.cluster.catalog.named("", "namespaces")?;
-    let record = at.cluster.store.get(namespaces, at.namespace?)?;
+fn policy(at: &Attributes<'_>) -> Result<Option<Policy>, Status> {
+    let Some((namespaces, namespace)) = at.cluster.catalog.named("", "namespaces").zip(at.namespace) else {
+        return Ok(None);
+    };
+    let Some(record) = at.cluster.store.get(namespaces, namespace) else { return Ok(None) };
     let seen = Seen::new(namespaces, &record);
-    Some(Policy::read(|label| seen.facts().label(label)).0)
+    let facts = seen.known_facts()?;
+    Ok(Some(Policy::read(|label| facts.label(label)).0))
 }
 
 /// Labels that mean nothing are refused; of pods that are there already and violate what they say the client hears.

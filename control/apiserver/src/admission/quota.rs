@@ -68,7 +68,7 @@ impl Known {
         store::range(&records, Some(namespace), None)
             .map(|(_, record)| {
                 let object = Seen::new(quotas, record).stored()?;
-                let pending = Pending::of(cluster, &record.key.name, meta::uid(&object));
+                let pending = Pending::of(cluster, &record.key.name, meta::uid(&object))?;
                 Ok(Known { record: record.clone(), object, pending })
             })
             .collect()
@@ -94,16 +94,24 @@ fn sum(into: &mut Amounts, more: &Amounts) {
 
 impl Pending {
     /// What is pending for the quota with this uid.
-    fn of(cluster: &Cluster, name: &str, uid: &str) -> Pending {
-        let Some(record) = cluster.store.keyspace.get(PENDING, name) else {
-            return Pending { record: None, amounts: Amounts::new() };
-        };
-        // Its revision stands behind the content.
-        let content = record.bytes.get(..record.revision_at.start as usize).unwrap_or_default();
-        let content: Value = serde_json::from_slice(content).unwrap_or_default();
-        let is_its = content["uid"] == uid;
-        let amounts = if is_its { quota::amounts(&content["amounts"]) } else { Amounts::new() };
-        Pending { record: Some(record), amounts }
+    fn of(cluster: &Cluster, name: &str, uid: &str) -> Result<Pending, Status> {
+        let mut pending = Pending::beside(cluster, name);
+        if let Some(record) = &pending.record {
+            // Its revision stands behind the content.
+            let content = record.bytes.get(..record.revision_at.start as usize).unwrap_or_default();
+            let content: Value = serde_json::from_slice(content).map_err(|error| {
+                Status::internal_error(format_args!("what is pending for the quota {name} cannot be read: {error}"))
+            })?;
+            if content["uid"] == uid {
+                pending.amounts = quota::amounts(&content["amounts"]);
+            }
+        }
+        Ok(pending)
+    }
+
+    /// The record beside the quota of this name, whatever is in it.
+    fn beside(cluster: &Cluster, name: &str) -> Pending {
+        Pending { record: cluster.store.keyspace.get(PENDING, name), amounts: Amounts::new() }
     }
 
     /// That the record is as it was read.
@@ -214,7 +222,7 @@ fn folded(quotas: &Resource, quota: &Value, more: &[&Amounts]) -> Content {
 /// quota is another then.
 async fn counted<'a>(at: &Attributes<'a>, quotas: &Resource, object: &Value) -> Result<Charge<'a>, Status> {
     let name = quotas.record_name(at.namespace, meta::name(object));
-    let pending = Pending::of(at.cluster, &name, meta::uid(object));
+    let pending = Pending::of(at.cluster, &name, meta::uid(object))?;
     if !pending.amounts.is_empty() {
         fold(at.cluster, quotas, &name).await?;
     }
@@ -227,7 +235,7 @@ async fn fold(cluster: &Cluster, quotas: &Resource, name: &Arc<str>) -> Result<(
     for _ in 0..FOLDS_MAX {
         let Some(record) = cluster.store.get(quotas, name) else { return Ok(()) };
         let object = Seen::new(quotas, &record).stored()?;
-        let pending = Pending::of(cluster, name, meta::uid(&object));
+        let pending = Pending::of(cluster, name, meta::uid(&object))?;
         if pending.amounts.is_empty() {
             return Ok(());
         }
@@ -257,5 +265,5 @@ impl Charge<'_> {
 /// What is pending for a quota goes with it.
 pub(super) fn release(cluster: &Cluster, quota: &Value) -> Vec<Op> {
     let name: Arc<str> = format!("{}/{}", meta::namespace(quota), meta::name(quota)).into();
-    vec![Pending::of(cluster, &name, meta::uid(quota)).end(&name)]
+    vec![Pending::beside(cluster, &name).end(&name)]
 }

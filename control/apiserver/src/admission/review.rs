@@ -185,7 +185,7 @@ impl<'a> Review<'a> {
         let found = cluster.store.find(namespaces, name).await?;
         let record = found.ok_or_else(|| Status::not_found("", "namespaces", name))?;
         let seen = Seen::new(namespaces, &record);
-        let labels = seen.facts().labels().iter();
+        let labels = seen.known_facts()?.labels().iter();
         Ok(labels.map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect::<Map<_, _>>().into())
     }
 

@@ -220,6 +220,14 @@ pub(crate) fn check(value: &Value, schema: &Object) -> Result<Decoded, DecodeErr
 
 /// Reads YAML or JSON of any shape, for patches.
 pub(crate) fn any_yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
+    // Nearly everybody sends JSON, which is YAML. What is wrong with it, or there twice, is told in YAML's words.
+    if body.trim_ascii_start().starts_with(b"{")
+        && let Ok(Decoded { mut value, problems }) = json::decode_any(body)
+        && problems.is_empty()
+    {
+        json::whole_numbers(&mut value);
+        return Ok((value, problems));
+    }
     let converted = yaml::to_json(body).map_err(|error| error.to_string())?;
     let decoded = json::parse_body(&converted.bytes).map_err(|error| error.to_string())?;
     Ok((decoded, converted.problems))
@@ -340,6 +348,25 @@ mod tests {
             ),
         ] {
             assert_eq!(ask(text), answer, "{text}");
+        }
+    }
+
+    #[test]
+    fn json_is_read_as_the_yaml_that_it_is() {
+        for text in [
+            r#"{"a": [1, -0, 1.0, 1.5, 1e3, 1e17, 18446744073709551615, true, null], "": {}}"#,
+            r#" {"a": "y", "yes": "\u00e9\n", "<<": {"b": "~"}} "#,
+            // What is no JSON, and what is told.
+            "{a: y}",
+            "a: {b: 010}",
+            r#"{"a": 1, "a": {"b": 2, "b": 3}}"#,
+            r#"{"a": 1e400}"#,
+            r#"{"a": ["#,
+            "{\"a\": \"\t\"}",
+        ] {
+            let converted = yaml::to_json(text.as_bytes()).map_err(|error| error.to_string());
+            let expected = converted.map(|converted| (json::parse(&converted.bytes).expect(text), converted.problems));
+            assert_eq!(any_yaml(text.as_bytes()), expected, "{text}");
         }
     }
 

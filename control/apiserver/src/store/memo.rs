@@ -366,6 +366,16 @@ impl<'a> Seen<'a> {
         self.view().facts.get_or_init(|| Facts::of(self.resource, &or_nothing(self.stored())))
     }
 
+    /// The same for whoever decides by it what may be written.
+    pub fn known_facts(&self) -> Result<&Facts, Status> {
+        let facts = self.facts();
+        // Nothing is known of what cannot be read, and a uid of everything else.
+        if facts.uid.is_empty() {
+            self.stored()?;
+        }
+        Ok(facts)
+    }
+
     /// A field that selectors may ask for.
     pub fn field(&self, path: &str) -> Option<&str> {
         let at = self.resource.row.selectable().position(|field| field == path)?;

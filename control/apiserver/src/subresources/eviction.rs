@@ -85,7 +85,10 @@ async fn remove_marked(
     delete.uid = Some(meta::uid(marked).to_owned());
     let Err(status) = remove(cluster, call, resource, call.name(), &delete).await else { return Ok(()) };
     let record = cluster.store.get(resource, &resource.record_name(call.namespace(), call.name()));
-    let is_another = record.is_some_and(|record| Seen::new(resource, &record).facts().uid != meta::uid(marked));
+    let is_another = record.is_some_and(|record| {
+        let seen = Seen::new(resource, &record);
+        seen.known_facts().is_ok_and(|facts| facts.uid != meta::uid(marked))
+    });
     Err(if is_another { resource.not_found(call.name()) } else { status })
 }
 

@@ -198,8 +198,11 @@ fn bind(
             }
             if let Some(node) = object["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()) {
                 let nodes = cluster.catalog.named("", "nodes").ok_or_else(Status::path_not_found)?;
-                let uid = cluster.store.get(nodes, node).map(|record| Seen::new(nodes, &record).facts().uid.clone());
-                bound.node = Some(Object { name: node.to_owned(), uid: uid.unwrap_or_default() });
+                let uid = match cluster.store.get(nodes, node) {
+                    Some(record) => Seen::new(nodes, &record).known_facts()?.uid.clone(),
+                    None => String::new(),
+                };
+                bound.node = Some(Object { name: node.to_owned(), uid });
             }
             bound.pod = Some(held);
             return Ok(Some(object));

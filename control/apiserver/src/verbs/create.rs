@@ -93,7 +93,10 @@ async fn insert_once(
         set_name(&mut object, base);
     }
     let mut lives = admission::place(&write.attributes(), &object).await?;
+    let generated = meta::name(&object).to_owned();
     write.ready_new(&mut object, owned, base.is_some()).await?;
+    // A name that a webhook has given is no other.
+    let base = base.filter(|_| meta::name(&object) == generated);
     let store = &write.cluster.store;
     let (mut names, mut race) = (1, Race::default());
     // Until it is done or the request's time is up.
@@ -167,6 +170,7 @@ async fn insert_once(
         object = before.unwrap_or(object);
         if let Some(base) = &base {
             set_name(&mut object, base);
+            row.strategy().renamed(&mut object, &name);
         }
     }
 }

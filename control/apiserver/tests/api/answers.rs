@@ -202,3 +202,15 @@ async fn a_damaged_object_is_an_error_and_stays() {
     }
     assert!(server.keyspace.get("configmaps", "default/bad").is_some());
 }
+
+/// Read as nothing it would enforce nothing, and not be on its way out.
+#[tokio::test]
+async fn nothing_is_made_in_a_namespace_that_cannot_be_read() {
+    let server = Server::start().await;
+    let text =
+        r#"{"kind":"Namespace","apiVersion":"v1","metadata":{"name":"bad","resourceVersion":"","labels":{"a":"b"}"#;
+    server.put_record("namespaces", "bad", text).await;
+    let (code, answer) = server.call("POST", "/api/v1/namespaces/bad/configmaps", config_map("m", json!({}))).await;
+    let message = answer["message"].as_str().unwrap_or_default();
+    assert!(code == 500 && message.contains("the stored bytes of namespaces bad cannot be read"), "{answer}");
+}

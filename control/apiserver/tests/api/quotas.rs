@@ -248,7 +248,10 @@ async fn a_count_that_knows_nothing_of_a_charge_is_refused() {
     server.call("PATCH", &status, json!({"status": {"used": {"configmaps": "0"}}})).await;
     server.make(path, config_map("b", json!({}))).await;
     assert_eq!((used(&server, "q").await, pending(&server)), (json!({"configmaps": "1"}), 0));
-    put(&charge).await;
+    // What cannot be read is not nothing; it goes with its quota all the same.
+    put("damaged").await;
+    let (code, answer) = server.call("POST", path, config_map("c", json!({}))).await;
+    assert!(code == 500 && message(&answer).contains("what is pending for the quota default/q"), "{answer}");
     assert_eq!(server.call("DELETE", &format!("{QUOTAS}/q"), Value::Null).await.0, 200);
     assert_eq!(pending(&server), 0, "it goes with its quota");
 }

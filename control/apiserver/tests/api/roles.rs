@@ -1,5 +1,6 @@
 //! Who may do what: roles, bindings, and that nobody gives more than it has.
 
+use super::webhooks::{Hook, MUTATING, allow, configure, patched, webhook};
 use super::*;
 
 const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
@@ -95,6 +96,32 @@ async fn nobody_grants_what_it_does_not_have() {
     server.make(&format!("{RBAC}/clusterrolebindings"), binding("grants", "ClusterRole", "grants")).await;
     assert_eq!(guest(&server, "POST", &roles, role("b", rules("secrets", "get")), &[]).await.0, 201);
     assert_eq!(guest(&server, "POST", &bindings, binding("b", "ClusterRole", "cluster-admin"), &[]).await.0, 201);
+}
+
+/// A webhook that is asked twice adds a rule only when another has added a label.
+#[tokio::test]
+async fn nobody_grants_it_by_what_webhooks_add_late() {
+    let server = Server::start().await;
+    let roles = format!("{HERE}/roles");
+    let own = json!([{"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles"], "verbs": ["create"]}]);
+    server.make(&roles, role("own", own)).await;
+    server.make(&format!("{HERE}/rolebindings"), binding("own", "Role", "own")).await;
+    let late = Hook::start(|review| {
+        let rule = json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]});
+        match &review["request"]["object"]["metadata"]["labels"] {
+            Value::Null => allow(review),
+            _ => patched(review, &json!([{"op": "add", "path": "/rules", "value": [rule]}])),
+        }
+    });
+    let label =
+        Hook::start(|review| patched(review, &json!([{"op": "add", "path": "/metadata/labels", "value": {"a": "b"}}])));
+    let (late, label) = (late.await, label.await);
+    let mut again = webhook("late", late.url(), &["roles"]);
+    again["reinvocationPolicy"] = "IfNeeded".into();
+    configure(&server, MUTATING, "m", vec![again, webhook("label", label.url(), &["roles"])]).await;
+    let (code, answer) = guest(&server, "POST", &roles, role("new", json!([])), &[]).await;
+    assert_eq!((code, late.heard().len()), (403, 2), "{answer}");
+    assert!(answer["message"].as_str().unwrap().contains("secrets"), "{answer}");
 }
 
 #[tokio::test]

@@ -23,6 +23,28 @@ async fn a_pod_gets_an_account_a_token_and_a_priority() {
 }
 
 #[tokio::test]
+async fn an_account_keeps_its_pods_to_the_secrets_that_it_names() {
+    let server = Server::start().await.with_account().await;
+    let account = "/api/v1/namespaces/default/serviceaccounts/default";
+    let mounting = |name: &str, secret: &str| {
+        let mut pod = pod(name);
+        pod["spec"]["volumes"] = json!([{"name": "s", "secret": {"secretName": secret}}]);
+        pod
+    };
+    for (enforced, codes) in [(Value::Null, [201, 201]), ("false".into(), [201, 201]), ("true".into(), [201, 403])] {
+        let annotations = json!({"kubernetes.io/enforce-mountable-secrets": enforced});
+        let change = json!({"metadata": {"annotations": annotations}, "secrets": [{"name": "named"}]});
+        assert_eq!(server.call("PATCH", account, change).await.0, 200);
+        for (secret, expected) in ["named", "other"].into_iter().zip(codes) {
+            let (code, answer) = server.call("POST", &format!("{PODS}?dryRun=All"), mounting("p", secret)).await;
+            assert_eq!(code, expected, "{enforced} {secret}: {answer}");
+            let words = "volume with secret.secretName=\"other\" is not allowed because service account default";
+            assert!(code == 201 || answer["message"].as_str().unwrap().contains(words), "{answer}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn many_pods_are_bound_at_once_and_each_has_its_answer() {
     let server = Server::start().await.with_account().await;
     for name in ["a", "b", "c"] {

@@ -138,11 +138,11 @@ fn answer(review: &Value, mut response: Value) -> Option<Value> {
     Some(json!({"kind": "AdmissionReview", "apiVersion": review["apiVersion"], "response": response}))
 }
 
-fn allow(review: &Value) -> Option<Value> {
+pub(super) fn allow(review: &Value) -> Option<Value> {
     answer(review, json!({"allowed": true}))
 }
 
-fn patched(review: &Value, patch: &Value) -> Option<Value> {
+pub(super) fn patched(review: &Value, patch: &Value) -> Option<Value> {
     let patch = STANDARD.encode(patch.to_string());
     answer(review, json!({"allowed": true, "patchType": "JSONPatch", "patch": patch}))
 }
@@ -156,7 +156,7 @@ pub(super) fn webhook(name: &str, client: Value, resources: &[&str]) -> Value {
 }
 
 /// Makes a configuration.
-async fn configure(server: &Server, path: &str, name: &str, webhooks: Vec<Value>) {
+pub(super) async fn configure(server: &Server, path: &str, name: &str, webhooks: Vec<Value>) {
     server.make(path, json!({"metadata": {"name": name}, "webhooks": webhooks})).await;
 }
 
@@ -246,6 +246,11 @@ async fn a_webhook_is_told_what_is_asked_for() {
     let metadata = &object["metadata"];
     assert!(metadata["name"].is_null() && metadata["uid"].is_null() && metadata["generateName"] == "m-", "{metadata}");
     server.make(MAPS, config_map("m", json!({"a": "1"}))).await;
+    // A name that it gives is the name, also where it is taken.
+    hook.says(|review| patched(review, &json!([{"op": "add", "path": "/metadata/name", "value": "m"}])));
+    let (code, status) = server.call("POST", MAPS, json!({"metadata": {"generateName": "m-"}})).await;
+    assert_eq!((code, &status["reason"]), (409, &json!("AlreadyExists")), "{status}");
+    hook.says(allow);
     hook.heard();
     let (code, _) = server.call("PATCH", &format!("{MAPS}/m"), json!({"data": {"a": "2"}})).await;
     assert_eq!(code, 200);

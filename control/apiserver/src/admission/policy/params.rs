@@ -72,11 +72,16 @@ pub(super) async fn collect(
         Some(selector) => {
             let selector = selector.as_ref().map_err(String::clone)?;
             let records = cluster.store.keyspace.snapshot(resource.row.collection()).records;
-            let is_meant = |record: &&Arc<Record>| selector.matches(Seen::new(&resource, record).facts().labels());
-            let selected = store::range(&records, place, None).map(|(_, record)| record).filter(is_meant);
-            let selected: Vec<_> = selected.take(SELECTED_MAX + 1).map(param).collect();
-            if selected.len() > SELECTED_MAX {
-                return Err(format!("a binding can be bound with {SELECTED_MAX} params at most"));
+            let mut selected = Vec::new();
+            for (_, record) in store::range(&records, place, None) {
+                let seen = Seen::new(&resource, record);
+                if !selector.matches(seen.known_facts().map_err(|status| status.message.clone())?.labels()) {
+                    continue;
+                }
+                if selected.len() == SELECTED_MAX {
+                    return Err(format!("a binding can be bound with {SELECTED_MAX} params at most"));
+                }
+                selected.push(param(record));
             }
             selected
         }

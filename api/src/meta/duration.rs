@@ -16,7 +16,10 @@ const UNITS: [(&str, u64); 8] = [
 const MOST: u64 = 1 << 63;
 
 /// Nanoseconds.
-pub(super) fn parse(text: &str) -> Result<i128, String> {
+///
+/// # Errors
+/// Text that is none.
+pub(crate) fn parse(text: &str) -> Result<i64, String> {
     let invalid = || format!("time: invalid duration {}", quote(text));
     let (negative, mut rest) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),
@@ -61,11 +64,8 @@ pub(super) fn parse(text: &str) -> Result<i128, String> {
             return Err(invalid());
         }
     }
-    match negative {
-        true => Ok(-i128::from(sum)),
-        false if sum == MOST => Err(invalid()),
-        false => Ok(i128::from(sum)),
-    }
+    let signed = if negative { 0_i64.checked_sub_unsigned(sum) } else { i64::try_from(sum).ok() };
+    signed.ok_or_else(invalid)
 }
 
 fn digits(text: &str) -> (&str, &str) {
