@@ -7,6 +7,8 @@ use clap::builder::PossibleValuesParser;
 use clap::{ArgGroup, Args};
 use coracle_sdk::{Audit, Log, Mode, Sending, Throttle, Truncate, Webhook};
 
+use crate::cluster::usage;
+
 /// The audit log, by kube-apiserver's arguments.
 #[derive(Args, Clone)]
 #[command(group(ArgGroup::new("audit_backend").args(["audit_log_path", "audit_webhook_config_file"]).multiple(true)))]
@@ -113,10 +115,10 @@ impl AuditWebhook {
         let Some(config) = self.audit_webhook_config_file else { return Ok(None) };
         let (event, batch) = (self.audit_webhook_truncate_max_event_size, self.audit_webhook_truncate_max_batch_size);
         if batch < event {
-            anyhow::bail!(
+            return Err(usage(format!(
                 "--audit-webhook-truncate-max-batch-size ({batch}) must not be less than \
                  --audit-webhook-truncate-max-event-size ({event})"
-            );
+            )));
         }
         let throttle =
             Throttle { qps: self.audit_webhook_batch_throttle_qps, burst: self.audit_webhook_batch_throttle_burst };

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use rustix::fs::{FlockOperation, OFlags};
 
 use crate::backup_key::{self, Key};
-use crate::cluster::{Which, default_dir};
+use crate::cluster::{Which, default_dir, usage};
 use crate::output::Step;
 
 /// Write everything of a running cluster into a file: objects, keys, images
@@ -40,7 +40,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let is_stream = file == Path::new("-");
     let key_file = match key_file {
         Some(key_file) => key_file,
-        None if is_stream => bail!("a backup on standard output needs --key-file: where its key is, or is to be"),
+        None if is_stream => {
+            return Err(usage("a backup on standard output needs --key-file: where its key is, or is to be"));
+        }
         None => backup_key::beside(&file),
     };
     let remote = which.connect().await?;
@@ -51,10 +53,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         contents = remote.backup(!no_images, &key.key, BufWriter::new(io::stdout())).await.context(WHAT)?.0;
         is_new = key.keep()?;
     } else {
+        let part = Part::create(&file)?;
+        // Nobody else makes one there from here on.
         if !force && file.exists() {
             bail!("{} is there already; --force replaces it", file.display());
         }
-        let part = Part::create(&file)?;
         let key = Key::of(&key_file)?;
         let to = BufWriter::new(part.file.try_clone().context("write the backup")?);
         (contents, _) = remote.backup(!no_images, &key.key, to).await.context(WHAT)?;

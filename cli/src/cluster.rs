@@ -86,8 +86,8 @@ pub struct Traces {
     /// Send a span of each request to a Service to this collector (OTLP over HTTP in protobuf, to URL/v1/traces)
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = endpoint)]
     otlp_endpoint: Option<Endpoint>,
-    /// Share of the traces that begin here which is kept, from 0 to 1; of those that come with a traceparent, it says [env:
-    /// OTEL_TRACES_SAMPLER_ARG, where there is a collector] [default: 1]
+    /// Share of the traces that begin here which is kept, from 0 to 1; of those that come with a traceparent, it says. There must be a
+    /// collector [env: OTEL_TRACES_SAMPLER_ARG] [default: 1]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     otlp_sample: Option<f64>,
 }
@@ -115,7 +115,14 @@ impl Traces {
     }
 
     fn otlp_with(self, sampler_arg: Option<String>) -> anyhow::Result<Option<Otlp>> {
-        let Some(endpoint) = self.otlp_endpoint.and_then(|Endpoint(endpoint)| endpoint) else { return Ok(None) };
+        let Some(endpoint) = self.otlp_endpoint.and_then(|Endpoint(endpoint)| endpoint) else {
+            return match self.otlp_sample {
+                Some(_) => Err(usage(
+                    "--otlp-sample needs a collector: --otlp-endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT in the environment",
+                )),
+                None => Ok(None),
+            };
+        };
         let share = match (self.otlp_sample, sampler_arg) {
             (Some(share), _) => share,
             (None, Some(text)) => share(&text).map_err(|why| usage(format!("{SAMPLER_ARG}: {why}")))?,
@@ -595,11 +602,20 @@ mod tests {
             #[command(flatten)]
             traces: Traces,
         }
-        let told = |endpoint: &str, arg: Option<&str>| {
-            let Line { traces } = clap::Parser::parse_from(["up", "--otlp-endpoint", endpoint]);
+        let read = |words: &[&str], arg: Option<&str>| {
+            let Line { traces } = clap::Parser::parse_from([&["up"], words].concat());
             traces.otlp_with(arg.map(str::to_owned)).map(|otlp| otlp.map(|otlp| otlp.share)).map_err(|e| e.to_string())
         };
+        let told = |endpoint: &str, arg: Option<&str>| read(&["--otlp-endpoint", endpoint], arg);
         assert_eq!(told("", Some("parentbased")), Ok(None));
+        // What a person says is not left without effect.
+        for words in [&["--otlp-sample", "0.5"][..], &["--otlp-endpoint", "", "--otlp-sample", "0.5"]] {
+            assert!(read(words, None).unwrap_err().contains("--otlp-sample needs a collector"), "{words:?}");
+        }
+        assert_eq!(
+            read(&["--otlp-endpoint", "http://127.0.0.1:4318", "--otlp-sample", "0.5"], Some("1")),
+            Ok(Some(0.5))
+        );
         assert_eq!(told("http://127.0.0.1:4318", None), Ok(Some(1.0)));
         assert_eq!(told("http://127.0.0.1:4318", Some("0.25")), Ok(Some(0.25)));
         assert!(told("http://127.0.0.1:4318", Some("rate=5")).unwrap_err().contains("OTEL_TRACES_SAMPLER_ARG"));

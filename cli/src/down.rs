@@ -20,13 +20,14 @@ use crate::output::Step;
 /// Longer than pods may take in grace when nobody asks for more.
 const STOP_DEADLINE: Duration = Duration::from_secs(120);
 /// What lies in a data directory, apart from the marks of its founding and `control`, where the lock is.
-const PARTS: [&str; 8] = [
+const PARTS: [&str; 9] = [
     "control.before-recovery",
     "control.recovering",
     "node",
     "registry",
     "pki",
     "kubeconfig",
+    "kubeconfig.unread",
     "coracle.log",
     "coracle.log.1",
 ];
@@ -260,7 +261,9 @@ mod tests {
     fn only_what_is_ours_is_deleted_and_never_under_a_lock() {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path();
-        for file in ["CLUSTER", "control/LOCK", "control/state.redb", "pki/ca.key", "kubeconfig", "theirs"] {
+        for file in
+            ["CLUSTER", "control/LOCK", "control/state.redb", "pki/ca.key", "kubeconfig", "kubeconfig.unread", "theirs"]
+        {
             std::fs::create_dir_all(data.join(file).parent().unwrap()).unwrap();
             std::fs::write(data.join(file), "").unwrap();
         }
@@ -270,7 +273,8 @@ mod tests {
         assert!(data.join("pki/ca.key").exists() && data.join("CLUSTER").exists());
         drop(held);
         let order: Vec<_> = doomed(data).into_iter().filter(|path| path.exists()).collect();
-        let names = ["CLUSTER", "pki", "kubeconfig", "control/state.redb", "control"].map(|name| data.join(name));
+        let names = ["CLUSTER", "pki", "kubeconfig", "kubeconfig.unread", "control/state.redb", "control"];
+        let names = names.map(|name| data.join(name));
         assert_eq!(order, names, "the mark first, the lock last");
         forget(data).unwrap();
         let left: Vec<_> = std::fs::read_dir(data).unwrap().flatten().map(|entry| entry.file_name()).collect();

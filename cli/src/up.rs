@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::cluster::{self, Here, Signals, drain};
+use crate::cluster::{self, Here, Signals, drain, usage};
 use crate::output::{self, Step};
 use crate::{anew, memory, own_log};
 
@@ -73,7 +73,7 @@ fn to_apply(files: &[PathBuf], is_another_life: bool) -> anyhow::Result<Vec<mani
 /// Whether what is started can be left alone: nobody reads its standard output once it is ready.
 fn to_detach(arguments: &Arguments) -> anyhow::Result<()> {
     match arguments.here.tells_standard_output() {
-        true => anyhow::bail!("in the background nobody reads standard output: name a file with --audit-log-path"),
+        true => Err(usage("in the background nobody reads standard output: name a file with --audit-log-path")),
         false => Ok(()),
     }
 }

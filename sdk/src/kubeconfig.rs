@@ -62,7 +62,7 @@ impl Elsewhere {
                 let remote = Remote::connect_merged(paths, |moved| tracing::warn!("{moved}")).await?;
                 let said = remote.server().await.map_err(ElsewhereError::Ask)?.join_urls;
                 let far = said.into_iter().find(|url| !is_loopback(url)).ok_or(ElsewhereError::Loopback)?;
-                [far].into_iter().chain(others(&config)).collect()
+                once_each([far].into_iter().chain(others(&config)))
             }
         };
         whole(&config, &path, &known)
@@ -84,6 +84,17 @@ fn others(config: &Kubeconfig) -> Vec<String> {
         config.clusters.iter().find(|cluster| cluster.name == context.cluster)?.cluster.as_ref()?.server.clone()
     };
     named.filter_map(url).filter(|url| !is_loopback(url)).collect()
+}
+
+/// These in their order, each once: people make contexts of their own for a server.
+fn once_each(urls: impl Iterator<Item = String>) -> Vec<String> {
+    let mut known: Vec<String> = Vec::new();
+    for url in urls {
+        if !known.contains(&url) {
+            known.push(url);
+        }
+    }
+    known
 }
 
 fn is_loopback(url: &str) -> bool {
@@ -196,6 +207,14 @@ mod tests {
         assert_eq!(urls, servers);
         assert_eq!(contexts(&made), [None, Some("coracle-2".to_owned())], "each by the same authority and user");
         assert_eq!(made.contexts[0].context.as_ref().unwrap().namespace.as_deref(), Some("team"));
+        // Somebody has made contexts of the same servers, with other namespaces.
+        let mut used = own.clone();
+        used.clusters[0].cluster.as_mut().unwrap().server = Some(servers[0].clone());
+        for cluster in ["coracle", "coracle-two"] {
+            let context = json!({"name": format!("{cluster}-dev"), "context": {"cluster": cluster, "user": "me", "namespace": "dev"}});
+            used.contexts.push(serde_json::from_value(context).unwrap());
+        }
+        assert_eq!(once_each([servers[0].clone()].into_iter().chain(others(&used))), servers);
         // Files are another machine's.
         let files = config(json!({"client-certificate": "/c", "client-key": "/k"}));
         assert!(matches!(whole(&files, Path::new("f"), &servers), Err(ElsewhereError::NotWhole { .. })));
