@@ -50,6 +50,8 @@ impl Kind {
 
 /// Kinds of a group that another server may serve: each is watched. Those beyond are not known.
 const KINDS_MAX: usize = 500;
+/// Bytes of each of the names of such a kind: what has more is none.
+const NAME_BYTES_MAX: usize = 253;
 /// Between two readings for kinds that are not served.
 const UNSERVED_FOR: Duration = Duration::from_secs(30);
 
@@ -135,14 +137,20 @@ impl Discovery {
 
 fn add(kinds: &mut Vec<Kind>, group: &str, version: &str, resources: Vec<APIResource>) {
     let (group, version): (Arc<str>, Arc<str>) = (group.into(), version.into());
-    let mut room = match is_local_version(&group, &version) {
+    let is_local = is_local_version(&group, &version);
+    let mut room = match is_local {
         true => usize::MAX,
         false => KINDS_MAX.saturating_sub(kinds.iter().filter(|kind| kind.group == group).count()),
     };
     for resource in resources {
         let can = |verb: &str| resource.verbs.iter().any(|known| known == verb);
         let known = kinds.iter().any(|kind| kind.group == group && *kind.plural == *resource.name);
-        if known || resource.name.contains('/') || !["delete", "list", "watch"].into_iter().all(can) {
+        let is_long = [&resource.name, &resource.kind].into_iter().any(|name| name.len() > NAME_BYTES_MAX);
+        if known
+            || (is_long && !is_local)
+            || resource.name.contains('/')
+            || !["delete", "list", "watch"].into_iter().all(can)
+        {
             continue;
         }
         if room == 0 {
@@ -177,6 +185,8 @@ mod tests {
         add(&mut kinds, "apps", "v1", (0..KINDS_MAX + 1).map(resource).collect());
         assert_eq!(kinds.len(), KINDS_MAX + 1, "ours are as they are");
         kinds.clear();
+        add(&mut kinds, "other.x", "v1", vec![APIResource { kind: "x".repeat(NAME_BYTES_MAX + 1), ..resource(0) }]);
+        assert!(kinds.is_empty(), "nothing is called so");
         add(&mut kinds, "other.x", "v1", many());
         add(&mut kinds, "other.x", "v2", vec![resource(KINDS_MAX)]);
         assert_eq!(kinds.len(), KINDS_MAX);

@@ -1,5 +1,7 @@
 //! Why a reconciliation ended early; the driver comes back to it.
 
+use coracle_tolerant::cut_message;
+
 use crate::client;
 
 /// Why a reconciliation ended early.
@@ -40,7 +42,7 @@ impl Error {
     }
 }
 
-/// The message with its causes. Of what the API refused it is what the API said: the client's own text says it twice, and once more
+/// The message with its causes, as much of it as is told. Of what the API refused it is what the API said: the client's own text says it twice, and once more
 /// for programmers.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = String::new();
@@ -58,6 +60,7 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         }
         cause = source;
     }
+    text.truncate(cut_message(&text).len());
     text
 }
 

@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_tolerant::cut_message;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -97,7 +98,8 @@ impl Recorder {
     }
 
     /// Records an event, or drops it when too many wait.
-    pub(crate) fn record(&self, record: Record) {
+    pub(crate) fn record(&self, mut record: Record) {
+        record.message.truncate(cut_message(&record.message).len());
         let mut waiting = self.inner.waiting.lock();
         if waiting.len() < QUEUE_MAX {
             waiting.push_back((record, Timestamp::now(), Instant::now() + BEHIND));
@@ -306,6 +308,14 @@ mod tests {
         assert_eq!(sent[9], ("made 9".to_owned(), None));
         assert_eq!(sent[10], ("(combined from similar events): made 10".to_owned(), None));
         assert_eq!(sent[24], ("(combined from similar events): made 24".to_owned(), Some(15)));
+    }
+
+    #[test]
+    fn a_long_message_is_told_in_part() {
+        let recorder = Recorder::new(Client(coracle_scripted::Scripted::new().client()));
+        recorder.record(record(&"é".repeat(1 << 20)));
+        let waiting = recorder.inner.waiting.lock();
+        assert!(waiting[0].0.message.len() <= 4 << 10 && waiting[0].0.message.ends_with('é'));
     }
 
     #[test]

@@ -12,12 +12,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_api::kinds::is_local_version;
+use coracle_tolerant::nullable;
 use http::{Method, Request, Response};
 use http_body::Frame;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::client::Body;
+use kube::runtime::watcher;
 use parking_lot::Mutex;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
+
+use crate::client::{self, Client};
 
 /// Bytes of an answer; one that has more is an error.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
@@ -32,11 +39,19 @@ const WRITE_PATIENCE: Duration = if cfg!(test) { Duration::from_secs(4) } else {
 /// A group that did not answer in time is not asked again for so long: who asks is told so at once.
 const SILENT_FOR: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 15 });
 /// Requests to one group under way at a time, watches apart: fewer than any controller has workers.
-const TURNS: usize = 4;
+pub(crate) const TURNS: usize = 3;
 /// How long a turn is waited for.
 const TURN_WITHIN: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(1) };
 /// Groups that are remembered before those that nobody asks are forgotten.
 const GROUPS_MAX: usize = 1024;
+
+/// Objects of which metadata alone is asked for, and whole ones, that are asked for at a time: what a page has is held.
+pub(crate) const PAGE: usize = 500;
+pub(crate) const WHOLE_PAGE: usize = 50;
+/// So many are no answer that is too long, whatever they have in them: an object has 1.5 MiB at most.
+const SMALL_PAGE: usize = 10;
+/// Pages of a list of a group: there may always be one more.
+const PAGES_MAX: usize = if cfg!(test) { 20 } else { 1000 };
 
 /// Marks a request whose answer is lines without an end, and is no watch.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +70,8 @@ pub(crate) enum Unheard {
     Silent(Arc<str>),
     #[error("{TURNS} requests to {0} are under way already")]
     Busy(Arc<str>),
+    #[error("the list has more than {PAGES_MAX} pages")]
+    Endless,
 }
 
 impl From<Unheard> for kube::Error {
@@ -73,6 +90,68 @@ pub(crate) fn is_too_long(error: &kube::Error) -> bool {
         next = error.source();
     }
     false
+}
+
+/// How a kind is watched whose first list is not streamed.
+pub(crate) fn in_pages() -> watcher::Config {
+    watcher::Config::default().page_size(SMALL_PAGE as u32)
+}
+
+/// A list that is read page by page.
+pub(crate) struct Pages<'a> {
+    client: &'a Client,
+    path: String,
+    asks_whole: bool,
+    /// Objects of the next page.
+    pub limit: usize,
+    /// Where it begins, as a part of a query; nothing behind the last.
+    next: Option<String>,
+    /// Pages that may come yet.
+    left: usize,
+}
+
+/// A page of a list.
+#[derive(Deserialize)]
+#[serde(bound = "T: Deserialize<'de>")]
+pub(crate) struct Page<T> {
+    #[serde(default)]
+    pub metadata: ListMeta,
+    /// Go writes null for none.
+    #[serde(default, deserialize_with = "nullable")]
+    pub items: Vec<T>,
+}
+
+impl<'a> Pages<'a> {
+    /// Of objects of which metadata alone is asked for.
+    pub(crate) fn of_metadata(client: &'a Client, path: String) -> Self {
+        // What is kept here has an end.
+        let left = if Server::of(&path) == Server::Own { usize::MAX } else { PAGES_MAX };
+        Self { client, path, asks_whole: false, limit: PAGE, next: Some(String::new()), left }
+    }
+
+    /// Of whole objects.
+    pub(crate) fn of_whole(client: &'a Client, path: String) -> Self {
+        Self { asks_whole: true, limit: WHOLE_PAGE, ..Self::of_metadata(client, path) }
+    }
+
+    /// The next page; there is a first one, if only an empty one.
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<Page<T>>, kube::Error> {
+        let Some(after) = &self.next else { return Ok(None) };
+        self.left = self.left.checked_sub(1).ok_or(Unheard::Endless)?;
+        let page: Page<T> = loop {
+            let path = format!("{}?limit={}{after}", self.path, self.limit);
+            let read = match self.asks_whole {
+                true => self.client.get(&path).await,
+                false => self.client.list_meta(&path).await,
+            };
+            match read {
+                Err(error) if self.limit > SMALL_PAGE && is_too_long(&error) => self.limit = SMALL_PAGE,
+                read => break read?,
+            }
+        };
+        self.next = client::page_after(&page.metadata);
+        Ok(Some(page))
+    }
 }
 
 /// The same client behind the gate.
@@ -382,6 +461,57 @@ mod tests {
             }
         };
         tokio::time::timeout(10 * SILENT_FOR, until).await.expect("it is asked again");
+    }
+
+    async fn read(client: &Client, path: &str) -> Result<(usize, usize), kube::Error> {
+        let (mut pages, mut objects) = (0, 0);
+        let mut list = Pages::of_whole(client, path.to_owned());
+        list.limit = 1;
+        while let Some(page) = list.next::<Value>().await? {
+            (pages, objects) = (pages + 1, objects + page.items.len());
+        }
+        Ok((pages, objects))
+    }
+
+    #[tokio::test]
+    async fn a_list_of_another_has_so_many_pages_and_no_more() {
+        let api = Scripted::new();
+        for index in 0..=PAGES_MAX {
+            api.put(&format!("/apis/other.x/v1/namespaces/n/things/{index:02}"), json!({}));
+            api.put(&format!("/api/v1/namespaces/n/configmaps/{index:02}"), json!({}));
+        }
+        let client = Client(bounded(api.client()));
+        let endless = read(&client, "/apis/other.x/v1/namespaces/n/things").await.expect_err("it is given up");
+        assert!(crate::error::chain(&endless).contains("more than 20 pages"), "{endless}");
+        let own = read(&client, "/api/v1/namespaces/n/configmaps").await.expect("it is ours");
+        assert_eq!(own, (PAGES_MAX + 1, PAGES_MAX + 1));
+    }
+
+    #[tokio::test]
+    async fn of_large_objects_fewer_are_asked_for_at_a_time() {
+        let api = Scripted::new();
+        let large = json!({"data": {"large": "x".repeat(1_400_000)}});
+        (0..12).for_each(|index| api.put(&format!("/apis/other.x/v1/namespaces/n/things/{index:02}"), large.clone()));
+        let client = Client(bounded(api.client()));
+        let mut list = Pages::of_whole(&client, "/apis/other.x/v1/namespaces/n/things".to_owned());
+        let mut objects = Vec::new();
+        while let Some(page) = list.next::<Value>().await.expect("it is heard") {
+            objects.push(page.items.len());
+        }
+        assert_eq!(objects, [SMALL_PAGE, 2]);
+    }
+
+    #[test]
+    fn one_group_leaves_every_controller_a_worker() {
+        use crate::queue::Reconciler;
+        use crate::{autoscaler, garbage, namespace, quota};
+        let workers = [
+            autoscaler::Controller::WORKERS,
+            garbage::Controller::WORKERS,
+            namespace::Controller::WORKERS,
+            quota::Controller::WORKERS,
+        ];
+        assert!(workers.into_iter().all(|workers| TURNS < workers), "{workers:?}");
     }
 
     #[tokio::test]

@@ -153,8 +153,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     );
     let ingresses = ingress::Controller::new(api.clone(), &mut on.ingresses, &mut on.ingress_classes, &mut on.nodes);
     let balancers = load_balancer::Controller::new(api.clone(), &mut on.services, &mut on.nodes);
-    let gateways =
-        gateway::Controller::new(Client(client.clone()), &mut on.services, &mut on.namespaces, &mut on.nodes);
+    let gateways = gateway::Controller::new(api.clone(), &mut on.services, &mut on.namespaces, &mut on.nodes);
     let autoscalers =
         autoscaler::Controller::new(api.clone(), recorder.clone(), discovery.clone(), &mut on.autoscalers, &on.pods);
     let scaled = concurrency::Controller::new(

@@ -7,17 +7,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_tolerant::{cut, nullable};
+use coracle_tolerant::cut;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, Time};
-use serde::Deserialize;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use crate::client::{self, Client, DeleteOptions, Meta, NAMESPACES};
 use crate::discovery::{Discovery, Kind, Kinds};
 use crate::error::chain;
-use crate::foreign;
+use crate::foreign::{self, Pages};
 use crate::informer::{Informer, Key, Object as _, Store};
 use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
@@ -26,8 +25,8 @@ use crate::{Error, now_in_seconds};
 const FINALIZER: &str = "kubernetes";
 /// Looks again at the latest, should an event be missed.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
-/// Objects of a kind that are looked at at a time.
-const PAGE: usize = 500;
+/// Of what is left so much is told of each sort: kinds, finalizers, failures. Of more finalizers the names are not kept.
+const TOLD_MAX: usize = 32;
 
 /// Ends namespaces.
 pub(crate) struct Controller {
@@ -42,8 +41,7 @@ pub(crate) struct Controller {
 struct Remaining {
     /// Objects by `plural.group`.
     objects: BTreeMap<String, u64>,
-    /// Objects by finalizer.
-    finalizers: BTreeMap<String, u64>,
+    finalizers: Finalizers,
     /// What could not be listed or deleted.
     failures: Vec<String>,
     /// Groups whose kinds nobody could tell.
@@ -55,25 +53,42 @@ struct Remaining {
 struct Left {
     count: u64,
     /// Of those that were looked at.
-    finalizers: BTreeMap<String, u64>,
+    finalizers: Finalizers,
+}
+
+/// Objects by finalizer. There may be any number of finalizers, of any length: whoever writes an object names them.
+#[derive(Debug, Default)]
+struct Finalizers {
+    named: BTreeMap<String, u64>,
+    /// Times that others were met, beyond [`TOLD_MAX`].
+    others: u64,
+}
+
+impl Finalizers {
+    fn add(&mut self, name: &str, count: u64) {
+        let name = cut(name);
+        if let Some(known) = self.named.get_mut(name) {
+            *known += count;
+        } else if self.named.len() < TOLD_MAX {
+            self.named.insert(name.to_owned(), count);
+        } else {
+            self.others += count;
+        }
+    }
+
+    fn extend(&mut self, more: &Finalizers) {
+        more.named.iter().for_each(|(name, count)| self.add(name, *count));
+        self.others += more.others;
+    }
 }
 
 impl Left {
     fn add(&mut self, items: &[Meta]) {
         self.count += items.len() as u64;
         for finalizer in items.iter().flat_map(|item| item.metadata.finalizers.iter().flatten()) {
-            *self.finalizers.entry(finalizer.clone()).or_default() += 1;
+            self.finalizers.add(finalizer, 1);
         }
     }
-}
-
-#[derive(Deserialize)]
-struct List {
-    #[serde(default)]
-    metadata: ListMeta,
-    /// Go writes null for none.
-    #[serde(default, deserialize_with = "nullable")]
-    items: Vec<Meta>,
 }
 
 impl Controller {
@@ -171,9 +186,7 @@ impl Controller {
             Ok(left) if left.count == 0 => {}
             Ok(left) => {
                 *remaining.objects.entry(name).or_default() += left.count;
-                for (finalizer, count) in left.finalizers {
-                    *remaining.finalizers.entry(finalizer).or_default() += count;
-                }
+                remaining.finalizers.extend(&left.finalizers);
             }
             // Nobody serves it any more.
             Err(error) if client::is_not_found(&error) => {}
@@ -186,10 +199,12 @@ impl Controller {
     async fn delete_all(&self, kind: &Kind, namespace: &str) -> Result<Left, kube::Error> {
         let path = kind.path(namespace, "");
         let options = DeleteOptions { propagation_policy: Some("Background"), ..DeleteOptions::default() };
-        let (mut left, mut asked, mut next) = (Left::default(), false, Some(String::new()));
-        while let Some(after) = next {
-            let page = match self.list(&path, &after).await {
-                Ok(page) => page,
+        let (mut left, mut asked) = (Left::default(), false);
+        let mut pages = Pages::of_metadata(&self.client, path.clone());
+        loop {
+            let page = match pages.next::<Meta>().await {
+                Ok(Some(page)) => page,
+                Ok(None) => break,
                 // One that cannot be read fails the list, and so do many large ones; whoever deletes all of them need not read them.
                 Err(error)
                     if kind.delete_collection
@@ -213,20 +228,17 @@ impl Controller {
                 self.client.delete_at(&kind.path(namespace, name), &options).await?;
             }
             left.add(&page.items);
-            next = client::page_after(&page.metadata);
         }
         if !asked {
             return Ok(left);
         }
-        let page = self.list(&path, "").await?;
         let mut left = Left::default();
-        left.add(&page.items);
-        left.count += page.metadata.remaining_item_count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0);
+        if let Some(page) = Pages::of_metadata(&self.client, path).next::<Meta>().await? {
+            left.add(&page.items);
+            let rest = page.metadata.remaining_item_count.and_then(|count| u64::try_from(count).ok());
+            left.count = left.count.saturating_add(rest.unwrap_or(0));
+        }
         Ok(left)
-    }
-
-    async fn list(&self, path: &str, after: &str) -> Result<List, kube::Error> {
-        self.client.list_meta(&format!("{path}?limit={PAGE}{after}")).await
     }
 
     async fn write_conditions(&self, namespace: &Namespace, remaining: &Remaining) -> Result<(), Error> {
@@ -250,18 +262,17 @@ impl Remaining {
 
     /// The five conditions of a namespace that goes; those that were never true are written when one of them is.
     fn conditions(&self, before: &NamespaceStatus, now: Timestamp) -> Vec<NamespaceCondition> {
-        let list = |counts: &BTreeMap<String, u64>, words: &str| {
-            counts
-                .iter()
-                .map(|(name, count)| format!("{name} {words} {count} resource instances"))
-                .collect::<Vec<_>>()
-                .join(", ")
+        let list = |counts: &BTreeMap<String, u64>, words: &str, others: u64| {
+            let counts = counts.iter().map(|(name, count)| format!("{name} {words} {count} resource instances"));
+            let others = (others > 0).then(|| format!("others {words} {others}"));
+            told(counts.chain(others))
         };
         let rows = [
             (
                 "NamespaceDeletionDiscoveryFailure",
                 (!self.discovery_failures.is_empty()).then(|| {
-                    let (count, groups) = (self.discovery_failures.len(), self.discovery_failures.join(", "));
+                    let (count, groups) =
+                        (self.discovery_failures.len(), told(self.discovery_failures.iter().cloned()));
                     ("DiscoveryFailed", format!("Discovery failed for some groups, {count} failing: {groups}"))
                 }),
                 ("ResourcesDiscovered", "All resources successfully discovered"),
@@ -274,7 +285,7 @@ impl Remaining {
             (
                 "NamespaceDeletionContentFailure",
                 (!self.failures.is_empty()).then(|| {
-                    let (count, failures) = (self.failures.len(), self.failures.join(", "));
+                    let (count, failures) = (self.failures.len(), told(self.failures.iter().cloned()));
                     (
                         "ContentDeletionFailed",
                         format!("Failed to delete all resource types, {count} remaining: {failures}"),
@@ -285,15 +296,15 @@ impl Remaining {
             (
                 "NamespaceContentRemaining",
                 (!self.objects.is_empty()).then(|| {
-                    let message = format!("Some resources are remaining: {}", list(&self.objects, "has"));
+                    let message = format!("Some resources are remaining: {}", list(&self.objects, "has", 0));
                     ("SomeResourcesRemain", message)
                 }),
                 ("ContentRemoved", "All content successfully removed"),
             ),
             (
                 "NamespaceFinalizersRemaining",
-                (!self.finalizers.is_empty()).then(|| {
-                    let list = list(&self.finalizers, "in");
+                (!self.finalizers.named.is_empty()).then(|| {
+                    let list = list(&self.finalizers.named, "in", self.finalizers.others);
                     let message = format!("Some content in the namespace has finalizers remaining: {list}");
                     ("SomeFinalizersRemain", message)
                 }),
@@ -319,6 +330,17 @@ impl Remaining {
     }
 }
 
+/// So many of them as a condition tells, and how many more there are.
+fn told(all: impl Iterator<Item = String>) -> String {
+    let mut all: Vec<String> = all.collect();
+    if all.len() > TOLD_MAX + 1 {
+        let more = all.len() - TOLD_MAX;
+        all.truncate(TOLD_MAX);
+        all.push(format!("{more} more"));
+    }
+    all.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,15 +348,30 @@ mod tests {
     #[test]
     fn null_is_an_empty_list() {
         for list in [r#"{"metadata": {}, "items": null}"#, r#"{"metadata": {}}"#] {
-            assert!(serde_json::from_str::<List>(list).unwrap().items.is_empty());
+            assert!(serde_json::from_str::<foreign::Page<Meta>>(list).unwrap().items.is_empty());
         }
+    }
+
+    #[test]
+    fn tells_of_so_much_and_no_more_whatever_finalizers_are_called() {
+        let names: Vec<String> = (0..10_000).map(|index| format!("x.y/{index:05}{}", "z".repeat(1000))).collect();
+        let item: Meta = serde_json::from_value(json!({"metadata": {"finalizers": names}})).unwrap();
+        let mut left = Left::default();
+        left.add(&[item]);
+        let mut remaining =
+            Remaining { failures: (0..500).map(|index| format!("kind{index}")).collect(), ..Remaining::default() };
+        remaining.finalizers.extend(&left.finalizers);
+        let conditions = remaining.conditions(&NamespaceStatus::default(), "2026-01-01T00:00:00Z".parse().unwrap());
+        let message = |at: usize| conditions[at].message.as_deref().unwrap_or_default();
+        assert!(message(4).len() < 32 << 10 && message(4).ends_with(", others in 9968"), "{}", message(4));
+        assert!(message(2).contains("500 remaining: kind0, ") && message(2).ends_with("kind31, 468 more"));
     }
 
     #[test]
     fn says_what_is_left() {
         let remaining = Remaining {
             objects: [("pods.".to_owned(), 2)].into(),
-            finalizers: [("a.b/c".to_owned(), 1)].into(),
+            finalizers: Finalizers { named: [("a.b/c".to_owned(), 1)].into(), others: 0 },
             ..Remaining::default()
         };
         let now = "2026-01-01T00:00:00Z".parse().unwrap();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
@@ -124,7 +124,9 @@ impl Reconciler for Controller {
                 finished.truncate(surplus);
                 let this = &*self;
                 let deleted = futures::stream::iter(finished).map(|pod| async move { this.delete(&pod).await });
-                deleted.buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
+                // Each is tried, whatever comes of the others.
+                let deleted = deleted.buffer_unordered(IN_FLIGHT).collect::<Vec<Result<(), Error>>>();
+                deleted.await.into_iter().collect::<Result<(), Error>>()?;
             }
         }
         Ok(Next::OnEvent)

@@ -5,6 +5,9 @@
 //! spaced out after a burst ([`BURST`]), so that a storm of events about one object costs a bounded number of writes, or a
 //! bounded share of the time ([`SHARE`]), while a single event is never held back.
 //!
+//! A deadline is a moment of the world's, while it is waited for by a clock that stands still with a machine that sleeps: when the
+//! world's has gone on without it ([`GAP`]), all that have a deadline are looked at.
+//!
 //! Bounded by the number of keys, thus of objects.
 
 use std::cmp::Reverse;
@@ -15,6 +18,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use rand::Rng as _;
 use tokio::sync::Notify;
@@ -32,6 +36,10 @@ const SHARE: u32 = 2;
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 /// Longest delay after failures.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// How often the two clocks are compared, as long as there is a deadline.
+const BEAT: Duration = Duration::from_secs(30);
+/// So much farther has the world's clock gone when the machine has slept, or when it was set.
+const GAP: SignedDuration = SignedDuration::from_secs(2);
 /// How long running work is waited for at shutdown.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -113,6 +121,8 @@ struct State<K> {
     entries: HashMap<K, Entry>,
     delayed: BinaryHeap<Reverse<Delayed<K>>>,
     sequence: u64,
+    /// As they were looked at last.
+    clocks: Option<(Instant, Timestamp)>,
 }
 
 #[derive(Debug)]
@@ -186,6 +196,25 @@ impl<K: Clone + Eq + Hash> State<K> {
         entry.due = Some(at);
         self.sequence += 1;
         self.delayed.push(Reverse(Delayed { at, sequence: self.sequence, key: key.clone() }));
+    }
+
+    /// Whether the world's clock has gone on without ours since this was asked last.
+    fn overslept(&mut self, now: Instant, world: Timestamp) -> bool {
+        let Some((then, world_then)) = self.clocks.replace((now, world)) else { return false };
+        let passed = SignedDuration::try_from(now.saturating_duration_since(then)).unwrap_or(SignedDuration::MAX);
+        world.duration_since(world_then).saturating_sub(passed) > GAP
+    }
+
+    /// Makes all deadlines due.
+    fn wake_all(&mut self, now: Instant) {
+        for Reverse(delayed) in std::mem::take(&mut self.delayed) {
+            if let Some(entry) = self.entries.get_mut(&delayed.key)
+                && entry.due == Some(delayed.at)
+            {
+                entry.due = None;
+                self.add(&delayed.key, now);
+            }
+        }
     }
 
     /// Moves what is due to the ready ones; returns the next deadline.
@@ -286,7 +315,13 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
     }
 
     fn spaced(spacing: Spacing) -> Self {
-        let state = State { ready: VecDeque::new(), entries: HashMap::new(), delayed: BinaryHeap::new(), sequence: 0 };
+        let state = State {
+            ready: VecDeque::new(),
+            entries: HashMap::new(),
+            delayed: BinaryHeap::new(),
+            sequence: 0,
+            clocks: None,
+        };
         Self { inner: Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), spacing }) }
     }
 
@@ -315,6 +350,9 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
             let deadline = {
                 let mut state = self.inner.state.lock();
                 let now = Instant::now();
+                if state.overslept(now, Timestamp::now()) {
+                    state.wake_all(now);
+                }
                 let deadline = state.wake(now);
                 if let Some(key) = state.take(now, self.inner.spacing) {
                     return key;
@@ -326,7 +364,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
                 Some(at) => {
                     tokio::select! {
                         () = self.inner.changed.notified() => {}
-                        () = tokio::time::sleep_until(at) => {}
+                        () = tokio::time::sleep_until(at.min(Instant::now() + BEAT)) => {}
                     }
                 }
                 None => self.inner.changed.notified().await,
@@ -392,7 +430,29 @@ mod tests {
     const NONE: Spacing = Spacing { least: Duration::ZERO, most: Duration::ZERO };
 
     fn state() -> State<&'static str> {
-        State { ready: VecDeque::new(), entries: HashMap::new(), delayed: BinaryHeap::new(), sequence: 0 }
+        let (ready, delayed) = (VecDeque::new(), BinaryHeap::new());
+        State { ready, entries: HashMap::new(), delayed, sequence: 0, clocks: None }
+    }
+
+    #[test]
+    fn looks_at_all_that_have_a_deadline_when_the_machine_has_slept() {
+        let (begun, world) = (Instant::now(), Timestamp::UNIX_EPOCH);
+        // Our own seconds, the world's, and whether that was a sleep.
+        for (own, worlds, slept) in
+            [(30, 30, false), (30, 31, false), (30, 3600, true), (3600, 30, false), (30, -60, false)]
+        {
+            let mut state = state();
+            assert!(!state.overslept(begun, world), "nobody has looked before");
+            state.add_at(&"a", begun + Duration::from_secs(8 * 3600), begun);
+            let now = begun + Duration::from_secs(own);
+            let later = world + SignedDuration::from_secs(worlds);
+            assert_eq!(state.overslept(now, later), slept, "{own} s here, {worlds} s elsewhere");
+            assert!(!state.overslept(now, later), "once");
+            if slept {
+                state.wake_all(now);
+                assert_eq!((state.take(now, NONE), state.wake(now)), (Some("a"), None));
+            }
+        }
     }
 
     #[test]

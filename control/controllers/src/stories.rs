@@ -973,6 +973,20 @@ async fn endpoints_of_a_service_that_is_gone_are_deleted_and_no_others_of_its_na
 }
 
 #[tokio::test]
+async fn endpoints_of_a_service_that_went_while_nobody_led_are_deleted() {
+    let api = Scripted::new();
+    let endpoints = |name: &str| format!("/api/v1/namespaces/n/endpoints/{name}");
+    let managed_by = |manager: &str| json!({"metadata": {"labels": {"endpoints.kubernetes.io/managed-by": manager}}});
+    api.put(&endpoints("left"), managed_by("endpoint-controller"));
+    api.put(&endpoints("other"), managed_by("somebody"));
+    api.put(&endpoints("by-hand"), json!({}));
+    let world = start(&api, 600_000);
+    api.until("what is left goes", |api| api.get(&endpoints("left")).is_none().then_some(())).await;
+    world.all_collected("s").await;
+    assert!(["other", "by-hand"].iter().all(|name| api.get(&endpoints(name)).is_some()));
+}
+
+#[tokio::test]
 async fn service_account_and_certificates_come_although_refused_at_first() {
     let world = world();
     world.api.next(Method::POST, "/serviceaccounts", Answer::Refused(500, "InternalError"));

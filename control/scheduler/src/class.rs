@@ -1,6 +1,6 @@
 //! Equivalence classes: pods that every node treats alike, such as the replicas of one Deployment.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -112,11 +112,49 @@ pub(crate) struct HostPort {
 }
 
 impl HostPort {
-    /// Same port and protocol, on the same address or one of them on all.
-    pub(crate) fn conflicts(&self, other: &Self) -> bool {
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.ip.is_empty() || other.ip.is_empty() || self.ip == other.ip)
+    /// The same port on every address.
+    fn anywhere(&self) -> Self {
+        Self { ip: String::new(), ..self.clone() }
+    }
+}
+
+/// The ports of a node that are taken. A pod may ask for thousands: each is looked up.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ports {
+    /// How often each was asked for.
+    taken: HashMap<HostPort, u32>,
+    /// The same, whatever the address.
+    anywhere: HashMap<HostPort, u32>,
+}
+
+impl Ports {
+    pub(crate) fn add(&mut self, port: &HostPort) {
+        *self.taken.entry(port.clone()).or_default() += 1;
+        *self.anywhere.entry(port.anywhere()).or_default() += 1;
+    }
+
+    pub(crate) fn remove(&mut self, port: &HostPort) {
+        for (ports, port) in [(&mut self.taken, port), (&mut self.anywhere, &port.anywhere())] {
+            if let Some(count) = ports.get_mut(port) {
+                *count -= 1;
+                if *count == 0 {
+                    ports.remove(port);
+                }
+            }
+        }
+    }
+
+    /// Whether the same port and protocol is taken, on the same address or one of them on all.
+    pub(crate) fn conflict(&self, port: &HostPort) -> bool {
+        match port.ip.is_empty() {
+            true => self.anywhere.contains_key(port),
+            false => self.taken.contains_key(port) || self.taken.contains_key(&port.anywhere()),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.taken.is_empty() && self.anywhere.is_empty()
     }
 }
 

@@ -16,6 +16,7 @@ use kube::api::Api;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -34,8 +35,11 @@ use crate::wire::{Budget, Claim, Namespace, Node, Pod, StorageClass, Volume};
 const REQUESTS_MAX: usize = 4;
 /// Events taken in before the next decisions.
 const INTAKE_MAX: usize = 2048;
-/// Pods that no node can take which are decided about before the next events: they cost up to milliseconds each.
+/// Pods that no node can take, or whose volumes are to be chosen, which are decided about before the next events: they cost up to
+/// milliseconds each.
 const REFUSALS_MAX: usize = 128;
+/// Pods for which it is written at a time where their volumes are to be; others wait, bounded by the pods.
+const CHOICES_IN_FLIGHT: usize = 16;
 /// Victims that are deleted at a time; others wait, bounded by the pods.
 const EVICTIONS_IN_FLIGHT: usize = 16;
 /// How often a victim is asked to go while nobody knows whether it was asked (for about half a minute); then it stays.
@@ -102,6 +106,7 @@ struct Cycle {
     changed: Changed,
     /// Since when pods wait for their volumes at the nodes that were chosen.
     chosen: HashMap<Uid, Instant>,
+    choosing: Arc<Semaphore>,
     /// Pods without a node in whose status stands where room is made for them, or will.
     nominated: HashSet<Uid>,
     queue: Queue,
@@ -224,6 +229,7 @@ impl Cycle {
             volumes: Volumes::default(),
             changed: Changed::default(),
             chosen: HashMap::new(),
+            choosing: Arc::new(Semaphore::new(CHOICES_IN_FLIGHT)),
             nominated: HashSet::new(),
             queue: Queue::default(),
             classes: Classes::default(),
@@ -594,7 +600,10 @@ impl Cycle {
                 && let Some((uid, class)) = self.queue.pop()
             {
                 match self.decider.decide(&self.view, &uid, &class) {
-                    Decision::Bind(node) if !class.volumes.unbound.is_empty() => self.choose(&uid, &class, &node),
+                    Decision::Bind(node) if !class.volumes.unbound.is_empty() => {
+                        left -= 1;
+                        self.choose(&uid, &class, &node);
+                    }
                     Decision::Bind(node) => batch.extend(self.assume(&uid, class, node)),
                     Decision::Unschedulable(diagnosis) => {
                         left -= 1;
@@ -632,8 +641,10 @@ impl Cycle {
         let now = Instant::now();
         if !patches.is_empty() {
             self.chosen.insert(uid.clone(), now);
-            let (client, pod) = (self.client.clone(), uid.clone());
+            let (client, pod, choosing) = (self.client.clone(), uid.clone(), self.choosing.clone());
             self.spawn(Sent::Choice(uid.clone()), async move {
+                // It is never closed.
+                let _place = choosing.acquire().await;
                 for (path, patch) in patches {
                     let path = format!("{path}?fieldManager=kube-scheduler");
                     let answer = send(&client, "PATCH", &path, "application/merge-patch+json", &patch).await;

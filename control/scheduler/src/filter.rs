@@ -182,7 +182,7 @@ enum Shortage {
 }
 
 fn shortages(class: &Shape, node: &NodeState, load: &Load, note: &mut dyn FnMut(Shortage)) {
-    if class.ports.iter().any(|port| load.ports.iter().any(|taken| taken.conflicts(port))) {
+    if class.ports.iter().any(|port| load.ports.conflict(port)) {
         return note(Shortage::Ports);
     }
     if load.count >= node.pods_max {

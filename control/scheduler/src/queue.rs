@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_tolerant::cut_message;
 use tokio::time::Instant;
 
 use crate::class::Class;
@@ -210,6 +211,7 @@ impl Queue {
     /// Notes what is told of the pod; returns whether it is news.
     pub(crate) fn tell(&mut self, uid: &Uid, message: &str) -> bool {
         let Some(pending) = self.pods.get_mut(uid) else { return false };
+        let message = cut_message(message);
         let news = pending.told.as_deref() != Some(message);
         if news {
             pending.told = Some(message.into());
@@ -357,6 +359,16 @@ mod tests {
         queue.remove("d");
         let order: Vec<_> = std::iter::from_fn(|| pop(&mut queue)).collect();
         assert_eq!(order, ["b", "a", "c"]);
+    }
+
+    #[test]
+    fn a_long_message_is_told_in_part_and_once() {
+        let mut queue = Queue::default();
+        put(&mut queue, "a", 0);
+        let long = "x".repeat(1 << 20);
+        assert!(queue.tell(&"a".into(), &long));
+        assert!(queue.get("a").and_then(|pending| pending.told.as_ref()).is_some_and(|told| told.len() <= 4 << 10));
+        assert!(!queue.tell(&"a".into(), &long));
     }
 
     #[test]

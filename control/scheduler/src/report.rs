@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_tolerant::cut_message;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use http::Request;
@@ -153,6 +154,7 @@ impl Reporter {
     }
 
     fn not_scheduled(&self, subject: Subject, reason: &str, message: &str, nominated: Nominated<'_>) {
+        let message = cut_message(message);
         let condition = json!({
             "type": "PodScheduled", "status": "False", "reason": reason, "message": message,
             "lastTransitionTime": second(Timestamp::now()), "lastProbeTime": null,
@@ -361,6 +363,16 @@ mod tests {
 
     fn subject() -> Subject {
         Subject { namespace: "n".into(), name: "p".into(), uid: "u".into(), generation: None, version: None }
+    }
+
+    #[test]
+    fn a_long_message_is_told_in_part() {
+        let reporter = Reporter::default();
+        reporter.unschedulable(subject(), &"x".repeat(1 << 20), Nominated::Unchanged);
+        let (_, status) = reporter.inner.next(&HashSet::new()).expect("one is to be written");
+        let bytes = |text: &str| text.len();
+        assert!(status["conditions"][0]["message"].as_str().map_or(0, bytes) <= 4 << 10);
+        assert!(bytes(&reporter.inner.events.lock()[0].message) <= 4 << 10);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::class::{Class, Classes};
+use crate::class::{Class, Classes, HostPort, Ports};
 use crate::decide::{Decider, Decision};
 use crate::domains::Topologies;
 use crate::relations::Relations;
@@ -244,6 +244,41 @@ fn host_ports_are_taken_once_per_node() {
     assert!(world.schedule(&port(Value::Null)).is_ok());
     let refused = world.schedule(&port(json!("127.0.0.1"))).unwrap_err();
     assert!(refused.starts_with("0/2 nodes are available: 2 node(s) didn't have free ports"), "{refused}");
+}
+
+#[test]
+fn a_host_port_is_free_again_where_and_when_nobody_has_it() {
+    let port = |ip: &str| HostPort { port: 80, protocol: "TCP".to_owned(), ip: ip.to_owned() };
+    let mut ports = Ports::default();
+    for (taken, asked, conflict) in [
+        ("", "", true),
+        ("", "10.0.0.1", true),
+        ("10.0.0.1", "", true),
+        ("10.0.0.1", "10.0.0.1", true),
+        ("10.0.0.1", "10.0.0.2", false),
+    ] {
+        // One that is asked for twice is free when both are gone.
+        ports.add(&port(taken));
+        ports.add(&port(taken));
+        ports.remove(&port(taken));
+        assert_eq!(ports.conflict(&port(asked)), conflict, "{taken:?} {asked:?}");
+        assert!(!ports.conflict(&HostPort { protocol: "UDP".to_owned(), ..port(asked) }));
+        ports.remove(&port(taken));
+        assert!(!ports.conflict(&port(asked)) && ports.is_empty());
+    }
+}
+
+#[test]
+fn pods_with_thousands_of_host_ports_keep_nobody_waiting() {
+    let mut world = World::with(&[node("a", json!({}))]);
+    let begun = std::time::Instant::now();
+    let mut schedule = |first: u16| {
+        let ports: Value =
+            (first..first + 30_000).map(|port| json!({"containerPort": port, "hostPort": port})).collect();
+        world.schedule(&pod(json!({"spec": {"containers": [{ "ports": ports }]}}))).is_ok()
+    };
+    assert_eq!([1, 30_001, 15_000].map(&mut schedule), [true, true, false]);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[test]

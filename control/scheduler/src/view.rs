@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::class::{Class, HostPort, Shape, selects};
+use crate::class::{Class, Ports, Shape, selects};
 use crate::resources::{Amount, Amounts};
 use crate::wire::{LabelSelector, Labels, Node, Taint};
 
@@ -30,7 +30,7 @@ pub(crate) struct Load {
     /// cpu and memory as scoring sees them.
     pub used_assumed: (Amount, Amount),
     pub count: i64,
-    pub ports: Vec<HostPort>,
+    pub ports: Ports,
 }
 
 impl Load {
@@ -39,7 +39,7 @@ impl Load {
         self.used_assumed.0 += shape.requests.assumed.0;
         self.used_assumed.1 += shape.requests.assumed.1;
         self.count += 1;
-        self.ports.extend(shape.ports.iter().cloned());
+        shape.ports.iter().for_each(|port| self.ports.add(port));
     }
 
     pub(crate) fn subtract(&mut self, shape: &Shape) {
@@ -47,11 +47,7 @@ impl Load {
         self.used_assumed.0 -= shape.requests.assumed.0;
         self.used_assumed.1 -= shape.requests.assumed.1;
         self.count -= 1;
-        for port in &shape.ports {
-            if let Some(index) = self.ports.iter().position(|taken| taken == port) {
-                self.ports.swap_remove(index);
-            }
-        }
+        shape.ports.iter().for_each(|port| self.ports.remove(port));
     }
 }
 

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 pub enum Tolerant<W> {
     /// It decoded.
     Good(W),
-    /// It did not: its name, namespace, uid, version and annotations, and why.
+    /// It did not: its name, namespace, uid and version, and why.
     Odd {
         /// What could be read.
         meta: Box<ObjectMeta>,
@@ -64,6 +64,14 @@ const WHY_BYTES_MAX: usize = 512;
 /// So much of a reason as is told.
 pub fn cut(why: &str) -> &str {
     &why[..why.floor_char_boundary(WHY_BYTES_MAX)]
+}
+
+/// So much of a message is told in an event or a condition: what it quotes somebody else has written, and many wait to be sent.
+const MESSAGE_BYTES_MAX: usize = 4 << 10;
+
+/// So much of a message as is told in an event or a condition.
+pub fn cut_message(message: &str) -> &str {
+    &message[..message.floor_char_boundary(MESSAGE_BYTES_MAX)]
 }
 
 /// What can be read of metadata, each field for itself.

@@ -194,9 +194,9 @@ impl Controller {
             true => self.measured(key, autoscaler, &scale).await,
             false => (Ok(Vec::new()), Ok(Measures::default())),
         };
-        let others = match needs && pods.is_ok() && plan::asks_others(autoscaler) {
-            true => self.told(key, autoscaler, &scale).await,
-            false => Others::default(),
+        let others = match &pods {
+            Ok(pods) if needs && plan::asks_others(autoscaler) => self.told(key, autoscaler, &scale, pods).await,
+            _ => Others::default(),
         };
         // What was waited for has taken its time.
         let now = now_in_seconds();
@@ -270,9 +270,10 @@ impl Controller {
     }
 
     /// What other servers measure.
-    async fn told(&self, key: &Key, autoscaler: &HorizontalPodAutoscaler, scale: &Scale) -> Others {
-        let selector = scale.status.selector.as_str();
-        let asked = Asked { client: &self.client, discovery: &self.discovery, namespace: &key.namespace, selector };
+    async fn told(&self, key: &Key, autoscaler: &HorizontalPodAutoscaler, scale: &Scale, pods: &[Arc<Pod>]) -> Others {
+        let (client, discovery, selector) = (&self.client, &self.discovery, scale.status.selector.as_str());
+        let pods = pods.iter().map(|pod| &*pod.key.name).collect();
+        let asked = Asked { client, discovery, namespace: &key.namespace, selector, pods: &pods };
         asked.ask(autoscaler.spec.metrics.as_deref().unwrap_or_default()).await
     }
 

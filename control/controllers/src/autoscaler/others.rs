@@ -1,7 +1,7 @@
 //! What other API servers measure: of pods and other objects (`custom.metrics.k8s.io`), and of what is no object of the cluster
 //! (`external.metrics.k8s.io`). An adapter serves them behind an APIService; where there is none, the reference's words say so.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use coracle_api::meta::Quantity;
@@ -19,13 +19,12 @@ use super::measure::Measured;
 use crate::client::{self, Client};
 use crate::discovery::Discovery;
 use crate::error::chain;
+use crate::foreign::TURNS;
 
 const CUSTOM: &str = "custom.metrics.k8s.io";
 const EXTERNAL: &str = "external.metrics.k8s.io/v1beta1";
 /// Versions of custom metrics, the one that is liked best first.
 const CUSTOM_VERSIONS: [&str; 2] = ["v1beta2", "v1beta1"];
-/// Of one object so many are asked for at once.
-const AT_ONCE: usize = 4;
 /// So long is waited for all metrics of one autoscaler together; one that nobody answered for by then has failed. What is held up
 /// is one of the few workers.
 const PATIENCE: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(10) };
@@ -51,6 +50,8 @@ pub(super) struct Asked<'a> {
     pub namespace: &'a str,
     /// By what the target selects its pods.
     pub selector: &'a str,
+    /// Those, by name: of no other pod anything is kept.
+    pub pods: &'a HashSet<&'a str>,
 }
 
 #[derive(Deserialize)]
@@ -119,7 +120,7 @@ impl Asked<'_> {
         });
         // Collected first: a stream of borrowed closures is no future that may be sent.
         let asked: Vec<_> = asked.collect();
-        let mut told = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
+        let mut told = futures::stream::iter(asked).buffer_unordered(TURNS);
         while let Some((at, told)) = told.next().await {
             others.insert(at, told);
         }
@@ -161,7 +162,8 @@ impl Asked<'_> {
             let window = item.window_seconds.map_or(WINDOW, SignedDuration::from_secs);
             Ok((item.described_object.name, Measured { at, window, milli }))
         };
-        values.into_iter().map(one).collect::<Result<_, String>>().map(Told::Pods)
+        let of_target = values.into_iter().filter(|item| self.pods.contains(item.described_object.name.as_str()));
+        of_target.map(one).collect::<Result<_, String>>().map(Told::Pods)
     }
 
     async fn of_object(&self, custom: &str, source: &ObjectMetricSource) -> Result<Told, String> {
@@ -242,7 +244,8 @@ mod tests {
             serde_json::from_value(spec).unwrap()
         };
         let metrics: Vec<MetricSpec> = names.iter().map(external).collect();
-        Asked { client: &client, discovery: &discovery, namespace: "n", selector: "" }.ask(&metrics).await
+        let pods = HashSet::new();
+        Asked { client: &client, discovery: &discovery, namespace: "n", selector: "", pods: &pods }.ask(&metrics).await
     }
 
     #[tokio::test]
@@ -250,14 +253,14 @@ mod tests {
         let api = Scripted::new();
         let value = json!({"metricName": "good", "value": "3"});
         api.put("/apis/external.metrics.k8s.io/v1beta1/namespaces/n/good/a", value);
-        let hang = ["hang"; 2 * AT_ONCE];
+        let hang = ["hang"; 2 * TURNS];
         hang.iter().for_each(|_| api.next(Method::GET, "/hang", Answer::Silence));
         let names: Vec<&str> = std::iter::once("good").chain(hang).collect();
         let told = ask(&api, &names).await;
         assert_eq!(told[&0], Ok(Told::Value(3_000)));
         let late = "unable to fetch metrics from external metrics API: no answer within 1 s".to_owned();
         assert!((1..names.len()).all(|at| told[&at] == Err(late.clone())), "{told:?}");
-        assert_eq!(api.requests(&Method::GET, "/hang").len(), AT_ONCE, "the others do not begin anew");
+        assert_eq!(api.requests(&Method::GET, "/hang").len(), TURNS, "the others do not begin anew");
     }
 
     #[tokio::test]
@@ -273,6 +276,23 @@ mod tests {
             told[&1].as_ref().is_err_and(|why| is_short(why) && why.contains("more than 16777216 bytes")),
             "{told:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn of_pods_that_are_not_the_targets_nothing_is_kept() {
+        let api = Scripted::new();
+        let item =
+            |name: &str| json!({"describedObject": {"name": name}, "timestamp": "2026-01-01T00:00:00Z", "value": "1"});
+        let path = "/apis/custom.metrics.k8s.io/v1beta1/namespaces/n/pods/*";
+        api.put(path, json!({"items": [item("mine"), item("another")]}));
+        let client = Client(crate::foreign::bounded(api.client()));
+        let (discovery, pods) = (Discovery::new(client.clone()), HashSet::from(["mine"]));
+        let asked = Asked { client: &client, discovery: &discovery, namespace: "n", selector: "a=b", pods: &pods };
+        let target = json!({"type": "AverageValue", "averageValue": "5"});
+        let spec = json!({"type": "Pods", "pods": {"metric": {"name": "requests"}, "target": target}});
+        let told = asked.ask(&[serde_json::from_value(spec).unwrap()]).await;
+        let Ok(Told::Pods(told)) = &told[&0] else { panic!("{told:?}") };
+        assert_eq!(told.keys().collect::<Vec<_>>(), ["mine"]);
     }
 
     #[tokio::test]

@@ -114,6 +114,13 @@ impl Reconciler for Controller {
         let gone = self.gone(cron, &jobs).await?;
         let plan = plan::plan(&Observed { cron, jobs: &jobs, gone: &gone, now: Timestamp::now() });
         let (mut status, mut told) = (plan.status, plan.told);
+        // Of what is not there any more nobody could say that its moment is over.
+        let said = cron.status.as_ref().and_then(|status| status.last_schedule_time.as_ref());
+        if !plan.forget.is_empty() && status.last_schedule_time.as_ref() != said {
+            self.write(&key, cron, &status).await?;
+            told.into_iter().for_each(|told| self.event(cron, told));
+            return Ok(Next::Again);
+        }
         for job in &plan.forget {
             self.delete(&job.key(), job.uid(), &mut status, &mut told).await;
         }

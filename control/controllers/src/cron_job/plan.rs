@@ -135,15 +135,25 @@ pub(super) fn job_name(cron: &CronJob, at: Timestamp) -> String {
 
 /// Brings the status up to what became of its Jobs.
 fn observe(observed: &Observed<'_>, plan: &mut Plan) {
+    let last = plan.status.last_schedule_time.as_ref().map(|time| time.0);
+    let active = plan.status.active.iter().flatten().filter_map(|job| job.uid.clone());
+    let active: HashSet<String> = active.collect();
     for job in observed.jobs {
-        let active = plan.status.active.as_deref().unwrap_or_default();
-        let listed = active.iter().any(|known| known.uid.as_deref() == Some(job.uid()));
+        let listed = active.contains(job.uid());
         let name = &job.key().name;
-        let Some(finished) = job::finished(job) else {
+        let finished = job::finished(job);
+        // One that goes unfinished is made once more; of one that has finished the history may keep nothing.
+        let counts = !listed && (finished.is_some() || job.metadata.deletion_timestamp.is_none());
+        let forgotten = forgotten(observed.cron, job, last).filter(|_| counts);
+        let known = plan.status.last_schedule_time.take().map(|time| time.0);
+        plan.status.last_schedule_time = known.max(forgotten).map(Time);
+        let Some(finished) = finished else {
             if !listed {
                 let message = format!("Saw a job that the controller did not create or forgot: {name}");
                 plan.told.push(Told::warning("UnexpectedJob", message));
-                take_up(observed.cron, job, &mut plan.status);
+                if forgotten.is_some() {
+                    add_active(&mut plan.status, &job.metadata);
+                }
             }
             continue;
         };
@@ -170,21 +180,16 @@ fn observe(observed: &Observed<'_>, plan: &mut Plan) {
     }
 }
 
-/// Takes up a Job that this controller made and whose status was never written: it may have ended between the two. The next moment
+/// The moment of a Job that this controller made and whose status was never written: it may have ended between the two. The next moment
 /// must know of it where one at a time may run, and its own moment is over also where it is gone by then.
 ///
 /// The reference tells of it and no more, since somebody may have made such a Job by hand (`kubectl create job --from`), which neither
 /// stands in the way nor is replaced. So it is here, too: of those that carry no moment of their own, under that moment's name and
-/// later than the last that the status knows, none is taken.
-fn take_up(cron: &CronJob, job: &Job, status: &mut CronJobStatus) {
-    let moment = job.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SCHEDULED));
-    let Some(at) = moment.and_then(|moment| moment.parse::<Timestamp>().ok()) else { return };
-    let is_forgotten = job.metadata.name.as_deref() == Some(&job_name(cron, at))
-        && status.last_schedule_time.as_ref().is_none_or(|last| last.0 < at);
-    if is_forgotten && job.metadata.deletion_timestamp.is_none() {
-        add_active(status, &job.metadata);
-        status.last_schedule_time = Some(Time(at));
-    }
+/// later than the `last` that the status knows, none is meant.
+fn forgotten(cron: &CronJob, job: &Job, last: Option<Timestamp>) -> Option<Timestamp> {
+    let at: Timestamp = job.metadata.annotations.as_ref()?.get(SCHEDULED)?.parse().ok()?;
+    let is_own = job.metadata.name.as_deref() == Some(&job_name(cron, at));
+    (is_own && last.is_none_or(|last| last < at)).then_some(at)
 }
 
 /// Puts a Job on the list of those at work.

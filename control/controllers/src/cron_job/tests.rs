@@ -268,6 +268,34 @@ fn takes_up_a_job_of_its_own_that_its_status_does_not_know() {
 }
 
 #[test]
+fn the_moment_of_a_finished_job_is_over_although_nothing_is_kept_of_it() {
+    let made = |name: &str, kind: &str, moment: &str, deleting: bool| {
+        let mut job = (*job(name, kind, 0)).clone();
+        job.metadata.annotations = Some([(super::SCHEDULED.to_owned(), moment.to_owned())].into());
+        job.metadata.deletion_timestamp =
+            deleting.then(|| serde_json::from_value(json!("2026-01-01T11:30:00Z")).unwrap());
+        Arc::new(job)
+    };
+    let of_eleven = |kind: &str, deleting: bool| made("c-29454420", kind, "2026-01-01T11:00:00Z", deleting);
+    let of_twelve = |kind: &str| made("c-29454480", kind, "2026-01-01T12:00:00Z", false);
+    let last = json!({"lastScheduleTime": "2026-01-01T10:00:00Z"});
+    for (why, jobs, now, schedule, at_work) in [
+        ("it succeeded", vec![of_eleven("Complete", false)], "11:20", "11:00", 0),
+        ("it failed", vec![of_eleven("Failed", false)], "11:20", "11:00", 0),
+        ("it goes already", vec![of_eleven("Complete", true)], "11:20", "11:00", 0),
+        ("a later one", vec![of_twelve("Complete"), of_eleven("", false)], "12:20", "12:00", 1),
+        ("an earlier one", vec![of_eleven("", false), of_twelve("Complete")], "12:20", "12:00", 1),
+    ] {
+        let spec = json!({"successfulJobsHistoryLimit": 0, "failedJobsHistoryLimit": 0});
+        let plan = planned(&cron(spec, last.clone()), &jobs, &[], &format!("2026-01-01T{now}:00Z"));
+        assert_eq!(plan.start, None, "{why}");
+        let known = plan.status.last_schedule_time.map(|time| time.0.strftime("%H:%M").to_string());
+        assert_eq!(known.as_deref(), Some(schedule), "{why}");
+        assert_eq!(plan.status.active.map_or(0, |active| active.len()), at_work, "{why}");
+    }
+}
+
+#[test]
 fn follows_what_becomes_of_its_jobs() {
     let status = json!({"active": active(&["done", "bad", "runs", "lost", "unseen"]), "lastSuccessfulTime": "2026-01-01T10:00:00Z"});
     let jobs = [job("done", "Complete", 5), job("bad", "Failed", 6), job("runs", "", 7), job("surprise", "", 8)];

@@ -11,8 +11,8 @@ use crate::informer::Pod;
 /// Addresses per object (the reference's limit).
 const CAPACITY: usize = 1000;
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
-const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
-const MANAGER: &str = "endpoint-controller";
+pub(super) const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+pub(super) const MANAGER: &str = "endpoint-controller";
 
 /// The object as it shall be; `None` when it is so already.
 pub(crate) fn plan(service: &Service, pods: &[Arc<Pod>], existing: Option<&Endpoints>) -> Option<Endpoints> {

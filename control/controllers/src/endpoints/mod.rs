@@ -164,7 +164,8 @@ impl Controller {
                 if let Change::Deleted(_) = change {
                     mirrored.lock().remove(&key);
                 }
-                if services.get(&key).is_some() {
+                // Of a Service that went while nobody led its own are left: they would be those of the next of its name.
+                if services.get(&key).is_some() || is_ours(change.object()) {
                     queue.add(&key);
                 }
             }
@@ -399,9 +400,10 @@ fn zone_of(node: &Node) -> Option<&str> {
     node.metadata.labels.as_ref()?.get(ZONE).map(String::as_str).filter(|zone| !zone.is_empty())
 }
 
+/// Whether this controller has made it.
 fn is_ours(endpoints: &Endpoints) -> bool {
     let labels = endpoints.metadata.labels.as_ref();
-    labels.and_then(|labels| labels.get("endpoints.kubernetes.io/managed-by")).is_some()
+    labels.and_then(|labels| labels.get(mirror::MANAGED_BY)).is_some_and(|manager| manager == mirror::MANAGER)
 }
 
 fn owner_reference(service: &Service) -> OwnerReference {

@@ -77,10 +77,7 @@ pub(crate) fn addresses<'a>(pod: &'a Pod, family: &str) -> impl Iterator<Item = 
 pub(crate) fn port_number(pod: &Pod, port: &ServicePort) -> Option<i32> {
     match &port.target_port {
         Some(IntOrString::Int(number)) => Some(*number),
-        Some(IntOrString::String(name)) => {
-            let protocol = port.protocol.as_deref().unwrap_or("TCP");
-            pod.ports.iter().find(|port| *port.name == **name && &*port.protocol == protocol).map(|port| port.number)
-        }
+        Some(IntOrString::String(name)) => pod.port(name, port.protocol.as_deref().unwrap_or("TCP")),
         None => Some(port.port),
     }
 }

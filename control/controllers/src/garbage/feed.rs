@@ -13,24 +13,43 @@ use kube::api::Api;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::graph::{FOREGROUND, ORPHAN, OWNERS_MAX, Seen, Uid, Work};
 use super::{Controller, Happened};
 use crate::discovery::Kind;
+use crate::foreign;
 use crate::informer::{AnyObject, Change, Informer, Key, Object, version};
 
 /// After a definition changed, others often do at once.
 const SETTLE: Duration = Duration::from_millis(300);
 /// Between attempts to discover kinds, and all kinds where some could not be asked for.
 const RETRY: Duration = Duration::from_secs(2);
-/// Objects of a group that another server may keep: it may say that there are any number. The others are not collected.
+/// Objects of a group that another server may keep, with their references to owners: it may say that there are any number. The
+/// others are not collected.
 pub(super) const OTHERS_MAX: usize = if cfg!(test) { 100 } else { 100_000 };
 /// Bytes of each name in the metadata of such an object: what has more is none.
 pub(super) const NAME_BYTES_MAX: usize = 512;
 /// How long the first lists of unshared kinds are waited for.
 const SYNC_MAX: Duration = Duration::from_secs(20);
+
+/// The watch of a kind.
+struct Watch {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Watch {
+    /// Nothing is seen by it any more: what it said after all of its kind were forgotten would stay for ever.
+    async fn end(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the watch of a kind panicked");
+        }
+    }
+}
 
 /// A kind that a shared informer watches.
 pub(crate) fn shared_kind(group: &str, version: &str, kind: &str, plural: &str, namespaced: bool) -> Kind {
@@ -120,7 +139,7 @@ impl Controller {
     /// when the first lists are complete.
     pub(crate) async fn watch_others(self: Arc<Self>, synced: Arc<Notify>, shutdown: CancellationToken) {
         let tasks = TaskTracker::new();
-        let mut watched: HashMap<Arc<Kind>, CancellationToken> = HashMap::new();
+        let mut watched: HashMap<Arc<Kind>, Watch> = HashMap::new();
         let mut first = true;
         while !shutdown.is_cancelled() {
             match self.discovery.refresh().await {
@@ -133,14 +152,12 @@ impl Controller {
                         .iter()
                         .map(|version| version.split_once('/').map_or("", |(group, _)| group))
                         .collect();
-                    watched.retain(|kind, token| {
-                        let stays = kinds.contains(kind) || silent.contains(&*kind.group);
-                        if !stays {
-                            token.cancel();
-                            self.unserve(kind);
-                        }
-                        stays
-                    });
+                    let stays = |kind: &Arc<Kind>| kinds.contains(kind) || silent.contains(&*kind.group);
+                    let gone: Vec<(Arc<Kind>, Watch)> = watched.extract_if(|kind, _| !stays(kind)).collect();
+                    for (kind, watch) in gone {
+                        watch.end().await;
+                        self.unserve(&kind);
+                    }
                     let mut waiting = Vec::new();
                     for kind in kinds {
                         // In another version, perhaps, where the preferred one did not answer.
@@ -148,11 +165,11 @@ impl Controller {
                         if watched.keys().any(there) {
                             continue;
                         }
-                        let token = shutdown.child_token();
+                        let stop = shutdown.child_token();
                         let (ready, listed) = tokio::sync::oneshot::channel();
                         waiting.push(listed);
-                        tasks.spawn(self.clone().watch(kind.clone(), ready, token.clone()));
-                        watched.insert(kind, token);
+                        let task = tasks.spawn(self.clone().watch(kind.clone(), ready, stop.clone()));
+                        watched.insert(kind, Watch { stop, task });
                     }
                     self.unpark();
                     if std::mem::take(&mut first) {
@@ -202,7 +219,8 @@ impl Controller {
     ) {
         let mut ready = Some(ready);
         let api: Api<Tolerant<AnyObject>> = Api::all_with(self.client.0.clone(), &kind.api_resource());
-        let mut events = watcher(api, watcher::Config::default().streaming_lists()).default_backoff().boxed();
+        let streamed = watcher::Config::default().streaming_lists();
+        let mut events = watcher(api.clone(), streamed).default_backoff().boxed();
         let mut absent: HashSet<Uid> = HashSet::new();
         let definitions = matches!(&*kind.plural, "customresourcedefinitions" | "apiservices");
         let mut is_crowded = false;
@@ -238,6 +256,9 @@ impl Controller {
                 Ok(None) => return,
                 Err(error) => {
                     tracing::debug!(kind = %kind.plural, error = %crate::error::chain(&error), "watch again");
+                    if is_no_stream(&error) {
+                        events = watcher(api.clone(), foreign::in_pages()).default_backoff().boxed();
+                    }
                     // One kind that cannot be listed must not hold the others up.
                     ready.take().map(|ready| ready.send(()));
                 }
@@ -279,8 +300,10 @@ impl Controller {
             return false;
         }
         let graph = self.graph.lock();
-        let is_known = meta.uid.as_deref().is_some_and(|uid| graph.get(uid).is_some());
-        is_known || graph.count(&kind.group) < OTHERS_MAX
+        let known = meta.uid.as_deref().and_then(|uid| graph.get(uid)).filter(|seen| seen.kind.group == kind.group);
+        let references = meta.owner_references.as_ref().map(Vec::len).filter(|references| *references <= OWNERS_MAX);
+        let (before, after) = (known.map_or(0, Seen::weight), 1 + references.unwrap_or_default());
+        after <= before || graph.weight(&kind.group) - before + after <= OTHERS_MAX
     }
 
     /// The kind is no longer served.
@@ -297,6 +320,12 @@ impl Controller {
             }
         }
     }
+}
+
+/// Whether a watch is refused as one that begins with all that there is: not every API server knows of such.
+fn is_no_stream(error: &watcher::Error) -> bool {
+    let watcher::Error::WatchStartFailed(kube::Error::Api(status)) = error else { return false };
+    matches!(status.code, 400 | 422)
 }
 
 fn key(meta: &ObjectMeta) -> Key {

@@ -43,6 +43,11 @@ impl Seen {
         self.deleting && self.orphan
     }
 
+    /// How much it is to remember.
+    pub(crate) fn weight(&self) -> usize {
+        1 + self.owners.len()
+    }
+
     /// Whether it holds up an owner of this uid. A reference that means another one, as a whole, holds nobody up: who may write a
     /// ConfigMap could keep anybody's object otherwise.
     fn blocks(&self, uid: &str, owner: Option<&Seen>) -> bool {
@@ -86,8 +91,8 @@ struct Node {
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
     nodes: HashMap<Uid, Node>,
-    /// Objects by the group of their kind.
-    counts: HashMap<Arc<str>, usize>,
+    /// What there is to remember of a group's objects, by the group of their kind: objects, and their references to owners.
+    weights: HashMap<Arc<str>, usize>,
     /// Owner references that were made before: dependents of one owner share one.
     shared: HashMap<(Uid, bool), Arc<[Owner]>>,
     /// When `shared` is cleaned of what nobody uses.
@@ -133,16 +138,17 @@ impl Graph {
             .collect()
     }
 
-    /// Objects of all kinds of a group.
-    pub(crate) fn count(&self, group: &str) -> usize {
-        self.counts.get(group).copied().unwrap_or_default()
+    /// Objects of all kinds of a group, with their references to owners.
+    pub(crate) fn weight(&self, group: &str) -> usize {
+        self.weights.get(group).copied().unwrap_or_default()
     }
 
-    fn uncount(&mut self, group: &str) {
-        if let Some(count) = self.counts.get_mut(group) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(group);
+    fn unweigh(&mut self, seen: &Seen) {
+        let group = &seen.kind.group;
+        if let Some(weight) = self.weights.get_mut(group) {
+            *weight -= seen.weight();
+            if *weight == 0 {
+                self.weights.remove(group);
             }
         }
     }
@@ -190,13 +196,9 @@ impl Graph {
     /// An object is as told.
     pub(crate) fn put(&mut self, uid: &Uid, seen: Seen) -> Work {
         let mut work = Work::default();
-        let known = self.nodes.get(uid).and_then(|node| node.seen.as_ref()).map(|seen| seen.kind.group.clone());
-        if known.as_ref() != Some(&seen.kind.group) {
-            known.inspect(|group| self.uncount(group));
-            *self.counts.entry(seen.kind.group.clone()).or_default() += 1;
-        }
-        let node = self.nodes.entry(uid.clone()).or_default();
-        let before = node.seen.replace(seen.clone());
+        let before = self.nodes.entry(uid.clone()).or_default().seen.replace(seen.clone());
+        before.iter().for_each(|before| self.unweigh(before));
+        *self.weights.entry(seen.kind.group.clone()).or_default() += seen.weight();
         let (was_waiting, was_orphaning) =
             before.as_ref().map_or((false, false), |before| (before.is_waiting(), before.is_orphaning()));
         if seen.is_orphaning() && !was_orphaning {
@@ -204,9 +206,9 @@ impl Graph {
         }
         if seen.is_waiting() && !was_waiting {
             work.now.push(uid.clone());
-            work.now.extend(node.dependents.iter().cloned());
+            work.now.extend(self.nodes.get(uid).iter().flat_map(|node| &node.dependents).cloned());
         }
-        if before.is_none() && !node.dependents.is_empty() {
+        if before.is_none() {
             self.check_dependents(uid, &seen, &mut work);
         }
         let none: Arc<[Owner]> = Arc::new([]);
@@ -271,7 +273,7 @@ impl Graph {
         if node.dependents.is_empty() {
             self.nodes.remove(uid);
         }
-        seen.iter().for_each(|seen| self.uncount(&seen.kind.group));
+        seen.iter().for_each(|seen| self.unweigh(seen));
         for owner in seen.iter().flat_map(|seen| seen.owners.iter()) {
             self.unlink(&owner.uid, uid);
             if self.get(&owner.uid).is_some_and(Seen::is_waiting) {

@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -213,7 +213,9 @@ impl Controller {
         let dependents = self.graph.lock().dependents(uid);
         let forgotten = futures::stream::iter(dependents)
             .map(|(dependent, seen)| async move { self.forget(&dependent, seen, std::slice::from_ref(uid)).await });
-        forgotten.buffer_unordered(SIDE_BY_SIDE).try_collect::<()>().await?;
+        // Each is tried, whatever comes of the others.
+        let forgotten = forgotten.buffer_unordered(SIDE_BY_SIDE).collect::<Vec<Result<(), Error>>>();
+        forgotten.await.into_iter().collect::<Result<(), Error>>()?;
         self.remove_finalizer(uid, seen, ORPHAN).await?;
         Ok(Next::OnEvent)
     }

@@ -97,17 +97,18 @@ fn who_means_another_owner_by_its_uid_holds_nobody_up() {
 }
 
 #[test]
-fn objects_are_counted_by_group() {
+fn objects_are_counted_by_group_with_their_references() {
     let mut graph = Graph::default();
-    put(&mut graph, "a", &[("b", true)], |_| {});
+    put(&mut graph, "a", &[("b", true), ("c", true)], |_| {});
+    assert_eq!(graph.weight(""), 3, "an owner that was not seen is remembered, too");
     put(&mut graph, "a", &[], |_| {});
-    assert_eq!((graph.count(""), graph.count("other.x")), (1, 0), "an owner that was not seen is none");
+    assert_eq!((graph.weight(""), graph.weight("other.x")), (1, 0));
     let other = Arc::new(shared_kind("other.x", "v1", "Thing", "things", true));
-    put(&mut graph, "a", &[], |object| object.kind = other.clone());
-    assert_eq!((graph.count(""), graph.count("other.x")), (0, 1));
+    put(&mut graph, "a", &[("b", true)], |object| object.kind = other.clone());
+    assert_eq!((graph.weight(""), graph.weight("other.x")), (0, 2));
     graph.remove("a");
     graph.remove("a");
-    assert_eq!(graph.count("other.x"), 0);
+    assert_eq!(graph.weight("other.x"), 0);
 }
 
 #[tokio::test]
@@ -116,11 +117,15 @@ async fn another_server_may_say_that_there_are_any_number_of_objects_of_any_size
     let recorder = Recorder::new(client.clone());
     let controller = Controller::new(client.clone(), recorder, Discovery::new(client), Box::new(|_, _, _| ()));
     let kind = Arc::new(shared_kind("other.x", "v1", "Thing", "things", true));
-    let see = |kind: &Arc<Kind>, uid: &str, name: &str| {
-        let metadata = ObjectMeta { uid: Some(uid.into()), name: Some(name.into()), ..ObjectMeta::default() };
+    let see_owned = |kind: &Arc<Kind>, uid: &str, name: &str, owners: usize| {
+        let owner = |index: usize| OwnerReference { uid: format!("owner{index}"), ..OwnerReference::default() };
+        let owner_references = Some((0..owners).map(owner).collect());
+        let (uid, name) = (Some(uid.into()), Some(name.into()));
+        let metadata = ObjectMeta { uid, name, owner_references, ..ObjectMeta::default() };
         controller.seen_object(kind, &Tolerant::Good(AnyObject { metadata }), &mut false);
     };
-    let count = || controller.graph.lock().count("other.x");
+    let see = |kind: &Arc<Kind>, uid: &str, name: &str| see_owned(kind, uid, name, 0);
+    let count = || controller.graph.lock().weight("other.x");
     see(&kind, "long", &"x".repeat(NAME_BYTES_MAX + 1));
     assert_eq!(count(), 0);
     (0..OTHERS_MAX + 10).for_each(|index| see(&kind, &format!("u{index}"), "name"));
@@ -128,9 +133,17 @@ async fn another_server_may_say_that_there_are_any_number_of_objects_of_any_size
     controller.gone(&kind, "u0", &Key::new("", "name"));
     see(&kind, "again", "name");
     assert!(controller.graph.lock().get("again").is_some(), "there is room again");
+    // References take room as objects do, also those that come later.
+    (0..10).for_each(|index| controller.gone(&kind, &format!("u{index}"), &Key::new("", "name")));
+    see_owned(&kind, "owned", "name", 20);
+    assert!(controller.graph.lock().get("owned").is_none());
+    see_owned(&kind, "owned", "name", 5);
+    see_owned(&kind, "owned", "name", 20);
+    assert_eq!(controller.graph.lock().get("owned").map(|seen| seen.owners.len()), Some(5));
+    assert!(count() <= OTHERS_MAX);
     let own = Arc::new(shared_kind("rbac.authorization.k8s.io", "v1", "Role", "roles", true));
     (0..OTHERS_MAX + 10).for_each(|index| see(&own, &format!("r{index}"), "name"));
-    assert_eq!(controller.graph.lock().count("rbac.authorization.k8s.io"), OTHERS_MAX + 10, "ours are as they are");
+    assert_eq!(controller.graph.lock().weight("rbac.authorization.k8s.io"), OTHERS_MAX + 10, "ours are as they are");
 }
 
 #[test]

@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::foreign;
+
 /// A definition that could not be read is read again after this time.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -95,7 +97,7 @@ async fn watch(client: kube::Client, kind: usize, changes: mpsc::Sender<Change>,
         plural: plural.to_owned(),
     };
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    let mut events = watcher::watcher(api, watcher::Config::default()).default_backoff().boxed();
+    let mut events = watcher::watcher(api, foreign::in_pages()).default_backoff().boxed();
     let mut watched = Watched::default();
     let tell = |said| changes.send((kind, said));
     let follow = async {

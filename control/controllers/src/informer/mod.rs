@@ -89,7 +89,7 @@ pub(crate) trait Object: Send + Sync + Sized + 'static {
 }
 
 /// By what objects are found besides their name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Index {
     /// The uid of the controlling owner.
     Controller,
@@ -246,10 +246,10 @@ impl<K: Object> Content<K> {
     fn link(&mut self, before: Option<&K>, now: &K, key: &Key) {
         let old = before.map(entries).unwrap_or_default();
         let new = entries(now);
-        for (index, entry) in old.iter().filter(|entry| !new.contains(entry)) {
+        for (index, entry) in old.iter().filter(|entry| new.binary_search(entry).is_err()) {
             self.unlink(*index, entry, key);
         }
-        for (index, entry) in new.iter().filter(|entry| !old.contains(entry)) {
+        for (index, entry) in new.iter().filter(|entry| old.binary_search(entry).is_err()) {
             self.indexes[*index as usize].entry(entry.as_str().into()).or_default().insert(key.clone());
         }
     }
@@ -265,9 +265,11 @@ impl<K: Object> Content<K> {
     }
 }
 
+/// The entries of an object, in order: a pod may have thousands of claims.
 fn entries<K: Object>(object: &K) -> Vec<(Index, String)> {
     let mut entries = Vec::with_capacity(2);
     object.index(&mut |index, entry| entries.push((index, entry.to_owned())));
+    entries.sort_unstable();
     entries
 }
 
@@ -542,6 +544,28 @@ mod tests {
         store.remove(&Key::new("n", "b"));
         assert!(store.controlled_by("one").is_empty());
         assert_eq!(store.content.read().indexes[Index::Controller as usize].len(), 1);
+    }
+
+    #[test]
+    fn a_pod_with_thousands_of_claims_and_ports_keeps_nobody_waiting() {
+        let volume = |index: usize| json!({"name": "v", "persistentVolumeClaim": {"claimName": format!("c{index}")}});
+        let port = |index: usize| json!({"name": format!("p{index}"), "containerPort": index % 65_536});
+        let pod = |version: usize| {
+            pod::tests::pod(json!({
+                "metadata": {"name": "a", "namespace": "n", "uid": "a", "resourceVersion": version.to_string()},
+                "spec": {
+                    "volumes": (version..version + 30_000).map(volume).collect::<Vec<_>>(),
+                    "containers": [{"ports": (0..30_000).map(port).collect::<Vec<_>>()}],
+                },
+            }))
+        };
+        let (store, pods) = (Store::default(), [pod(1), pod(2)]);
+        let begun = std::time::Instant::now();
+        let found = (0..30_000).filter(|index| pods[0].port(&format!("p{index}"), "TCP") == Some(*index)).count();
+        assert_eq!((found, pods[0].port("p1", "UDP"), pods[0].port("p", "TCP")), (30_000, None, None));
+        pods.into_iter().for_each(|pod| drop(store.put(pod)));
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert_eq!((store.by(Index::Claim, "n/c1").len(), store.by(Index::Claim, "n/c30001").len()), (0, 1));
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub(crate) struct Pod {
     pub meant_for: Option<Arc<str>>,
     pub hostname: Option<Box<str>>,
     pub subdomain: Option<Box<str>>,
-    /// Of containers and sidecars, by name.
+    /// Of containers and sidecars, in order of name and protocol: of thousands one is found ([`Pod::port`]).
     pub ports: Arc<[Port]>,
     pub tolerations: Arc<[Toleration]>,
     pub gated: bool,
@@ -135,6 +135,13 @@ impl Pod {
         self.ready && (min_ready_seconds <= 0 || self.available_at(min_ready_seconds).is_some_and(|at| at <= now))
     }
 
+    /// The number of a named port.
+    pub(crate) fn port(&self, name: &str, protocol: &str) -> Option<i32> {
+        let at = self.ports.partition_point(|port| (&*port.name, &*port.protocol) < (name, protocol));
+        let found = self.ports.get(at).filter(|port| (&*port.name, &*port.protocol) == (name, protocol));
+        found.map(|port| port.number)
+    }
+
     /// When it counts as available; `None` while it is not ready.
     pub(crate) fn available_at(&self, min_ready_seconds: i32) -> Option<Timestamp> {
         if !self.ready {
@@ -188,12 +195,16 @@ impl Object for Pod {
             meant_for,
             hostname: spec.hostname.filter(|name| !name.is_empty()).map(Into::into),
             subdomain: spec.subdomain.filter(|name| !name.is_empty()).map(Into::into),
-            ports: ports
-                .filter_map(|port| {
+            ports: {
+                let port = |port: WirePort| {
                     let protocol = port.protocol.unwrap_or_else(|| "TCP".to_owned()).into();
                     Some(Port { name: port.name?.into(), protocol, number: port.container_port })
-                })
-                .collect(),
+                };
+                let mut ports: Vec<Port> = ports.filter_map(port).collect();
+                // Stable: of those of one name the first one counts.
+                ports.sort_by(|a, b| (&a.name, &a.protocol).cmp(&(&b.name, &b.protocol)));
+                ports.into()
+            },
             tolerations: spec.tolerations.into(),
             gated: !spec.scheduling_gates.is_empty(),
             has_deadline: spec.active_deadline_seconds.is_some_and(|seconds| seconds >= 0),
@@ -611,7 +622,7 @@ pub(crate) mod tests {
         assert_eq!((pod.version, pod.deletion_cost, pod.controller(), pod.node.as_deref()), (7, -3, Some("o"), None));
         assert_eq!(
             pod.ports.iter().map(|port| (&*port.name, port.number)).collect::<Vec<_>>(),
-            [("web", 80), ("side", 9)]
+            [("side", 9), ("web", 80)]
         );
         assert_eq!(pod.available_at(10).map(|at| at.to_string()).as_deref(), Some("2026-01-01T00:00:10Z"));
         assert_eq!(pod.ips, ["10.0.0.1".into()]);

@@ -61,7 +61,7 @@ pub(crate) struct Controller {
     signs: Arc<Mutex<Signs>>,
     zones: Arc<Mutex<Zones>>,
     watch: Arc<Mutex<Watchful>>,
-    /// When the pods of the next node of a zone may be driven out.
+    /// When the pods of the next node of a zone may be driven out; of others it is now.
     next_eviction: Mutex<HashMap<Arc<str>, Instant>>,
     /// Nodes that are not ready and whose pods are marked as that. A node alone decides about its pods afterwards.
     marked: Mutex<HashSet<Arc<str>>>,
@@ -104,6 +104,8 @@ impl Controller {
                 }
                 if gone {
                     signs.lock().forget(&key.name);
+                    // Nothing is remembered of it.
+                    queue.add(&key);
                     return;
                 }
                 let now = Instant::now();
@@ -177,7 +179,10 @@ impl Reconciler for Controller {
     }
 
     async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
-        let Some(node) = self.nodes.get(&key) else { return Ok(Next::OnEvent) };
+        let Some(node) = self.nodes.get(&key) else {
+            self.marked.lock().remove(&key.name);
+            return Ok(Next::OnEvent);
+        };
         let now = Instant::now();
         let since = self.watch.lock().observe(now, Timestamp::now());
         let startup = plan::readiness(&node).is_none().then_some(STARTUP_GRACE);
@@ -260,11 +265,11 @@ impl Controller {
         }
         let mut next = self.next_eviction.lock();
         let now = Instant::now();
-        let due = next.entry(zone.clone()).or_insert(now);
-        if *due > now {
+        next.retain(|_, due| *due > now);
+        if let Some(due) = next.get(&zone) {
             return Driven { wait: Some(*due - now), ..by(Drive::Hold) };
         }
-        *due = now + Duration::from_secs(seconds);
+        next.insert(zone.clone(), now + Duration::from_secs(seconds));
         Driven { turn: Some(zone), ..by(Drive::Out) }
     }
 

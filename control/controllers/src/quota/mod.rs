@@ -12,12 +12,11 @@ use std::time::Duration;
 
 use coracle_api::kinds::quota::{Count, tracks};
 use k8s_openapi::api::core::v1::{ResourceQuota, Service};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::client::{self, Client, Meta, RESOURCE_QUOTAS};
 use crate::discovery::{Discovery, Kind};
+use crate::foreign::{PAGE, Pages};
 use crate::garbage::Happened;
 use crate::informer::{Informer, Key, Object as _, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
@@ -30,8 +29,6 @@ const RESYNC: Duration = Duration::from_secs(300);
 const SPACING_MAX: Duration = Duration::from_secs(1);
 /// A count is made again when something was charged while it was made.
 const AGAIN: Duration = Duration::from_millis(250);
-/// Objects that are looked at at a time.
-const PAGE: usize = 500;
 
 /// The controller of quotas.
 pub(crate) struct Controller {
@@ -39,13 +36,6 @@ pub(crate) struct Controller {
     discovery: Discovery,
     queue: Queue<Key>,
     quotas: Arc<Store<ResourceQuota>>,
-}
-
-#[derive(Deserialize)]
-struct List<T> {
-    #[serde(default)]
-    metadata: ListMeta,
-    items: Option<Vec<T>>,
 }
 
 impl Controller {
@@ -161,15 +151,10 @@ impl Controller {
         for (group, resource) in sources.measured {
             let Some(kind) = self.kind(group, resource).await? else { continue };
             count.begin(group, resource);
-            let mut next = Some(String::new());
-            while let Some(after) = next {
-                let path = format!("{}?limit={PAGE}{after}", kind.path(namespace, ""));
-                let list: List<Value> = self.client.get(&path).await.map_err(Error::api("list what a quota counts"))?;
+            let mut pages = Pages::of_whole(&self.client, kind.path(namespace, ""));
+            while let Some(page) = pages.next::<Value>().await.map_err(Error::api("list what a quota counts"))? {
                 let now = now_in_seconds();
-                for object in list.items.iter().flatten() {
-                    count.add(group, resource, object, now);
-                }
-                next = client::page_after(&list.metadata);
+                page.items.iter().for_each(|object| count.add(group, resource, object, now));
             }
         }
         for (group, resource) in sources.counted {
@@ -183,19 +168,16 @@ impl Controller {
 
     /// How many objects of a kind there are: a server that says how many are left is asked for one of them only.
     async fn number(&self, kind: &Kind, namespace: &str) -> Result<i64, kube::Error> {
-        let path = kind.path(namespace, "");
-        let (mut number, mut limit, mut after) = (0, 1, String::new());
-        loop {
-            let list: List<Meta> = self.client.list_meta(&format!("{path}?limit={limit}{after}")).await?;
-            number += list.items.iter().flatten().count() as i64;
-            if let Some(left) = list.metadata.remaining_item_count {
+        let (mut number, mut pages) = (0, Pages::of_metadata(&self.client, kind.path(namespace, "")));
+        pages.limit = 1;
+        while let Some(page) = pages.next::<Meta>().await? {
+            number += page.items.len() as i64;
+            if let Some(left) = page.metadata.remaining_item_count {
                 return Ok(number.saturating_add(left));
             }
-            match client::page_after(&list.metadata) {
-                Some(next) => (limit, after) = (PAGE, next),
-                None => return Ok(number),
-            }
+            pages.limit = PAGE;
         }
+        Ok(number)
     }
 
     async fn kind(&self, group: &str, resource: &str) -> Result<Option<Kind>, Error> {

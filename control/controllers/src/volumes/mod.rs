@@ -42,6 +42,9 @@ const SPACING: Duration = Duration::from_millis(20);
 /// How long a node must be gone before nobody waits for its word any more; it may be replaced by one of the same name (tests do not
 /// wait so long).
 const QUARANTINE: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(40) };
+/// Nodes that are not there of which it is known since when; at the bound those whose time is over are forgotten, and who asks for
+/// one of them waits once more.
+const MISSED_MAX: usize = 4096;
 const COMPONENT: &str = "persistentvolume-controller";
 
 /// What there is to look at.
@@ -65,14 +68,16 @@ pub(crate) struct Controller {
     missed: Arc<Missed>,
 }
 
-/// Nodes that were not there when they were looked for, or went, and since when. A name of each that has not come back: no more than
-/// there ever were. Another process that leads counts anew.
+/// Nodes that were not there when they were looked for, or went, and since when: no more than [`MISSED_MAX`]. Another process that
+/// leads counts anew.
 #[derive(Debug, Default)]
 struct Missed(Mutex<HashMap<Arc<str>, Instant>>);
 
 impl Missed {
     fn went(&self, node: &str, now: Instant) {
-        self.0.lock().insert(node.into(), now);
+        let mut all = self.0.lock();
+        make_room(&mut all, now);
+        all.insert(node.into(), now);
     }
 
     fn is_back(&self, node: &str) {
@@ -81,8 +86,26 @@ impl Missed {
 
     /// How long one that is not there has still to be gone until nobody waits for its word any more.
     fn rest(&self, node: &str, now: Instant) -> Duration {
-        let since = *self.0.lock().entry(node.into()).or_insert(now);
+        let mut all = self.0.lock();
+        let since = match all.get(node) {
+            Some(since) => *since,
+            None => {
+                make_room(&mut all, now);
+                all.insert(node.into(), now);
+                now
+            }
+        };
         QUARANTINE.saturating_sub(now.saturating_duration_since(since))
+    }
+}
+
+/// Forgets nodes that nobody waits for any more; all of them, where that is not enough.
+fn make_room(missed: &mut HashMap<Arc<str>, Instant>, now: Instant) {
+    if missed.len() >= MISSED_MAX {
+        missed.retain(|_, since| now.saturating_duration_since(*since) < QUARANTINE);
+    }
+    if missed.len() >= MISSED_MAX {
+        missed.clear();
     }
 }
 

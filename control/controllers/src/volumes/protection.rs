@@ -3,16 +3,17 @@
 //! That nobody does is asked of the API: a pod may be bound and not in the cache yet. One list answers for all claims of a
 //! namespace that are going.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_api::volumes::CLAIM_PROTECTION;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
-use serde::Deserialize;
 use serde_json::json;
 
 use crate::Error;
 use crate::client::{self, Client, PERSISTENT_VOLUME_CLAIMS, PODS};
+use crate::foreign::Pages;
 use crate::informer::{Change, Index, Informer, Object as _, Pod, PodWire, Store};
 use crate::queue::{Next, Queue, Reconciler};
 
@@ -50,7 +51,10 @@ impl Controller {
                 if !is_over || pod.claims.is_empty() {
                     return;
                 }
-                let used = |claim: &PersistentVolumeClaim| pod.claims.iter().any(|it| *it.name == *claim.key().name);
+                let names: HashSet<&str> = pod.claims.iter().map(|claim| &*claim.name).collect();
+                let used = |claim: &PersistentVolumeClaim| {
+                    claim.metadata.name.as_deref().is_some_and(|name| names.contains(name))
+                };
                 if !claims.select(&pod.key.namespace, |claim| is_going(claim) && used(claim)).is_empty() {
                     queue.add(&pod.key.namespace);
                 }
@@ -65,21 +69,12 @@ fn is_going(claim: &PersistentVolumeClaim) -> bool {
     claim.is_deleting() && claim.finalizers().iter().any(|name| name == CLAIM_PROTECTION)
 }
 
-/// Whether a pod on a node uses a claim. One that was made for the pod is not used any more by one that its node has ended.
-fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
-    pod.node.is_some()
-        && pod.claims.iter().any(|used| {
-            *used.name == *claim.key().name
-                && match used.made_for {
-                    None => true,
-                    Some(_) => !(pod.is_terminal() && pod.deleting.is_some()) && claim.controller() == Some(&*pod.uid),
-                }
-        })
-}
-
-#[derive(Deserialize)]
-struct Pods {
-    items: Vec<PodWire>,
+/// The claims that a pod on a node uses, each with the pod that it was made for, if any: by its uid. One that was made for the pod
+/// is not used any more by one that its node has ended.
+fn used(pod: &Pod) -> impl Iterator<Item = (&str, Option<&str>)> {
+    let is_over = pod.is_terminal() && pod.deleting.is_some();
+    let claims = pod.claims.iter().filter(move |claim| pod.node.is_some() && !(is_over && claim.made_for.is_some()));
+    claims.map(|claim| (&*claim.name, claim.made_for.as_ref().map(|_| &*pod.uid)))
 }
 
 impl Reconciler for Controller {
@@ -94,16 +89,26 @@ impl Reconciler for Controller {
     async fn reconcile(self: Arc<Self>, namespace: Arc<str>) -> Result<Next, Error> {
         let mut going = self.claims.select(&namespace, is_going);
         going.retain(|claim| {
+            let (name, maker) = (claim.key().name, claim.controller());
+            let is_it = |(used, of): (&str, Option<&str>)| *used == *name && (of.is_none() || of == maker);
             let pods = self.pods.by(Index::Claim, &claim.key().to_string());
-            !pods.iter().any(|pod| uses(pod, claim))
+            !pods.iter().any(|pod| used(pod).any(is_it))
         });
         if going.is_empty() {
             return Ok(Next::OnEvent);
         }
-        let path = client::path(PODS.version, PODS.plural, &namespace, "");
-        let pods: Pods = self.client.get(&path).await.map_err(Error::api("list the pods that may use a claim"))?;
-        let pods: Vec<Pod> = pods.items.into_iter().map(Pod::keep).collect();
-        for claim in going.iter().filter(|claim| !pods.iter().any(|pod| uses(pod, claim))) {
+        let mut in_use: HashSet<(String, Option<String>)> = HashSet::new();
+        let mut pods = Pages::of_whole(&self.client, client::path(PODS.version, PODS.plural, &namespace, ""));
+        while let Some(page) = pods.next::<PodWire>().await.map_err(Error::api("list the pods that may use a claim"))? {
+            for pod in page.items.into_iter().map(Pod::keep) {
+                in_use.extend(used(&pod).map(|(claim, of)| (claim.to_owned(), of.map(str::to_owned))));
+            }
+        }
+        let is_in_use = |claim: &PersistentVolumeClaim| {
+            let (name, maker) = (claim.key().name.to_string(), claim.controller().map(str::to_owned));
+            in_use.contains(&(name.clone(), None)) || (maker.is_some() && in_use.contains(&(name, maker)))
+        };
+        for claim in going.iter().filter(|claim| !is_in_use(claim)) {
             let left: Vec<&String> = claim.finalizers().iter().filter(|name| *name != CLAIM_PROTECTION).collect();
             let (uid, version) = (&claim.metadata.uid, &claim.metadata.resource_version);
             let patch = json!({"metadata": {"uid": uid, "resourceVersion": version, "finalizers": left}});

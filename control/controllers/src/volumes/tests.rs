@@ -326,4 +326,10 @@ fn a_node_is_waited_for_a_while_after_it_went_whoever_looks() {
     assert_eq!(missed.rest("one", begun + quarantine * 2), quarantine);
     missed.went("one", begun + quarantine * 4);
     assert_eq!(missed.rest("one", begun + quarantine * 4), quarantine);
+    // However many come and go, under whatever names.
+    let now = begun + quarantine * 5;
+    (0..super::MISSED_MAX * 3).for_each(|index| missed.went(&format!("node{index}"), now));
+    assert!(missed.0.lock().len() <= super::MISSED_MAX);
+    missed.went("last", now);
+    assert_eq!(missed.rest("last", now + quarantine / 4), quarantine - quarantine / 4);
 }
