@@ -9,15 +9,16 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::extract::ConnectInfo;
+use bytes::Bytes;
 use coracle_apiserver::{Connection, Identity};
 use http::{HeaderValue, Request, StatusCode, Version, header};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::pki_types::CertificateDer;
@@ -37,6 +38,14 @@ const CONNECTIONS_MAX: usize = 20_000;
 const DESCRIPTORS_KEPT: u64 = 512;
 /// How long a client may leave what was sent to it unread before its connection is cut.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often it is looked whether a client takes its small answers. One that the look before has seen ends its connection.
+const LOOK_AT_ANSWERS_EVERY: Duration = if cfg!(test) { Duration::from_secs(2) } else { UNREAD_TIMEOUT };
+/// Answers below this are the listener's to count: of larger ones the API server and the registry see to it that they are read.
+const SMALL: u64 = 16 << 10;
+/// What an answer costs besides its bytes.
+const ANSWER_BYTES: usize = 2 << 10;
+/// Bytes of small answers that a listener keeps for clients that do not take them. Beyond that whoever has most of them goes.
+const WAITING_BYTES_MAX: usize = 256 << 20;
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// One Go client runs every watch over one connection (kubernetes-api §1.1).
@@ -137,9 +146,15 @@ pub async fn serve(listener: Arc<TcpListener>, tls: Option<TlsAcceptor>, router:
     let http = Arc::new(http);
     let tasks = TaskTracker::new();
     let connections = Connections::new(connections_max());
+    let mut looks = tokio::time::interval(LOOK_AT_ANSWERS_EVERY);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let (stream, peer) = tokio::select! {
             () = stop.cancelled() => break,
+            _ = looks.tick() => {
+                connections.look();
+                continue;
+            }
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) if is_connection_error(&error) => continue,
@@ -158,7 +173,7 @@ pub async fn serve(listener: Arc<TcpListener>, tls: Option<TlsAcceptor>, router:
             let work = connection(stream, peer, tls, router, &http, stop, &mine);
             let ended = tokio::select! {
                 ended = work => ended,
-                () = mine.cut.cancelled() => Err("others needed what it held".to_owned()),
+                () = mine.cut.cancelled() => Err("others needed what it held, or it did not take what it asked for".to_owned()),
             };
             if let Err(error) = ended {
                 tracing::debug!(%peer, error, "connection");
@@ -222,7 +237,7 @@ where
         // Held by the request and by its answer: a stream that the connection becomes keeps it as busy.
         let busy = Arc::new(mine.busy());
         request.extensions_mut().insert(Connection::new(mine.cut.clone(), busy.clone()));
-        let (version, stopping) = (request.version(), stopping.clone());
+        let (version, stopping, mine) = (request.version(), stopping.clone(), mine.clone());
         let answer = (!has_ended).then(|| router.clone().call(request));
         async move {
             let mut answer = match answer {
@@ -242,9 +257,13 @@ where
             // An answer that goes on keeps its connection as busy as the request did.
             answer.map(|response| {
                 response.map(|body| {
+                    let waiting = body.size_hint().exact().and_then(|size| mine.waits(size));
                     body.map_frame(move |frame| {
                         let _busy = &busy;
-                        frame
+                        frame.map_data(|bytes| match &waiting {
+                            Some(waiting) => Bytes::from_owner(Piece { bytes, _waiting: waiting.clone() }),
+                            None => bytes,
+                        })
                     })
                 })
             })
@@ -292,9 +311,17 @@ fn open_files() -> u64 {
 /// idle clients only push out each other.
 struct Connections {
     most: usize,
-    began: Instant,
-    all: Arc<Mutex<HashMap<u64, Arc<State>>>>,
+    all: Arc<All>,
     next: AtomicU64,
+}
+
+struct All {
+    began: Instant,
+    connections: Mutex<HashMap<u64, Arc<State>>>,
+    /// How often it was looked at small answers that wait.
+    looks: AtomicUsize,
+    /// What they hold.
+    waiting: AtomicUsize,
 }
 
 /// What is known of one connection.
@@ -303,6 +330,10 @@ struct State {
     active: AtomicUsize,
     /// Since when there are none, in milliseconds of the listener.
     idle_since: AtomicU64,
+    /// Small answers that its client has not taken: those made since a look and those made before it, turn by turn.
+    small: [AtomicUsize; 2],
+    /// What these hold.
+    waiting: AtomicUsize,
     /// Ends it: others need its place, or its client does not read what was sent to it.
     cut: CancellationToken,
 }
@@ -310,37 +341,88 @@ struct State {
 /// A connection's own entry; it goes with the connection.
 struct Mine {
     number: u64,
-    began: Instant,
     state: Arc<State>,
-    all: Arc<Mutex<HashMap<u64, Arc<State>>>>,
+    all: Arc<All>,
 }
 
 /// A request that is not answered completely.
 struct Busy(Arc<Mine>);
 
+/// A small answer that its client has not taken completely.
+struct Waiting {
+    mine: Arc<Mine>,
+    turn: usize,
+    bytes: usize,
+}
+
+/// A part of a small answer, wherever on its way it is.
+struct Piece {
+    bytes: Bytes,
+    _waiting: Arc<Waiting>,
+}
+
 impl Connections {
     fn new(most: usize) -> Connections {
-        Connections { most, began: Instant::now(), all: Arc::default(), next: AtomicU64::new(0) }
+        let all = All {
+            began: Instant::now(),
+            connections: Mutex::default(),
+            looks: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+        };
+        Connections { most, all: Arc::new(all), next: AtomicU64::new(0) }
     }
 
     /// An entry for one more; `None` when all are busy.
     fn add(&self) -> Option<Arc<Mine>> {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= self.most {
-            let idle = all.iter().filter(|(_, state)| state.active.load(Ordering::Relaxed) == 0);
+        let mut connections = self.all.connections();
+        if connections.len() >= self.most {
+            let idle = connections.iter().filter(|(_, state)| state.active.load(Ordering::Relaxed) == 0);
             let longest = idle.min_by_key(|(number, state)| (state.idle_since.load(Ordering::Relaxed), **number));
             let (number, state) = longest.map(|(number, state)| (*number, state.clone()))?;
-            all.remove(&number);
+            connections.remove(&number);
             state.cut.cancel();
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(State {
             active: AtomicUsize::new(0),
-            idle_since: AtomicU64::new(millis(self.began)),
+            idle_since: AtomicU64::new(self.all.millis()),
+            small: Default::default(),
+            waiting: AtomicUsize::new(0),
             cut: CancellationToken::new(),
         });
-        all.insert(number, state.clone());
-        Some(Arc::new(Mine { number, began: self.began, state, all: self.all.clone() }))
+        connections.insert(number, state.clone());
+        Some(Arc::new(Mine { number, state, all: self.all.clone() }))
+    }
+
+    /// Ends whatever has not taken in one turn what was answered in the one before.
+    fn look(&self) {
+        let connections = self.all.connections();
+        let before = (self.all.looks.load(Ordering::Relaxed) + 1) % 2;
+        let slow = connections.values().filter(|state| state.small[before].load(Ordering::Relaxed) > 0);
+        slow.for_each(|state| state.cut.cancel());
+        self.all.looks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl All {
+    fn connections(&self) -> MutexGuard<'_, HashMap<u64, Arc<State>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Ends the connection that keeps most, unless those that end already give back enough.
+    fn relieve(&self) {
+        let connections = self.connections();
+        let stay = connections.values().filter(|state| !state.cut.is_cancelled());
+        let kept = stay.map(|state| (state.waiting.load(Ordering::Relaxed), state)).collect::<Vec<_>>();
+        if kept.iter().map(|(bytes, _)| bytes).sum::<usize>() > WAITING_BYTES_MAX
+            && let Some((_, state)) = kept.iter().max_by_key(|(bytes, _)| bytes)
+        {
+            state.cut.cancel();
+        }
     }
 }
 
@@ -348,6 +430,18 @@ impl Mine {
     fn busy(self: &Arc<Mine>) -> Busy {
         self.state.active.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
+    }
+
+    /// Counts a small answer until its client has taken it; others are counted elsewhere.
+    fn waits(self: &Arc<Mine>, size: u64) -> Option<Arc<Waiting>> {
+        let size = (1..SMALL).contains(&size).then(|| usize::try_from(size).ok())??;
+        let (turn, bytes) = (self.all.looks.load(Ordering::Relaxed) % 2, size + ANSWER_BYTES);
+        self.small[turn].fetch_add(1, Ordering::Relaxed);
+        self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        if self.all.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes > WAITING_BYTES_MAX {
+            self.all.relieve();
+        }
+        Some(Arc::new(Waiting { mine: self.clone(), turn, bytes }))
     }
 }
 
@@ -361,19 +455,29 @@ impl std::ops::Deref for Mine {
 
 impl Drop for Mine {
     fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+        self.all.connections().remove(&self.number);
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.state.idle_since.store(millis(self.0.began), Ordering::Relaxed);
+        self.0.state.idle_since.store(self.0.all.millis(), Ordering::Relaxed);
         self.0.state.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-fn millis(began: Instant) -> u64 {
-    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.mine.small[self.turn].fetch_sub(1, Ordering::Relaxed);
+        self.mine.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.mine.all.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Who showed a verified client certificate, and when that ends.
@@ -434,6 +538,65 @@ mod tests {
         drop((busy, second));
         assert!(connections.add().is_some());
         assert!(is_out(&first));
+    }
+
+    #[test]
+    fn who_does_not_take_small_answers_ends_and_so_does_who_keeps_most_of_them() {
+        let connections = Connections::new(4);
+        let mut mine = (0..3).map(|_| connections.add().unwrap()).collect::<Vec<_>>();
+        let out = |mine: &[Arc<Mine>]| mine.iter().map(|mine| mine.cut.is_cancelled()).collect::<Vec<_>>();
+        assert!(mine[0].waits(0).is_none() && mine[0].waits(SMALL).is_none());
+        // The first takes nothing, the second takes each within a turn, and the third has just asked.
+        let (_never, in_time) = (mine[0].waits(1), mine[1].waits(1));
+        connections.look();
+        drop(in_time);
+        let _in_time = mine[1].waits(1);
+        let _just_now = mine[2].waits(1);
+        assert_eq!(out(&mine), [false; 3]);
+        connections.look();
+        assert_eq!(out(&mine), [true, false, false]);
+        mine.remove(0);
+
+        // More than a listener keeps: whoever has most goes, at once and alone.
+        let connections = Connections::new(4);
+        let mine = (0..3).map(|_| connections.add().unwrap()).collect::<Vec<_>>();
+        let one = 16_000 + ANSWER_BYTES;
+        let most = WAITING_BYTES_MAX / one;
+        let keep = |mine: &Arc<Mine>, many: usize| (0..many).map(|_| mine.waits(16_000)).collect::<Vec<_>>();
+        let (a, b) = (keep(&mine[0], most / 3), keep(&mine[1], most - most / 3));
+        assert_eq!(out(&mine), [false; 3]);
+        let c = keep(&mine[2], 10);
+        assert_eq!(out(&mine), [false, true, false]);
+        drop((a, b, c));
+        assert_eq!(connections.all.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    /// A client that opens no window, or one of a byte, and answers pings.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_does_not_take_its_small_answers_loses_its_connection_and_others_go_on() {
+        let router = Router::new().fallback(|| async { "said" });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let serving = tokio::spawn(serve(Arc::new(listener), None, router, stop.clone()));
+        let ask = async |window: u32| {
+            let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+            let mut http = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+            let (mut sender, connection) = http.initial_stream_window_size(window).handshake(stream).await.unwrap();
+            let connection = tokio::spawn(connection);
+            let request = http::Request::get(format!("http://{address}/"));
+            let request = request.body(http_body_util::Empty::<Bytes>::new()).unwrap();
+            (sender.send_request(request).await.unwrap(), sender, connection)
+        };
+        let (answer, _sender, stays) = ask(1 << 20).await;
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "said");
+        for window in [0, 1] {
+            let (_answer, _sender, connection) = ask(window).await;
+            let cut = tokio::time::timeout(Duration::from_secs(60), connection).await;
+            assert!(cut.expect("it is cut").unwrap().is_err());
+        }
+        assert!(!stays.is_finished());
+        stop.cancel();
+        serving.await.unwrap();
     }
 
     #[tokio::test]
