@@ -227,8 +227,11 @@ impl Pods {
                 };
             }
             let mut state = slot.lock();
+            // Of one that was forgotten meanwhile nothing is tried again.
+            let is_waited_for =
+                matches!(answer, Answer::Failed { is_answered: true, .. }) && !state.core.is_forgotten();
             let report = &mut state.report;
-            self.retries(report, matches!(answer, Answer::Failed { is_answered: true, .. }));
+            self.retries(report, is_waited_for);
             match answer {
                 Answer::Done(revision) => {
                     report.revision = revision.or(report.revision);
@@ -319,7 +322,8 @@ impl Pods {
             Err(answer) => return answer,
         };
         if status.is_success() {
-            return Answer::Done(revision_in(&body));
+            let version = metadata_in(&body).and_then(|written| written.resource_version);
+            return Answer::Done(version.and_then(|version| version.parse().ok()));
         }
         let message = String::from_utf8_lossy(&body).into_owned();
         match status {
@@ -336,21 +340,13 @@ impl Pods {
 
     /// Whether the API server says that there is no such pod, or another one of its name.
     async fn is_gone(&self, slot: &Slot) -> bool {
-        #[derive(Deserialize)]
-        struct Named {
-            metadata: Metadata,
-        }
-        #[derive(Deserialize)]
-        struct Metadata {
-            uid: String,
-        }
         let path = format!("/api/v1/namespaces/{}/pods/{}", slot.namespace, slot.name);
         let accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
         let request = Request::builder().method(Method::GET).uri(path).header(header::ACCEPT, accept);
         match self.ask(request, Vec::new()).await {
             Ok((StatusCode::NOT_FOUND, _)) => true,
             Ok((status, body)) if status.is_success() => {
-                serde_json::from_slice(&body).is_ok_and(|found: Named| *found.metadata.uid != *slot.uid)
+                metadata_in(&body).and_then(|found| found.uid).is_some_and(|uid| *uid != *slot.uid)
             }
             _ => false,
         }
@@ -372,12 +368,21 @@ impl Pods {
     }
 }
 
-/// The version that an object has in a response, without decoding the object.
-fn revision_in(body: &[u8]) -> Option<u64> {
-    const NAME: &[u8] = b"\"resourceVersion\":\"";
-    let at = body.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
-    let digits = body[at..].split(|byte| *byte == b'"').next()?;
-    std::str::from_utf8(digits).ok()?.parse().ok()
+/// As much of an object in a response as is looked at.
+#[derive(Deserialize)]
+struct Answered {
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+fn metadata_in(body: &[u8]) -> Option<Metadata> {
+    serde_json::from_slice(body).ok().map(|answered: Answered| answered.metadata)
 }
 
 /// What of a status the node answers for, as a number: phase, its conditions, its containers. The same for what it writes
@@ -439,7 +444,13 @@ mod tests {
             "conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}],
         });
         assert_eq!(print_of(&written), print_of(&serde_json::to_value(read).unwrap()), "null is nothing");
-        assert_eq!(revision_in(br#"{"kind":"Pod","metadata":{"resourceVersion":"42"}}"#), Some(42));
-        assert_eq!(revision_in(b"{}"), None);
+    }
+
+    #[test]
+    fn the_version_of_an_object_is_its_own() {
+        let version = |body: &[u8]| metadata_in(body).and_then(|metadata| metadata.resource_version);
+        let body = br#"{"kind":"Pod","metadata":{"annotations":{"resourceVersion":"99"},"resourceVersion":"42"}}"#;
+        assert_eq!(version(body).as_deref(), Some("42"));
+        assert_eq!(version(b"{}"), None);
     }
 }

@@ -195,6 +195,12 @@ impl Pods {
         self.slots.read().len()
     }
 
+    /// Whether nothing that is to be told of pods is under way, or waited for.
+    #[cfg(test)]
+    pub fn has_reported(&self) -> bool {
+        self.reports.is_idle()
+    }
+
     /// Stops every pod and leaves the API objects to the next start; returns when all have stopped, or after the grace
     /// period and what it takes to kill.
     pub async fn stop_all(self: &Arc<Self>, grace: Duration) {

@@ -41,6 +41,8 @@ struct State {
     recorded: Vec<Value>,
     /// Pods whose status is refused, with what, and how often it was.
     refused: BTreeMap<String, (StatusCode, u32)>,
+    /// Rings when the refusal of a pod's status may be answered, where it waits for that.
+    held: Option<Arc<Notify>>,
     /// A pod whose condition is set back after each write.
     contradicted: Option<String>,
     objects: BTreeMap<String, Value>,
@@ -153,6 +155,11 @@ impl Api {
     /// Takes the pod's status again.
     pub fn take_status(&self, name: &str) {
         self.state.lock().refused.remove(name);
+    }
+
+    /// Each refusal of a status waits from now on until it is let go.
+    pub fn hold_refusals(&self) -> Arc<Notify> {
+        self.state.lock().held.insert(Arc::default()).clone()
     }
 
     /// How often the pod's status was refused.
@@ -443,7 +450,14 @@ impl Api {
                 self.store_node(&mut state);
                 answer(StatusCode::OK, &json!({}))
             }
-            (&Method::PATCH, ["api", "v1", "namespaces", _, "pods", name, "status"]) => self.write(name, &body),
+            (&Method::PATCH, ["api", "v1", "namespaces", _, "pods", name, "status"]) => {
+                let answered = self.write(name, &body);
+                let held = self.state.lock().held.clone().filter(|_| !answered.status().is_success());
+                if let Some(held) = held {
+                    held.notified().await;
+                }
+                answered
+            }
             (&Method::DELETE, ["api", "v1", "namespaces", _, "pods", name]) => {
                 let mut state = self.state.lock();
                 let Some(pod) = state.pods.get(*name).cloned() else {

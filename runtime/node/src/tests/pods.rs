@@ -450,6 +450,25 @@ async fn a_node_that_stops_waits_for_what_a_server_takes_a_little_later() {
     assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
 }
 
+/// What is under way about a pod when it goes comes to its end, and nobody waits for another try.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_fails_when_its_pod_has_gone_is_not_waited_for() {
+    let world = World::start().await;
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    let pods = world.pods();
+    let slot = pods.find("default", "web").unwrap();
+    until("all is told", || pods.has_reported()).await;
+    let held = world.api.hold_refusals();
+    world.api.refuse_status("web", 503);
+    world.api.modify("web", |pod| pod["status"]["conditions"][0]["status"] = json!("False"));
+    until("it is refused", || world.api.refusals("web") == 1).await;
+    pods.remove(&slot.uid);
+    until("it is forgotten", || slot.with_core(|core| core.is_forgotten())).await;
+    held.notify_one();
+    until("nothing is waited for", || pods.has_reported()).await;
+}
+
 /// A conflict is not judged by its words: the pod is the one it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_conflict_ends_what_is_told_of_a_pod_only_where_it_is_another_one() {
