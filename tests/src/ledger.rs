@@ -131,7 +131,15 @@ impl Ledger {
     }
 }
 
-/// Adds what ginkgo's report tells, by the specs' names after `prefix`. Of specs of one name the one that failed is told.
+/// Adds the result of a test. Of several with one name the one that failed is told.
+pub fn add(results: &mut Results, name: String, state: &str, message: &str) {
+    let told = results.entry(name).or_default();
+    if state != PASSED || told.0.is_empty() {
+        *told = (state.to_owned(), message.to_owned());
+    }
+}
+
+/// Adds what ginkgo's report tells, by the specs' names after `prefix`.
 ///
 /// # Panics
 /// When it is not JSON.
@@ -147,10 +155,7 @@ pub fn add_ginkgo_results(results: &mut Results, prefix: &str, report: &[u8]) {
             spec["ContainerHierarchyTexts"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         name.push(spec["LeafNodeText"].as_str().unwrap_or_default());
         let message = spec["Failure"]["Message"].as_str().unwrap_or_default();
-        let told = results.entry(format!("{prefix}{}", name.join(" "))).or_default();
-        if state != PASSED || told.0.is_empty() {
-            *told = (state.to_owned(), message.to_owned());
-        }
+        add(results, format!("{prefix}{}", name.join(" ")), state, message);
     }
 }
 
