@@ -236,26 +236,27 @@ fn is_for_one_host<B>(request: &Request<B>) -> Result<(), Error> {
 
 /// What a client is told when nothing answered it.
 pub(crate) fn refuse(error: &Error) -> Response<Body> {
-    let status = match error {
+    if let Error::Unavailable { source, .. } | Error::Failed { source, .. } = error {
+        tracing::debug!(error = %error, cause = %source, "no answer");
+    }
+    say(status_of(error), &error.to_string())
+}
+
+/// With which status.
+pub(crate) fn status_of(error: &Error) -> StatusCode {
+    match error {
         Error::NoEndpoints { .. }
         | Error::NoneHere { .. }
         | Error::Forbidden { .. }
         | Error::NoPod(_)
-        | Error::Crowded { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        | Error::Crowded { .. }
+        | Error::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Error::NotInCluster(_) | Error::NoPort { .. } => StatusCode::NOT_FOUND,
         Error::NotAllowed(_) => StatusCode::FORBIDDEN,
         Error::NoAuthority | Error::Scheme(_) | Error::Malformed(_) => StatusCode::BAD_REQUEST,
         Error::Late | Error::Asleep { .. } => StatusCode::GATEWAY_TIMEOUT,
-        Error::Unavailable { source, .. } => {
-            tracing::debug!(error = %error, cause = %source, "not taken");
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-        Error::Failed { source, .. } => {
-            tracing::debug!(error = %error, cause = %source, "no answer");
-            StatusCode::BAD_GATEWAY
-        }
-    };
-    say(status, &error.to_string())
+        Error::Failed { .. } => StatusCode::BAD_GATEWAY,
+    }
 }
 
 /// What an answer of our own says: in its extensions, for who tells it in other words.
