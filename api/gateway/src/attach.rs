@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use coracle_api::meta::selector::LabelSelector;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -74,11 +73,7 @@ fn allows(gateway: &Gateway, listener: &Listener, route: &Route, namespaces: &Na
     match allowed.from.as_deref().unwrap_or("Same") {
         "All" => true,
         "Same" => route.meta.namespace == gateway.meta.namespace,
-        "Selector" => {
-            // What cannot be read selects nothing.
-            let selector = LabelSelector::from_object(&allowed.selector).unwrap_or_else(|_| LabelSelector::nothing());
-            namespaces.get(&route.meta.namespace).is_some_and(|labels| selector.matches(labels))
-        }
+        "Selector" => namespaces.get(&route.meta.namespace).is_some_and(|labels| allowed.selector.matches(labels)),
         _ => false,
     }
 }

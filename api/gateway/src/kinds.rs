@@ -4,8 +4,9 @@
 use std::cmp::Ordering;
 use std::sync::{Arc, OnceLock};
 
+use coracle_api::meta::selector::LabelSelector;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::rule::{self, Matches};
@@ -174,11 +175,25 @@ pub(crate) struct AllowedRoutes {
     pub kinds: Vec<GroupKind>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Namespaces {
     pub from: Option<String>,
-    pub selector: Value,
+    /// What cannot be read selects nothing.
+    #[serde(deserialize_with = "selector")]
+    pub selector: LabelSelector,
+}
+
+impl Default for Namespaces {
+    fn default() -> Namespaces {
+        Namespaces { from: None, selector: LabelSelector::nothing() }
+    }
+}
+
+/// Read once, and not for each route that may be attached by it.
+fn selector<'de, D: Deserializer<'de>>(from: D) -> Result<LabelSelector, D::Error> {
+    let object = Value::deserialize(from)?;
+    Ok(LabelSelector::from_object(&object).unwrap_or_else(|_| LabelSelector::nothing()))
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

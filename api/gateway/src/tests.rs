@@ -357,6 +357,7 @@ fn parent(more: Value) -> Value {
 fn routes_attach_where_listeners_let_them() {
     let rules = || json!([{"backendRefs": [{"name": "web", "port": 80}]}]);
     let selector = json!({"from": "Selector", "selector": {"matchLabels": {"exposed": "yes"}}});
+    let odd = json!({"matchExpressions": [{"key": "exposed", "operator": "Perhaps"}]});
     for (from, more, namespace, route, expected) in [
         (json!({"from": "All"}), json!({}), "a", json!({}), "True Accepted"),
         (json!({}), json!({}), "a", json!({}), "False NotAllowedByListeners"),
@@ -365,6 +366,9 @@ fn routes_attach_where_listeners_let_them() {
         (selector.clone(), json!({}), "a", json!({}), "True Accepted"),
         (selector.clone(), json!({}), "b", json!({}), "False NotAllowedByListeners"),
         (selector, json!({}), "unknown", json!({}), "False NotAllowedByListeners"),
+        (json!({"from": "Selector"}), json!({}), "a", json!({}), "False NotAllowedByListeners"),
+        (json!({"from": "Selector", "selector": null}), json!({}), "a", json!({}), "False NotAllowedByListeners"),
+        (json!({"from": "Selector", "selector": odd}), json!({}), "a", json!({}), "False NotAllowedByListeners"),
         (json!({"from": "All"}), json!({"sectionName": "l"}), "a", json!({}), "True Accepted"),
         (json!({"from": "All"}), json!({"sectionName": "x"}), "a", json!({}), "False NoMatchingParent"),
         (json!({"from": "All"}), json!({"port": 80}), "a", json!({}), "True Accepted"),

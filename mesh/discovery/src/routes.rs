@@ -22,6 +22,9 @@ use crate::asked::{Asked, TooLong};
 
 /// Bytes of a text that are one place of a table.
 const PLACE_BYTES: usize = 256;
+/// Bytes that a name has at most (RFC 1035 §2.3.4, as text). Each of its parents is looked up: of a longer one, which may have
+/// tens of thousands, none is.
+const NAME_BYTES_MAX: usize = 253;
 
 /// Hosts that routes are for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,13 +60,13 @@ impl Host {
         }
     }
 
-    /// Whether all that the other one is for is this one's, too.
-    pub fn covers(&self, other: &Host) -> bool {
-        match (self, other) {
-            (Host::Any, _) => true,
-            (Host::Below(parent), Host::Name(name)) => parent_of(name) == Some(parent),
-            _ => self == other,
-        }
+    /// Those of [`Host::parse`] for which it is that are for all of it: it, and less precise ones.
+    pub fn covered_by(&self) -> impl Iterator<Item = Host> {
+        let parent = match self {
+            Host::Name(name) => parent_of(name).map(|parent| Host::Below(parent.into())),
+            _ => None,
+        };
+        [Some(self.clone()), parent, Some(Host::Any)].into_iter().flatten()
     }
 }
 
@@ -153,7 +156,7 @@ impl<T: Clone> ByHost<T> {
         let exact = self.names.get(name);
         let wildcard = parent_of(name).and_then(|parent| self.parents.get(parent));
         // The longest first.
-        let first = parent_of(name).filter(|_| !self.above.is_empty());
+        let first = parent_of(name).filter(|_| !self.above.is_empty() && name.len() <= NAME_BYTES_MAX);
         let parents = std::iter::successors(first, |name: &&str| parent_of(name));
         let above = parents.filter_map(|parent| self.above.get(parent));
         exact.into_iter().chain(wildcard).chain(above).chain(&self.any)
@@ -539,6 +542,17 @@ mod tests {
             ("", "/own/longer", " Prefix /own/longer"),
         ] {
             assert_eq!(found(&table, host, path), expected, "{host}{path}");
+        }
+    }
+
+    #[test]
+    fn a_name_has_as_many_parents_as_a_name_may_have() {
+        let mut by_host = ByHost::default();
+        by_host.set(&Host::Under("x".into()), Some("below x"));
+        by_host.set(&Host::Any, Some("any"));
+        for (labels, expected) in [(126, "below x"), (127, "any"), (30_000, "any")] {
+            let name = "a.".repeat(labels) + "x";
+            assert_eq!(by_host.get(&name).next(), Some(&expected), "{} bytes", name.len());
         }
     }
 

@@ -1,7 +1,7 @@
 //! The state at one moment.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -186,6 +186,11 @@ impl Snapshot {
         self.addresses.get(&cluster_ip)
     }
 
+    /// Whether a Service leads there.
+    pub fn leads_to(&self, endpoint: SocketAddr) -> bool {
+        self.services().any(|service| service.leads_to(endpoint))
+    }
+
     /// All Services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values()
@@ -245,6 +250,12 @@ impl Snapshot {
 }
 
 impl Service {
+    /// Whether one of its endpoints is there.
+    pub fn leads_to(&self, endpoint: SocketAddr) -> bool {
+        let mut endpoints = self.ports.iter().flat_map(|port| port.endpoints().iter());
+        endpoints.any(|of| (of.address, of.port) == (endpoint.ip(), endpoint.port()))
+    }
+
     /// How many addresses of a node are ready to answer for it, at any of its ports.
     pub fn ready_of(&self, node: &str) -> usize {
         let all = self.ports.iter().flat_map(|port| port.ready.iter());

@@ -66,8 +66,10 @@ impl Table {
     pub fn take(&mut self, change: Change) {
         match change {
             Change::ServicesInit => self.relisted_services = Some(HashSet::new()),
-            Change::Service(service) => {
+            Change::Service(mut service) => {
                 let key = key(&service.metadata);
+                // As large as all the rest, and looked at by nobody.
+                service.metadata.managed_fields = None;
                 if let Some(seen) = &mut self.relisted_services {
                     seen.insert(key.clone());
                 }
@@ -120,7 +122,8 @@ impl Table {
         self.dirty.insert(slice.service);
     }
 
-    /// The snapshot after `before`, in which only Services that changed are new.
+    /// The snapshot after `before`, in which only Services that changed are new: not those of which the same was said again, as in a list
+    /// that is read anew.
     pub fn snapshot(&mut self, before: &Snapshot) -> Snapshot {
         let mut services = before.services.clone();
         let mut addresses = before.addresses.clone();
@@ -134,7 +137,9 @@ impl Table {
         for key in dirty {
             let Some(spec) = self.specs.get(&key) else { continue };
             let slices = self.by_service.get(&key).into_iter().flatten().filter_map(|slice| self.slices.get(slice));
-            let service = Arc::new(service(&key, spec, slices));
+            let service = service(&key, spec, slices);
+            let known = before.services.get(&key).filter(|known| ***known == service);
+            let service = known.cloned().unwrap_or_else(|| Arc::new(service));
             if let Some(address) = service.cluster_ip {
                 addresses.insert(address, service.clone());
             }
@@ -318,6 +323,10 @@ mod tests {
         table.take(Change::Slice(slice("s3", "other", &[("10.244.0.5", true)])));
         let second = table.snapshot(&first);
         assert!(Arc::ptr_eq(second.service("n", "web").unwrap(), &web), "what did not change is the same");
+        table.take(service("web", "10.96.0.7"));
+        let again = table.snapshot(&second);
+        let by_address = again.by_address("10.96.0.7".parse().unwrap()).unwrap();
+        assert!([again.service("n", "web").unwrap(), by_address].into_iter().all(|same| Arc::ptr_eq(same, &web)));
         let address = Resolved::Addresses(vec!["10.244.0.5".parse().unwrap()]);
         assert_eq!(second.resolve("other.n.svc.cluster.local", "x"), Some(address.clone()));
         assert_eq!(second.resolve("web-0.other.n", "x"), Some(address.clone()));

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
+use rustix::net::listen;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::coop::unconstrained;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +27,10 @@ const ACCEPT_RETRY_FIRST: Duration = Duration::from_millis(5);
 /// Longest wait until connections are accepted again.
 const ACCEPT_RETRY_MAX: Duration = Duration::from_secs(1);
 
+/// Clients that the kernel has connected and nobody has accepted yet: many may come at once. Of one more it would hear again after a second
+/// only; tokio's own bound is 128.
+const QUEUED_MAX: u16 = 1024;
+
 /// What all connections of one port have in common.
 #[derive(Clone)]
 pub(crate) struct Door {
@@ -43,6 +49,9 @@ where
     F: Fn(TcpStream, SocketAddr, Arc<Turns>) -> S,
     S: Future<Output = Result<(), BoxError>> + Send + 'static,
 {
+    if let Err(error) = listen(&listener, QUEUED_MAX.into()) {
+        tracing::debug!(%error, "few clients may wait at a port");
+    }
     let mut wait = ACCEPT_RETRY_FIRST;
     loop {
         // Waiting is all that is cut here: who is connected by then is one of those at the end.
@@ -78,8 +87,10 @@ where
             }
         }
     }
-    // Who is connected as far as it knows is answered, not reset: bounded by the kernel's queue.
-    while let Some(Ok((stream, client))) = listener.accept().now_or_never() {
+    // Who is connected as far as it knows is answered, not reset: all of the kernel's queue, which is more than a task's share of a turn.
+    for _ in 0..QUEUED_MAX {
+        let accepted = unconstrained(listener.accept()).now_or_never();
+        let Some(Ok((stream, client))) = accepted else { break };
         spawn(&door, serve(stream, client, turns_of(None)), CancellationToken::new(), None);
     }
 }
@@ -111,4 +122,44 @@ fn spawn(
         }
         drop(place);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use coracle_discovery::Protocol;
+
+    use super::*;
+    use crate::places::CONNECTIONS_MAX;
+
+    #[tokio::test]
+    async fn all_who_wait_at_the_end_are_served() {
+        const WAITING: usize = 300;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listen(&listener, QUEUED_MAX.into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..WAITING {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let door = Door {
+            key: (address.port(), Protocol::Tcp),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            places: Places::new(CONNECTIONS_MAX),
+            whose: Arc::new(|| None),
+        };
+        door.stop.cancel();
+        let (tasks, served) = (door.tasks.clone(), Arc::<AtomicUsize>::default());
+        let count = served.clone();
+        accept(door, listener, move |_, _, _| {
+            count.fetch_add(1, Relaxed);
+            std::future::ready(Ok(()))
+        })
+        .await;
+        tasks.close();
+        tasks.wait().await;
+        assert_eq!(served.load(Relaxed), WAITING);
+    }
 }

@@ -287,7 +287,7 @@ impl Dialer {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
         link::strip(request.headers_mut());
-        let mut response = self.exchange(endpoint, &authority(&socket.to_string()), request, false).await?;
+        let mut response = self.exchange(endpoint, &authority(socket.to_string()), request, false).await?;
         link::strip(response.headers_mut());
         Ok(response)
     }
@@ -315,7 +315,7 @@ impl Dialer {
                 (made.is_called, Some(made))
             }
         };
-        let to = authority(&self.guard.pool_key(&source, endpoint, is_called));
+        let to = authority(self.guard.pool_key(&source, endpoint, is_called));
         // One that was judged by older policies is of no use.
         let made = made.filter(|_| judged == generation()).map(|made| Made::put(&self.learnt, &to, made));
         let mut response = self.exchange(endpoint, &to, request, is_called).await?;
@@ -375,7 +375,7 @@ impl Dialer {
         request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
         let host = request.headers().get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
         let named = host.or_else(|| request.uri().authority().cloned());
-        *request.uri_mut() = with_authority(request.uri(), named.unwrap_or_else(|| authority(&endpoint.to_string())));
+        *request.uri_mut() = with_authority(request.uri(), named.unwrap_or_else(|| authority(endpoint.to_string())));
         *request.version_mut() = Version::HTTP_2;
         let connect = || {
             let (mut connector, to) = (self.connector.clone(), with_authority(&Uri::default(), to.clone()));
@@ -431,8 +431,8 @@ fn with_authority(uri: &Uri, authority: Authority) -> Uri {
     Uri::from_parts(parts).expect("a scheme, an authority and a path are a URI")
 }
 
-fn authority(text: &str) -> Authority {
-    text.parse().expect("a socket address is an authority, also behind a word")
+fn authority(text: String) -> Authority {
+    Authority::try_from(text).expect("a socket address is an authority, also behind a word")
 }
 
 #[cfg(test)]

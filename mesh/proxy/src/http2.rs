@@ -25,7 +25,7 @@ use crate::{Body, BoxError};
 pub(crate) struct InHttp2;
 
 /// Requests at a time on one connection: as many as a server should take at least (RFC 9113 §6.5.2).
-const STREAMS_MAX: usize = 100;
+pub(crate) const STREAMS_MAX: usize = 100;
 /// Connections that are kept for other requests, to all endpoints together; one that is made beyond it ends with its request.
 const KEPT_MAX: usize = 1024;
 /// One that nobody has used for so long ends, after as long again at most.
@@ -34,10 +34,12 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// and answers within this time.
 const PONG_MAX: Duration = Duration::from_secs(15);
-/// Bytes of an answer that wait for who has asked, of one request and of all of a connection; and of a request that wait for who answers.
-const STREAM_WINDOW_BYTES: u32 = 128 << 10;
-const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
-const SEND_BYTES_MAX: usize = 128 << 10;
+/// Bytes of a body that have come and wait for who reads it, towards clients as towards who answers;
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 128 << 10;
+/// of all bodies of a connection as many as of each: what is left unread holds up itself, and none that others read.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX as u32 * STREAM_WINDOW_BYTES;
+/// Bytes of one that wait to be sent.
+pub(crate) const SEND_BYTES_MAX: usize = 128 << 10;
 /// Bytes of an answer's headers, and of its trailers.
 const HEADER_BYTES_MAX: u32 = 64 << 10;
 
@@ -225,6 +227,9 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
     use hyper_util::rt::TokioIo;
 
     use super::*;
@@ -234,6 +239,7 @@ mod tests {
     /// A server of HTTP/2 whose answers come when they are let go; and how many connections it had.
     struct Server {
         pool: Pool,
+        answers: fn() -> Body,
         connections: AtomicUsize,
         go: tokio::sync::watch::Sender<bool>,
     }
@@ -245,12 +251,12 @@ mod tests {
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
                 let client = tokio::net::TcpStream::connect(listener.local_addr()?).await?;
                 let (server, _) = listener.accept().await?;
-                let go = self.go.subscribe();
+                let (go, answers) = (self.go.subscribe(), self.answers);
                 let answer = move |_: Request<Body>| {
                     let mut go = go.clone();
                     async move {
                         let _ = go.wait_for(|go| *go).await;
-                        Ok(Response::new(crate::retry::empty()))
+                        Ok(Response::new(answers()))
                     }
                 };
                 tokio::spawn(serve(server, Arc::<Turns>::default(), Default::default(), answer));
@@ -271,7 +277,8 @@ mod tests {
     }
 
     fn server(go: bool) -> Server {
-        Server { pool: Pool::default(), connections: AtomicUsize::new(0), go: tokio::sync::watch::Sender::new(go) }
+        let (connections, go) = (AtomicUsize::new(0), tokio::sync::watch::Sender::new(go));
+        Server { pool: Pool::default(), answers: crate::retry::empty, connections, go }
     }
 
     #[tokio::test]
@@ -315,5 +322,24 @@ mod tests {
         server.ask().await.unwrap();
         server.ask().await.unwrap();
         assert_eq!((server.connections.load(Relaxed), locked(&server.pool.0).by.len()), (2, 0));
+    }
+
+    #[tokio::test]
+    async fn answers_that_nobody_reads_hold_up_no_other() {
+        static PIECE: [u8; 16 << 10] = [0; 16 << 10];
+        let endless = || {
+            let pieces = futures::stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&PIECE))));
+            StreamBody::new(pieces).boxed_unsync()
+        };
+        let server = Server { answers: endless, ..server(true) };
+        server.ask().await.unwrap();
+        let _unread = futures::future::join_all((2..STREAMS_MAX).map(|_| server.ask())).await;
+        let mut read = server.ask().await.unwrap().into_body();
+        let (mut left, soon) = (4 * CONNECTION_WINDOW_BYTES as usize, Duration::from_secs(20));
+        while left > 0 {
+            let frame = tokio::time::timeout(soon, read.frame()).await.expect("more of it comes");
+            left = left.saturating_sub(frame.unwrap().unwrap().data_ref().unwrap().len());
+        }
+        assert_eq!(server.connections.load(Relaxed), 1);
     }
 }

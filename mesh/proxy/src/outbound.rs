@@ -67,7 +67,8 @@ impl Proxy {
             }
             Destination::Pod(address) => {
                 let to = SocketAddr::new(address, port);
-                let endpoint = Endpoint::find(&*self.local, to).ok_or(Error::NoPod(to))?;
+                let endpoint = Endpoint::find(&*self.local, to).filter(|_| self.is_clusters(to));
+                let endpoint = endpoint.ok_or(Error::NoPod(to))?;
                 if !self.permits(source, to, Protocol::Tcp) {
                     return Err(Error::NotAllowed(to.to_string()));
                 }
@@ -150,6 +151,12 @@ impl Proxy {
     /// Whether pods have addresses like this one, here or on another node.
     fn is_pod(&self, address: IpAddr) -> bool {
         self.local.is_pod_address(address) || self.local.is_elsewhere(address)
+    }
+
+    /// Whether a pod is there, or who a Service leads to. A name of the cluster may stand for anybody: one for a pod for whatever address is
+    /// written in it, that of a headless Service for its endpoints, at whatever port.
+    pub fn is_clusters(&self, endpoint: SocketAddr) -> bool {
+        self.is_pod(endpoint.ip()) || self.discovery.snapshot().leads_to(endpoint)
     }
 
     /// Whether this is the address of a Service.

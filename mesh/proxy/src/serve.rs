@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::held::{Awaited, Held};
 use crate::stream::{Limits, Patient};
 use crate::turns::{Turn, Turns};
-use crate::{Body, BoxError, Error, HttpService, Kept, NotAllowed, Seen, headers, link, retry, upgrade};
+use crate::{Body, BoxError, Error, HttpService, Kept, NotAllowed, Seen, headers, http2, link, retry, upgrade};
 
 /// HTTP headers of a request may take this many bytes (design.md §6). hyper looks after each read, so that somewhat more may
 /// pass when it comes at once.
@@ -42,6 +42,10 @@ static SERVER: LazyLock<auto::Builder<TokioExecutor>> = LazyLock::new(|| {
     http.http2()
         .timer(TokioTimer::new())
         .max_header_list_size(HEADER_BYTES_MAX as u32)
+        .max_concurrent_streams(http2::STREAMS_MAX as u32)
+        .initial_stream_window_size(http2::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(http2::CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(http2::SEND_BYTES_MAX)
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PONG_MAX);
     http
@@ -232,26 +236,27 @@ fn is_for_one_host<B>(request: &Request<B>) -> Result<(), Error> {
 
 /// What a client is told when nothing answered it.
 pub(crate) fn refuse(error: &Error) -> Response<Body> {
-    let status = match error {
+    if let Error::Unavailable { source, .. } | Error::Failed { source, .. } = error {
+        tracing::debug!(error = %error, cause = %source, "no answer");
+    }
+    say(status_of(error), &error.to_string())
+}
+
+/// With which status.
+pub(crate) fn status_of(error: &Error) -> StatusCode {
+    match error {
         Error::NoEndpoints { .. }
         | Error::NoneHere { .. }
         | Error::Forbidden { .. }
         | Error::NoPod(_)
-        | Error::Crowded { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        | Error::Crowded { .. }
+        | Error::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Error::NotInCluster(_) | Error::NoPort { .. } => StatusCode::NOT_FOUND,
         Error::NotAllowed(_) => StatusCode::FORBIDDEN,
         Error::NoAuthority | Error::Scheme(_) | Error::Malformed(_) => StatusCode::BAD_REQUEST,
         Error::Late | Error::Asleep { .. } => StatusCode::GATEWAY_TIMEOUT,
-        Error::Unavailable { source, .. } => {
-            tracing::debug!(error = %error, cause = %source, "not taken");
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-        Error::Failed { source, .. } => {
-            tracing::debug!(error = %error, cause = %source, "no answer");
-            StatusCode::BAD_GATEWAY
-        }
-    };
-    say(status, &error.to_string())
+        Error::Failed { .. } => StatusCode::BAD_GATEWAY,
+    }
 }
 
 /// What an answer of our own says: in its extensions, for who tells it in other words.
@@ -272,7 +277,11 @@ pub(crate) fn say(status: StatusCode, words: &str) -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
     use futures::future::BoxFuture;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -398,5 +407,42 @@ mod tests {
             tokio::time::sleep(REST * 3).await;
             assert!(turns.patience().is_none() && !turns.give_way(), "from now on it is for us to answer");
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_nobody_reads_is_small_here_and_holds_up_no_other() {
+        const UNREAD: usize = 20;
+        static PIECE: [u8; 16 << 10] = [0; 16 << 10];
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let answer = |request: Request<Body>| async move {
+            if request.uri().path() == "/unread" {
+                std::future::pending::<()>().await;
+            }
+            request.into_body().collect().await.map_err(|_| Error::Malformed("its body broke off"))?;
+            Ok::<_, Error>(Response::new(retry::empty()))
+        };
+        tokio::spawn(serve(server, Arc::default(), CancellationToken::new(), answer));
+        let http = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (mut sender, connection) = http.handshake::<_, Body>(TokioIo::new(client)).await.unwrap();
+        tokio::spawn(connection);
+        let sent = Arc::<AtomicUsize>::default();
+        let mut ask = |path: &str, sent: &Arc<AtomicUsize>| {
+            let sent = sent.clone();
+            let pieces = futures::stream::iter(0..256).map(move |_| {
+                sent.fetch_add(PIECE.len(), Relaxed);
+                Ok(Frame::data(Bytes::from_static(&PIECE)))
+            });
+            let request = Request::post(format!("http://a{path}")).body(StreamBody::new(pieces).boxed_unsync());
+            sender.send_request(request.unwrap())
+        };
+        let unread: Vec<_> = (0..UNREAD).map(|_| tokio::spawn(ask("/unread", &sent))).collect();
+        while sent.load(Relaxed) < 1 << 20 {
+            tokio::task::yield_now().await;
+        }
+        let read = tokio::time::timeout(Duration::from_secs(20), ask("/read", &Arc::default())).await;
+        assert_eq!(read.expect("it is read").unwrap().status(), 200);
+        let each = sent.load(Relaxed) / UNREAD;
+        assert!(each <= 2 * http2::STREAM_WINDOW_BYTES as usize, "{each} bytes of each have come");
+        drop(unread);
     }
 }

@@ -1,6 +1,6 @@
 //! An Ingress as it was written, read once: what it routes, the Secrets it names, and what is odd about it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1 as networking;
@@ -34,8 +34,31 @@ pub struct Ingress {
     /// What takes all that its rules do not.
     pub(super) default: Option<Arc<Route>>,
     pub(super) tls: Vec<(Arc<[Host]>, Option<SecretKey>)>,
+    /// What of both is about each host.
+    by_host: HashMap<Host, About>,
     /// What it says that has no effect.
     pub(super) problems: Vec<Problem>,
+}
+
+/// What is about a host, by its places.
+#[derive(Debug, Default, PartialEq)]
+struct About {
+    rules: Vec<usize>,
+    /// Those that name a Secret.
+    tls: Vec<usize>,
+}
+
+impl About {
+    fn all(rules: &[(Host, Vec<Rule>)], tls: &[(Arc<[Host]>, Option<SecretKey>)]) -> HashMap<Host, About> {
+        let mut by_host: HashMap<Host, About> = HashMap::new();
+        for (at, (host, _)) in rules.iter().enumerate() {
+            by_host.entry(host.clone()).or_default().rules.push(at);
+        }
+        for (at, (hosts, _)) in tls.iter().enumerate().filter(|(_, (_, secret))| secret.is_some()) {
+            hosts.iter().for_each(|host| by_host.entry(host.clone()).or_default().tls.push(at));
+        }
+        by_host
+    }
 }
 
 /// A path.
@@ -87,15 +110,17 @@ impl Ingress {
             );
             problems.push(Problem { reason: "TooManySecrets", message });
         }
-        let reader = Reader { origin: origin.clone(), options: Arc::new(said.options.clone()), said, tls: &tls };
+        let of_tls = tls.iter().flat_map(|(hosts, _)| hosts.iter()).collect();
+        let reader = Reader { origin: origin.clone(), options: Arc::new(said.options.clone()), said, of_tls };
         let default = spec.default_backend.map(|backend| reader.route(&Host::Any, backend, &mut problems));
         let rules = hosts.iter().cloned().zip(rules).map(|(host, rule)| {
             let paths = rule.http.map(|http| http.paths).unwrap_or_default();
             let paths = paths.into_iter().filter_map(|path| reader.rule(&host, path, &mut problems)).collect();
             (host, paths)
         });
-        let rules = rules.collect();
-        Ingress { origin, age, class, rules, default, tls, problems }
+        let rules: Vec<_> = rules.collect();
+        let by_host = About::all(&rules, &tls);
+        Ingress { origin, age, class, rules, default, tls, by_host, problems }
     }
 
     /// What it costs: the places of its paths and its hosts, each as often as it is named.
@@ -110,6 +135,18 @@ impl Ingress {
     /// All hosts that it says something about.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &Host> {
         self.rules.iter().map(|(host, _)| host).chain(self.tls.iter().flat_map(|(hosts, _)| hosts.iter()))
+    }
+
+    /// The paths that it has for a host, by its rules; none where it has no rule for it.
+    pub(super) fn rules_of(&self, host: &Host) -> impl Iterator<Item = &[Rule]> {
+        let about = self.by_host.get(host).into_iter().flat_map(|about| &about.rules);
+        about.map(|at| &self.rules[*at].1[..])
+    }
+
+    /// The Secrets that it names for a host.
+    pub(super) fn secrets_of(&self, host: &Host) -> impl Iterator<Item = &SecretKey> {
+        let about = self.by_host.get(host).into_iter().flat_map(|about| &about.tls);
+        about.filter_map(|at| self.tls[*at].1.as_ref())
     }
 
     /// The Secrets that it names.
@@ -128,12 +165,13 @@ struct Reader<'a> {
     origin: Arc<Origin>,
     options: Arc<Options>,
     said: Said,
-    tls: &'a [(Arc<[Host]>, Option<SecretKey>)],
+    /// Hosts that have TLS.
+    of_tls: HashSet<&'a Host>,
 }
 
 impl Reader<'_> {
     fn route(&self, host: &Host, backend: networking::IngressBackend, problems: &mut Vec<Problem>) -> Arc<Route> {
-        let has_tls = || self.tls.iter().any(|(hosts, _)| hosts.iter().any(|of_tls| of_tls.covers(host)));
+        let has_tls = || host.covered_by().any(|host| self.of_tls.contains(&host));
         let is_secure_only = self.said.force_ssl_redirect || self.said.ssl_redirect.unwrap_or(true) && has_tls();
         let backend = self.backend(backend, problems);
         let (origin, options) = (self.origin.clone(), self.options.clone());

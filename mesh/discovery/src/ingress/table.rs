@@ -384,7 +384,7 @@ impl Table {
 
     /// By what a host is that of Ingresses: by the rules of the oldest; a default is for all hosts.
     fn claim(&self, host: &Host) -> Option<Claim> {
-        let has_rules = |ingress: &&Arc<Ingress>| ingress.rules.iter().any(|(of, _)| of == host);
+        let has_rules = |ingress: &&Arc<Ingress>| ingress.rules_of(host).next().is_some();
         let by_rules = self.by_host.get(host).and_then(|all| all.values().find(has_rules));
         let by_default = self.defaults.values().next().filter(|_| *host == Host::Any);
         let oldest = by_rules.into_iter().chain(by_default).map(|ingress| ingress.age.0).min();
@@ -397,7 +397,7 @@ impl Table {
         let mut secret_of: Option<&Arc<Ingress>> = None;
         for ingress in self.by_host.get(host).into_iter().flat_map(BTreeMap::values) {
             let mut has_rules = false;
-            for (_, rules) in ingress.rules.iter().filter(|(of, _)| of == host) {
+            for rules in ingress.rules_of(host) {
                 has_rules = true;
                 for rule in rules {
                     let Err(older) = made.paths.add(rule.compare, &rule.path, &rule.route) else { continue };
@@ -412,9 +412,7 @@ impl Table {
             if let Some(default) = ingress.default.as_ref().filter(|_| has_rules && *host != Host::Any) {
                 made.paths.add_default(default);
             }
-            for secret in
-                ingress.tls.iter().filter(|(hosts, _)| hosts.contains(host)).filter_map(|(_, secret)| secret.as_ref())
-            {
+            for secret in ingress.secrets_of(host) {
                 match (&made.secret, secret_of) {
                     (Some(first), Some(older)) if first != secret && older.origin != ingress.origin => {
                         let older = self.before(&older.origin, ingress);
@@ -570,6 +568,21 @@ mod tests {
         assert_eq!(service(&third, "h7.x", "/"), "none");
         assert_eq!(service(&second, "h7.x", "/"), "other:80", "what was is as it was");
         assert!(table.by_host.len() == 49 && table.asked.all == 49 * 2 && !table.by_class["coracle"].is_empty());
+    }
+
+    /// Everybody's thread reads it: each host costs what is about it, not what is about all others.
+    #[test]
+    fn an_ingress_of_many_hosts_is_read_soon() {
+        let hosts: Vec<String> = (0..8000).map(|n| format!("h{n}.x")).collect();
+        let rules: Vec<Value> = hosts.iter().map(|host| rule(host, &[("Prefix", "/")], "web")).collect();
+        let spec = json!({"rules": rules, "tls": [{"hosts": hosts, "secretName": "certificate"}]});
+        let changes = [ingress("one", 1, spec.clone()), ingress("two", 2, spec)];
+        let begun = std::time::Instant::now();
+        let routing = listed(changes).routing(&Routing::default());
+        let took = begun.elapsed();
+        let route = routing.routes.find("h7999.x", "/").unwrap();
+        assert!(route.is_secure_only && *route.origin.name == *"one" && routing.secret("h7999.x").is_some());
+        assert!(took < std::time::Duration::from_secs(8), "{took:?}");
     }
 
     #[test]

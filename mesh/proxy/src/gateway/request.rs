@@ -12,7 +12,7 @@ use coracle_policy::Source;
 use http::header::{
     FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
 };
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 
 use super::Inbound;
@@ -21,7 +21,7 @@ use super::change::{self, Came};
 use super::grpc;
 use crate::http2::InHttp2;
 use crate::routes::{Route, Side};
-use crate::serve::{refuse, say};
+use crate::serve::{refuse, say, status_of};
 use crate::turns::Charged;
 use crate::{Asker, Body, Deadline, Error, headers, outbound};
 
@@ -42,25 +42,29 @@ const REPEATED_MAX: usize = 200;
 struct To {
     /// In lower case, without a port and a dot at the end; empty when it names nobody.
     name: String,
-    /// As it was written, without a port.
-    host: String,
-    /// As it was written.
-    written: String,
+    /// As it was written; none where it names nobody, as HTTP/1.0 may.
+    authority: Option<Authority>,
 }
 
 impl To {
     fn of(request: &Request<Body>) -> Result<To, Error> {
         let authority = match outbound::authority(request) {
-            Ok(authority) => authority,
-            // As HTTP/1.0 may.
-            Err(_) if request.headers().get(HOST).is_none_or(HeaderValue::is_empty) => {
-                return Ok(To { name: String::new(), host: String::new(), written: String::new() });
-            }
+            Ok(authority) => Some(authority),
+            Err(_) if request.headers().get(HOST).is_none_or(HeaderValue::is_empty) => None,
             Err(error) => return Err(error),
         };
-        let host = authority.host();
-        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        Ok(To { name, host: host.to_owned(), written: authority.as_str().to_owned() })
+        let host = authority.as_ref().map_or("", Authority::host);
+        Ok(To { name: host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase(), authority })
+    }
+
+    /// As it was written, without a port.
+    fn host(&self) -> &str {
+        self.authority.as_ref().map_or("", Authority::host)
+    }
+
+    /// As it was written.
+    fn written(&self) -> &str {
+        self.authority.as_ref().map_or("", Authority::as_str)
     }
 }
 
@@ -114,7 +118,7 @@ impl Inbound {
             }
         };
         if let Backend::Redirect(elsewhere) = &rule.backend {
-            let came = Came { has_tls: self.tls.is_some(), host: &to.host, port: self.port };
+            let came = Came { has_tls: self.tls.is_some(), host: to.host(), port: self.port };
             let mut response = change::redirect(&came, request.uri(), elsewhere)?;
             change::headers(response.headers_mut(), &rule.options.filters.response);
             return Ok(response);
@@ -165,7 +169,7 @@ impl Inbound {
         }
         request.extensions_mut().insert(Asker::Ingresses(rule.origin.namespace.clone()));
         let answered = self.ask(&source, &rule, route, request).await;
-        count(answered.as_ref().map_or_else(|error| refuse(error).status(), Response::status));
+        count(answered.as_ref().map_or_else(status_of, Response::status));
         answered.map(|mut response| {
             for filters in filters() {
                 change::headers(response.headers_mut(), &filters.response);
@@ -323,10 +327,10 @@ fn cut(text: &str) -> &str {
 
 /// The same with TLS. Whoever came to a port that the request does not name was sent here by something that knows the usual ones.
 fn redirect(to: &To, secure_port: u16, request: &Request<Body>) -> Result<Response<Body>, Error> {
-    let has_port = to.written.len() > to.host.len();
+    let has_port = to.written().len() > to.host().len();
     let port = if has_port && secure_port != 443 { format!(":{secure_port}") } else { String::new() };
     let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-    let location = HeaderValue::try_from(format!("https://{}{port}{path}", to.host));
+    let location = HeaderValue::try_from(format!("https://{}{port}{path}", to.host()));
     let location = location.map_err(|_| Error::Malformed("it names no place that there is with TLS"))?;
     let mut response = say(StatusCode::PERMANENT_REDIRECT, "this host is served with TLS");
     response.headers_mut().insert(LOCATION, location);
@@ -357,25 +361,21 @@ fn tell(headers: &mut HeaderMap, to: &To, client: IpAddr, port: u16, has_tls: bo
         IpAddr::V4(client) => format!("for={client}"),
         IpAddr::V6(client) => format!("for=\"[{client}]\""),
     };
-    let mut put = |name: HeaderName, text: &str| {
-        // What an authority may have a header may have, too.
-        if let Ok(value) = HeaderValue::from_str(text) {
-            headers.insert(name, value);
-        }
-    };
-    if !to.written.is_empty() {
+    // What an authority may have a header may have, too.
+    if let Some(Ok(host)) = to.authority.as_ref().map(|of| HeaderValue::from_str(of.as_str())) {
+        forwarded.push_str(&format!(";host=\"{}\"", to.written()));
         // The same for whoever answers, whatever else the request said.
-        put(HOST, &to.written);
-        put(FORWARDED_HOST, &to.written);
-        forwarded.push_str(&format!(";host=\"{}\"", to.written));
+        headers.insert(HOST, host.clone());
+        headers.insert(FORWARDED_HOST, host);
     }
     forwarded.push_str(&format!(";proto={protocol}"));
-    let client = client.to_string();
-    put(FORWARDED_FOR, &client);
-    put(REAL_IP, &client);
-    put(FORWARDED_PROTO, protocol);
-    put(FORWARDED_PORT, &port.to_string());
-    put(FORWARDED, &forwarded);
+    if let (Ok(client), Ok(forwarded)) = (HeaderValue::try_from(client.to_string()), HeaderValue::try_from(forwarded)) {
+        headers.insert(FORWARDED_FOR, client.clone());
+        headers.insert(REAL_IP, client);
+        headers.insert(FORWARDED, forwarded);
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(protocol));
+    headers.insert(FORWARDED_PORT, HeaderValue::from(port));
 }
 
 #[cfg(test)]
@@ -402,7 +402,7 @@ mod tests {
             ("/", Some(""), "", ""),
         ] {
             let to = To::of(&request(uri, host)).unwrap();
-            assert_eq!((&*to.name, &*to.written), (name, written), "{uri} {host:?}");
+            assert_eq!((&*to.name, to.written()), (name, written), "{uri} {host:?}");
         }
         assert!(To::of(&request("/", Some("a b"))).is_err());
     }

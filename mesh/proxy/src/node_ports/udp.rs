@@ -1,7 +1,7 @@
 //! UDP at a node's port. All datagrams of one client go to the same endpoint, from a socket of their own, or as a flow to another node, and
 //! what comes back there goes to the client from the node's port.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ struct Flow {
     /// The endpoint.
     to: SocketAddr,
     begun: Instant,
-    /// It has rested or given way, its endpoint is gone, or another has taken its place.
+    /// It has rested or given way, its endpoint is gone or not the Service's any more, or another has taken its place.
     over: CancellationToken,
     /// Its endpoint had not bound its socket yet when it began.
     is_early: bool,
@@ -77,6 +77,7 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
     let mut flows: HashMap<SocketAddr, Arc<Flow>> = HashMap::new();
     let (over, mut overs) = mpsc::channel::<SocketAddr>(UDP_CLIENTS_MAX.port);
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+    let mut service = inbound.target.load().service.clone();
     loop {
         // Waiting is all that is cut here.
         let received = tokio::select! {
@@ -100,6 +101,10 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
         };
         if !inbound.lets_in(client.ip()) {
             continue;
+        }
+        if !Arc::ptr_eq(&inbound.target.load().service, &service) {
+            service = inbound.target.load().service.clone();
+            leave(&inbound, &flows);
         }
         let source = Source::Outside(client.ip());
         let flow = flows.get(&client);
@@ -142,6 +147,14 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
             let _ = over.send(client).await;
         });
     }
+}
+
+/// Ends the flows to whom the Service that has the port now does not lead: a client that never rests would have the endpoint that it had
+/// first for as long as that lives.
+fn leave(inbound: &Inbound, flows: &HashMap<SocketAddr, Arc<Flow>>) {
+    let route = inbound.route().ok();
+    let endpoints: HashSet<SocketAddr> = route.iter().flat_map(|route| route.balancer.addresses()).collect();
+    flows.values().filter(|flow| !endpoints.contains(&flow.to)).for_each(|flow| flow.over.cancel());
 }
 
 /// A way to one of the endpoints for `source`, and to no other; and what carries it, when that is on another node.

@@ -70,7 +70,7 @@ pub struct Stats {
     pub latencies: Latencies,
     /// Connections that bytes were passed on for.
     pub connections: AtomicU64,
-    /// Bytes of bodies, and those passed on, to endpoints and back.
+    /// Bytes of bodies to endpoints and back; those that are passed on as they are nobody counts.
     pub sent_bytes: AtomicU64,
     pub received_bytes: AtomicU64,
     /// Requests that another endpoint was asked for after one had not answered.

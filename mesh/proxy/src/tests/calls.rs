@@ -91,6 +91,34 @@ async fn a_service_leads_outside_and_says_where_it_may_not() {
 }
 
 #[tokio::test]
+async fn a_name_leads_to_pods_and_to_whom_a_service_leads_and_nowhere_else() {
+    let world = World::new().await;
+    world.pods.may_dial_near.store(true, Relaxed);
+    let script = |mut stream: tokio::net::TcpStream| async move {
+        while read_head(&mut stream).await.ends_with("\r\n\r\n") {
+            write(&mut stream, "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\noutside").await;
+        }
+    };
+    let ((_, at), (_, other)) = (listening(script).await, listening(script).await);
+    let ask = async |host: &str, at: std::net::SocketAddr| {
+        let request = Request::get(format!("http://{host}:{}/", at.port())).body(text(String::new())).unwrap();
+        match world.proxy.call(&Source::Unknown, "n", request).await {
+            Ok(response) => response.status().to_string(),
+            Err(error) => error.to_string(),
+        }
+    };
+    let pod = "127-0-0-1.n.pod.cluster.local";
+    assert_eq!(ask(pod, at).await, format!("no pod answers at {at}"));
+    world.service("db", "None", json!([{"port": 80}]));
+    world.leads_to("db", &[at.ip()], json!([{"port": at.port()}]));
+    world.known("db", 1).await;
+    for host in ["db", pod] {
+        assert_eq!(ask(host, at).await, "200 OK", "{host}");
+        assert_eq!(ask(host, other).await, format!("no pod answers at {other}"), "{host}");
+    }
+}
+
+#[tokio::test]
 async fn a_pod_of_another_node_answers_as_one_of_this() {
     let world = World::new().await;
     let (theirs, _) = echo();

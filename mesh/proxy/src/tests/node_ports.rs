@@ -124,6 +124,30 @@ async fn one_number_serves_tcp_and_udp_whatever_comes_first() {
 }
 
 #[tokio::test]
+async fn datagrams_of_a_client_that_never_rests_go_to_who_is_an_endpoint_now() {
+    let world = World::new().await;
+    let port = free_port().await;
+    let pods = [UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap()];
+    for (n, pod) in (1..).zip(&pods) {
+        world.start(n, Local::Tcp(pod.local_addr().unwrap()));
+    }
+    world.service("dns", "10.96.0.9", json!([{"port": 53, "nodePort": port, "protocol": "UDP"}]));
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    // The first one runs on, and is none of the Service's any more.
+    for (n, pod) in (1..).zip(&pods) {
+        world.ready("dns", &[n], json!([{"port": 53, "protocol": "UDP"}]));
+        let word = [n];
+        until(async || {
+            let _ = client.send_to(&word, ("127.0.0.1", port)).await;
+            let mut buffer = [0; 16];
+            let heard = tokio::time::timeout(Duration::from_millis(20), pod.recv_from(&mut buffer)).await;
+            heard.is_ok_and(|heard| heard.is_ok_and(|(count, _)| buffer[..count] == word))
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn http_is_spoken_for_components_and_when_nobody_is_there() {
     let world = World::new().await;
     let port = free_port().await;

@@ -152,8 +152,8 @@ impl GuestNetwork {
         })
     }
 
-    /// Where a request to this host goes.
-    fn destination(&self, host: &str) -> Destination {
+    /// Where a request to this host goes; `plain` is the port of one without TLS, which takes no way of a socket.
+    fn destination(&self, host: &str, plain: Option<u16>) -> Destination {
         let snapshot = self.network.discovery.snapshot();
         if let Some(address) = self.known_host(host) {
             return match address {
@@ -166,7 +166,15 @@ impl GuestNetwork {
         }
         match snapshot.resolve(host, &self.namespace) {
             Some(Name::External(name)) => Destination::Outside(Some(name)),
-            Some(_) => Destination::Cluster(None),
+            Some(Name::Addresses(addresses)) => {
+                let proxy = &self.network.proxy;
+                let is_ours = |of: &IpAddr| plain.is_none_or(|port| proxy.is_clusters(SocketAddr::new(*of, port)));
+                match addresses.first() {
+                    Some(address) if !addresses.iter().any(is_ours) => Destination::Outside(Some(address.to_string())),
+                    _ => Destination::Cluster(None),
+                }
+            }
+            Some(Name::Service(_)) => Destination::Cluster(None),
             None if host.ends_with(CLUSTER_DOMAIN) => Destination::Nowhere,
             None => Destination::Outside(None),
         }
@@ -306,7 +314,8 @@ impl coracle_engine::Outbound for GuestNetwork {
         let is_https = request.uri().scheme() == Some(&Scheme::HTTPS);
         // Names are the same in any case; what the guest wrote is what the other side is told.
         let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
-        match self.destination(&host) {
+        let plain = (!is_https).then(|| authority.port_u16().unwrap_or(80));
+        match self.destination(&host, plain) {
             Destination::Nowhere => Err(OutboundError::Name(authority.host().to_owned())),
             Destination::Cluster(address) if is_https => self.send_tls(&host, &authority, address, request).await,
             Destination::Cluster(address) => {
@@ -351,9 +360,10 @@ impl coracle_engine::Outbound for GuestNetwork {
 
     fn needs_socket(&self, uri: &Uri) -> bool {
         let host = uri.host().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
-        match self.destination(&host) {
+        let is_https = uri.scheme() == Some(&Scheme::HTTPS);
+        match self.destination(&host, (!is_https).then(|| uri.port_u16().unwrap_or(80))) {
             Destination::Nowhere => false,
-            Destination::Cluster(_) if uri.scheme() == Some(&Scheme::HTTPS) => true,
+            Destination::Cluster(_) if is_https => true,
             // A component is called within this process; what listens itself, or runs on another node, is connected to.
             Destination::Cluster(address) => {
                 let host = address.map_or(host, |address| address.to_string());

@@ -23,7 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_discovery::{Discovery, Policies, Service};
+use coracle_discovery::{Discovery, Policies};
 use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy, Shares, Tracer};
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
@@ -151,8 +151,7 @@ impl Network {
 
     /// Whether a Service leads to this address outside of the node's pods, as `kubernetes` does to the API server.
     fn is_service_endpoint(&self, actual: SocketAddr) -> bool {
-        let snapshot = self.discovery.snapshot();
-        snapshot.services().any(|service| leads_to(service, actual)) && self.table.may_dial(actual)
+        self.discovery.snapshot().leads_to(actual) && self.table.may_dial(actual)
     }
 
     /// The other node's pod, or the Service, to which a socket of this process leads, for connections.
@@ -164,12 +163,6 @@ impl Network {
     pub fn forget(&self, address: IpAddr) {
         self.bridges.close(address);
     }
-}
-
-/// Whether one of the Service's endpoints is there.
-fn leads_to(service: &Service, actual: SocketAddr) -> bool {
-    let mut endpoints = service.ports.iter().flat_map(|port| port.endpoints().iter());
-    endpoints.any(|endpoint| endpoint.address == actual.ip() && endpoint.port == actual.port())
 }
 
 #[cfg(test)]
@@ -247,5 +240,12 @@ mod tests {
             assert!(!guest.permits(nobodys, usage), "{usage:?}");
         }
         assert!(told.lock().is_empty());
+        // A name for a pod is one for any address, and leads to none that is outside.
+        use coracle_engine::Outbound as _;
+        use http_body_util::BodyExt as _;
+        let body = http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync();
+        let request = http::Request::get("http://192-0-2-1.n.pod.cluster.local/").body(body).unwrap();
+        assert!(matches!(guest.send(request).await, Err(coracle_engine::OutboundError::Denied)));
+        assert_eq!(*told.lock(), ["192-0-2-1.n.pod.cluster.local"]);
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Gate, Peers, SHIFT, leads_to};
+use super::{Gate, Peers, SHIFT};
 use crate::addresses::{Addresses, Exhausted, PodAddress};
 
 /// Called once for each port or endpoint of a Service with which something is wrong.
@@ -279,7 +279,7 @@ impl LocalEndpoints for Table {
                 let snapshot = discovery.snapshot();
                 let mut services = snapshot.services();
                 services.any(|service| {
-                    &*service.namespace == "default" && &*service.name == "kubernetes" && leads_to(service, actual)
+                    &*service.namespace == "default" && &*service.name == "kubernetes" && service.leads_to(actual)
                 })
             })
     }
