@@ -310,8 +310,8 @@ mod tests {
         assert_eq!(sent[24], ("(combined from similar events): made 24".to_owned(), Some(15)));
     }
 
-    #[test]
-    fn a_long_message_is_told_in_part() {
+    #[tokio::test]
+    async fn a_long_message_is_told_in_part() {
         let recorder = Recorder::new(Client(coracle_scripted::Scripted::new().client()));
         recorder.record(record(&"é".repeat(1 << 20)));
         let waiting = recorder.inner.waiting.lock();
