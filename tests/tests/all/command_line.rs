@@ -28,6 +28,7 @@ fn help_names_every_command() {
         "demo",
         "server",
         "node",
+        "controllers",
         "member",
         "token",
         "encryption",
