@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use coracle_sdk::bench;
 
+use crate::cluster::usage;
 use crate::output::Step;
 
 /// Run the benchmarks and print one figure a line: name, value, unit
@@ -17,9 +18,8 @@ pub struct Arguments {
     /// Which one; all when absent
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(bench::NAMES))]
     name: Option<String>,
-    /// How often `failover` kills the leader, and has it hand over
-    #[arg(long, value_name = "COUNT", default_value_t = NonZeroUsize::new(bench::ROUNDS).expect("a constant"))]
-    rounds: NonZeroUsize,
+    #[arg(long, value_name = "COUNT", help = format!("How often `failover` kills the leader, and has it hand over [default: {}]", bench::ROUNDS))]
+    rounds: Option<NonZeroUsize>,
     /// Kubeconfig of a cluster that `group` writes to in turns with its own, as a Kubernetes of three etcd members
     #[arg(long, value_name = "FILE")]
     reference: Option<PathBuf>,
@@ -36,9 +36,13 @@ enum Form {
 
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    heeded(&arguments)?;
     let program = std::env::current_exe().context("find this program's own file")?;
     let names = bench::NAMES.into_iter().filter(|name| arguments.name.as_deref().is_none_or(|only| only == *name));
-    let options = bench::Options { rounds: arguments.rounds.get(), reference: arguments.reference };
+    let options = bench::Options {
+        rounds: arguments.rounds.map_or(bench::ROUNDS, NonZeroUsize::get),
+        reference: arguments.reference,
+    };
     for name in names {
         let step = Step::begin(format!("benchmark {name}"));
         let mut failed = None;
@@ -61,7 +65,43 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What one benchmark is told is refused with another.
+fn heeded(arguments: &Arguments) -> anyhow::Result<()> {
+    let said =
+        [("--rounds", arguments.rounds.is_some(), "failover"), ("--reference", arguments.reference.is_some(), "group")];
+    for (flag, _, of) in said.into_iter().filter(|(_, is_said, _)| *is_said) {
+        if arguments.name.as_deref().is_some_and(|name| name != of) {
+            return Err(usage(format!("{flag} is for the benchmark {of} alone")));
+        }
+    }
+    Ok(())
+}
+
 /// Runs the hidden command.
 pub async fn peer() -> anyhow::Result<()> {
     bench::peer(|address| println!("{address}")).await.map_err(anyhow::Error::from_boxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_benchmark_is_told_is_refused_with_another() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        for (words, is_heeded) in [
+            (&["--rounds", "1", "--reference", "k"][..], true),
+            (&["failover", "--rounds", "1"], true),
+            (&["group", "--reference", "k"], true),
+            (&["deploy", "--rounds", "1"], false),
+            (&["failover", "--reference", "k"], false),
+        ] {
+            let Line { arguments } = clap::Parser::parse_from([&["bench"], words].concat());
+            assert_eq!(heeded(&arguments).is_ok(), is_heeded, "{words:?}");
+        }
+    }
 }

@@ -417,14 +417,11 @@ pub struct Worker {
 impl Cluster {
     /// A second machine: a process that joins as the node `name`; returns when it has printed `ready`.
     pub fn join(&self, name: &str) -> Worker {
-        let made = self.coracle(&["token", "create"]);
-        let line = String::from_utf8_lossy(&made.stdout).trim().to_owned();
-        let words: Vec<&str> = line.split(' ').collect();
-        assert_eq!(words.get(..2), Some(&["coracle", "node"][..]), "{}", String::from_utf8_lossy(&made.stderr));
+        let (url, token) = self.token(&[]);
         let node_port_address = own_address();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let log = dir.path().join("log");
-        let arguments = [&words[2..], &["--name", name]].concat();
+        let arguments = ["--join", &url, "--token", &token, "--name", name];
         let child = launch_node(dir.path(), &log, node_port_address, &arguments)
             .unwrap_or_else(|log| panic!("the node did not start:\n{log}"));
         Worker { child, dir, log, node_port_address }
