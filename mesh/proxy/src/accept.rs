@@ -135,7 +135,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_who_wait_at_the_end_are_served() {
-        const WAITING: usize = 300;
+        const WAITING: usize = 160;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         listen(&listener, QUEUED_MAX.into()).unwrap();
         let address = listener.local_addr().unwrap();
