@@ -349,7 +349,7 @@ impl Slots {
             slot.forget(false);
             return Err(Error::Limits(format!("{} are alive, which is the node's limit", self.live())));
         }
-        let commands_max = (all / 8 * COMMANDS_OF_EIGHT).max(1);
+        let commands_max = (self.max() / 8 * COMMANDS_OF_EIGHT).max(1);
         if claim == Claim::Command && add(&self.commands, weight, commands_max).is_err() {
             slot.forget(true);
             return Err(Error::Limits(format!("commands have taken their {commands_max} places on the node")));
