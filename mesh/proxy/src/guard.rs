@@ -258,7 +258,7 @@ impl Guard {
             _ if table.is_empty() => return None,
             Source::Pod(pod) if is_called && !table.isolates(pod, Direction::Egress) => return None,
             Source::Outside(_) | Source::Node | Source::Unknown if is_called => return None,
-            Source::Pod(pod) => format!("p{}.{:x}", hex(pod.address), pod.number()),
+            Source::Pod(pod) => of_pod(pod),
             Source::Outside(address) => format!("o{}", hex(*address)),
             Source::Node => "n".to_owned(),
             Source::Unknown => "u".to_owned(),
@@ -266,11 +266,12 @@ impl Guard {
         Some(format!("{name}-{}", table.generation()))
     }
 
-    /// The same for connections that leave the cluster; `None` where the pod may connect to whatever it was granted.
+    /// The same for connections that leave the cluster: they are one pod's, also where it may connect to whatever it was granted. `None`
+    /// for who is no pod.
     fn outside_key(&self, source: &Source) -> Option<String> {
         let Source::Pod(pod) = source else { return None };
         let is_isolated = self.policies.table().isolates(pod, Direction::Egress);
-        is_isolated.then(|| self.key(source, false)).flatten()
+        Some(is_isolated.then(|| self.key(source, false)).flatten().unwrap_or_else(|| of_pod(pod)))
     }
 
     /// Who that was.
@@ -292,6 +293,11 @@ impl Guard {
         let source = self.of_key(key.trim_start_matches([CALLED, LISTENS]));
         Some(Pooled { source, to: to.parse().ok()?, is_called: key.starts_with(CALLED) })
     }
+}
+
+/// A pod as it is labelled, in a key.
+fn of_pod(pod: &Workload) -> String {
+    format!("p{}.{:x}", hex(pod.address), pod.number())
 }
 
 /// Before what connections to other nodes are kept under: a component is called there,
@@ -360,8 +366,8 @@ impl Proxy {
         self.guard.takes_datagram(pod, from)
     }
 
-    /// What connections of `source` that leave the cluster are kept under, where policies are about them: a word that is good in a URI's
-    /// authority before an `@`. `None` where it may connect to whatever it was granted.
+    /// What connections of `source` that leave the cluster are kept under, as its own: a word that is good in a URI's authority before an
+    /// `@`. `None` for who is no pod.
     pub fn outside_key(&self, source: &Source) -> Option<String> {
         self.guard.outside_key(source)
     }

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::NamedTempFile;
 
@@ -69,6 +69,8 @@ struct Entry {
     size: u64,
     used: SystemTime,
     touched: SystemTime,
+    /// When it was begun to be read, the last time that it was what its digest says.
+    seen: Option<Instant>,
     pin: Weak<()>,
 }
 
@@ -102,7 +104,8 @@ impl Blobs {
             }
             let used = metadata.modified()?;
             state.total += metadata.len();
-            let entry = Entry { path: file.path().into(), size: metadata.len(), used, touched: used, pin: Weak::new() };
+            let (path, size) = (file.path().into(), metadata.len());
+            let entry = Entry { path, size, used, touched: used, seen: None, pin: Weak::new() };
             let algorithm = match hex.len() {
                 96 => "sha384",
                 128 => "sha512",
@@ -154,7 +157,7 @@ impl Blobs {
         }
         file.persist(&path).map_err(|error| error.error)?;
         let now = SystemTime::now();
-        let mut entry = Entry { path, size, used: now, touched: now, pin: Weak::new() };
+        let mut entry = Entry { path, size, used: now, touched: now, seen: None, pin: Weak::new() };
         let blob = entry.pinned();
         state.entries.insert(digest.to_owned(), entry);
         state.total += size;
@@ -180,10 +183,23 @@ impl Blobs {
         before - state.total
     }
 
+    /// It was what its digest says when it was read from then on.
+    pub fn see(&self, digest: &str, blob: &Blob, begun: Instant) {
+        if let Some(entry) = self.lock().entries.get_mut(digest).filter(|entry| entry.is(blob)) {
+            entry.seen = entry.seen.max(Some(begun));
+        }
+    }
+
+    /// Whether somebody has seen that since.
+    pub fn is_seen_since(&self, digest: &str, blob: &Blob, since: Instant) -> bool {
+        let state = self.lock();
+        state.entries.get(digest).is_some_and(|entry| entry.is(blob) && entry.seen >= Some(since))
+    }
+
     /// Deletes a blob that is not what its digest says, unless another has taken its place.
     pub fn forget(&self, digest: &str, blob: &Blob) {
         let mut state = self.lock();
-        if state.entries.get(digest).is_some_and(|entry| Arc::ptr_eq(&entry.path, &blob.path))
+        if state.entries.get(digest).is_some_and(|entry| entry.is(blob))
             && let Some(entry) = state.entries.remove(digest)
         {
             state.delete(&entry);
@@ -217,6 +233,11 @@ pub(crate) fn begins_like_wasm(path: &Path) -> io::Result<bool> {
 }
 
 impl Entry {
+    /// Whether this is what was given, and not another that has taken its place.
+    fn is(&self, blob: &Blob) -> bool {
+        Arc::ptr_eq(&self.path, &blob.path)
+    }
+
     fn pinned(&mut self) -> Blob {
         let pin = self.pin.upgrade().unwrap_or_default();
         self.pin = Arc::downgrade(&pin);

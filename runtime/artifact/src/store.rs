@@ -306,24 +306,37 @@ impl Store {
     }
 
     /// Whether an image's file still is what its digest says, which is read whole for it; one that is not is forgotten, so that
-    /// the next pull fetches it. What this very pull has downloaded was compared while it came.
-    pub async fn is_sound(&self, artifact: &Artifact) -> bool {
+    /// the next pull fetches it. What this very pull has downloaded was compared while it came. It takes a turn of the `owner`'s to
+    /// unpack, and all who wait for one hear of the same.
+    pub async fn is_sound(&self, owner: &str, artifact: &Artifact) -> bool {
         if artifact.source == Source::Downloaded {
             return true;
         }
-        let (path, digest) = (artifact.path.clone(), artifact.digest.clone());
-        let is_sound = match aside(move || is_whole(&path, &digest)).await.and_then(|read| read) {
-            Ok(is_whole) => is_whole,
-            // What cannot be read for want of descriptors or memory may be read the next moment, or says so to whoever reads it next.
-            Err(error) => !matches!(Errno::from_io_error(&error), Some(Errno::IO | Errno::NOENT)),
-        };
-        if !is_sound {
-            tracing::warn!(path = %artifact.path.display(), image = %artifact.reference, "an image is damaged and is fetched again");
-            self.inner.blobs.forget(&artifact.digest, &artifact.blob);
-            // Nor is it the answer to whoever asks now.
-            self.inner.forget_answers();
+        let asked = Instant::now();
+        let turn = self.inner.turns.unpack(owner).await;
+        if self.inner.blobs.is_seen_since(&artifact.digest, &artifact.blob, asked) {
+            return true;
         }
-        is_sound
+        let (path, digest, begun) = (artifact.path.clone(), artifact.digest.clone(), Instant::now());
+        let read = aside(move || {
+            let _turn = turn;
+            is_whole(&path, &digest)
+        });
+        match read.await.flatten() {
+            Ok(true) => {
+                self.inner.blobs.see(&artifact.digest, &artifact.blob, begun);
+                return true;
+            }
+            // It may be read the next moment, or says so to whoever reads it next. Any other error lasts: the image would be said to be
+            // here, and never run.
+            Err(error) if is_want(&error) => return true,
+            Ok(false) | Err(_) => {}
+        }
+        tracing::warn!(path = %artifact.path.display(), image = %artifact.reference, "an image is damaged and is fetched again");
+        self.inner.blobs.forget(&artifact.digest, &artifact.blob);
+        // Nor is it the answer to whoever asks now.
+        self.inner.forget_answers();
+        false
     }
 
     /// Images known by name: canonical name, manifest digest, size in bytes.
@@ -793,6 +806,12 @@ fn is_whole(path: &Path, digest: &str) -> io::Result<bool> {
             read => check.update(piece.get(..read).unwrap_or_default()),
         }
     }
+}
+
+/// Whether something was not done for want of what others may give back in a moment.
+fn is_want(error: &io::Error) -> bool {
+    let wanted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::AGAIN, Errno::INTR];
+    Errno::from_io_error(error).is_none_or(|errno| wanted.contains(&errno))
 }
 
 /// Does what computes for long on a thread of its own, which stands back behind whoever serves requests.

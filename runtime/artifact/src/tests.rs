@@ -554,19 +554,48 @@ async fn what_a_disk_gave_back_as_something_else_is_fetched_again() {
     let dir = tempfile::tempdir().unwrap();
     let images = store(&dir, &address);
     let get = async || images.pull("n", "app", PullPolicy::IfNotPresent, &[]).await.unwrap();
-    assert!(images.is_sound(&get().await).await, "it was downloaded");
+    assert!(images.is_sound("n", &get().await).await, "it was downloaded");
     let kept = get().await;
-    assert!(images.is_sound(&kept).await && kept.source == Source::Present);
+    assert!(images.is_sound("n", &kept).await && kept.source == Source::Present);
     let mut flipped = WASM.to_vec();
     flipped[5] ^= 1;
     std::fs::write(&kept.path, flipped).unwrap();
-    assert!(!images.is_sound(&kept).await);
+    assert!(!images.is_sound("n", &kept).await);
     // Who held it meanwhile holds nothing up.
     let again = get().await;
     assert_eq!((again.source, std::fs::read(&again.path).unwrap()), (Source::Downloaded, WASM.to_vec()));
     std::fs::remove_file(&again.path).unwrap();
-    assert!(!images.is_sound(&get().await).await && images.total_bytes() == 0);
-    assert_eq!(get().await.source, Source::Downloaded);
+    assert!(!images.is_sound("n", &get().await).await && images.total_bytes() == 0);
+    let again = get().await;
+    assert_eq!(again.source, Source::Downloaded);
+    // Nor will it ever be read what leads nowhere, or is somebody else's.
+    std::fs::remove_file(&again.path).unwrap();
+    std::os::unix::fs::symlink(&again.path, &again.path).unwrap();
+    assert!(!images.is_sound("n", &get().await).await && images.total_bytes() == 0);
+    let again = get().await;
+    assert_eq!((again.source, std::fs::read(&again.path).unwrap()), (Source::Downloaded, WASM.to_vec()));
+}
+
+/// As when many pods of an image start that nobody has compiled.
+#[tokio::test]
+async fn all_who_wait_for_a_look_at_an_image_hear_of_the_same() {
+    let registry = Arc::new(Registry::default());
+    registry.push("app", "latest", "application/wasm", WASM);
+    let address = registry.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &address);
+    let get = async || images.pull("n", "app", PullPolicy::IfNotPresent, &[]).await.unwrap();
+    get().await;
+    let kept = get().await;
+    let blobs = crate::blobs::Blobs::open(dir.path(), 1 << 20).unwrap();
+    let blob = blobs.get(&kept.digest).unwrap();
+    let before = std::time::Instant::now();
+    assert!(!blobs.is_seen_since(&kept.digest, &blob, before), "nobody has looked");
+    blobs.see(&kept.digest, &blob, before);
+    assert!(blobs.is_seen_since(&kept.digest, &blob, before));
+    let later = before + std::time::Duration::from_millis(1);
+    assert!(!blobs.is_seen_since(&kept.digest, &blob, later), "it may have changed since");
+    assert!(futures::future::join_all((0..20).map(|_| images.is_sound("n", &kept))).await.iter().all(|is| *is));
 }
 
 #[tokio::test]

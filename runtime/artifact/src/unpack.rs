@@ -5,7 +5,7 @@
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
 
 const BLOCK: usize = 512;
@@ -50,7 +50,8 @@ pub fn extract(archive: &Path, wanted: &str, out: &mut dyn Write, limit: u64, le
     let is_gzip = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
     let file = BufReader::new(std::fs::File::open(archive)?);
     match is_gzip {
-        true => search(&mut Bounded { inner: GzDecoder::new(file), left }, wanted, out, limit),
+        // Tools that make layers seekable compress each file on its own, one stream after another.
+        true => search(&mut Bounded { inner: MultiGzDecoder::new(file), left }, wanted, out, limit),
         false => search(&mut Bounded { inner: file, left }, wanted, out, limit),
     }
 }
@@ -178,16 +179,14 @@ mod tests {
         assert!(entry_point(br#"{"config":{"Cmd":["sh"]}}"#).unwrap_err().contains("no .wasm file"));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("layer");
-        for gzip in [false, true] {
-            let tar = tar_of("./bin/app.wasm", b"\0asm");
-            let bytes = match gzip {
-                true => {
-                    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-                    encoder.write_all(&tar).unwrap();
-                    encoder.finish().unwrap()
-                }
-                false => tar,
-            };
+        let tar = tar_of("./bin/app.wasm", b"\0asm");
+        let gzip = |bytes: &[u8]| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(bytes).unwrap();
+            encoder.finish().unwrap()
+        };
+        let in_two = [gzip(&tar[..BLOCK]), gzip(&tar[BLOCK..])].concat();
+        for bytes in [tar.clone(), gzip(&tar), in_two] {
             std::fs::write(&path, bytes).unwrap();
             let mut out = Vec::new();
             assert!(extract(&path, "bin/app.wasm", &mut out, 10, &mut 4_096).unwrap());

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::compile::Bounds;
@@ -127,7 +128,7 @@ impl Cache {
     /// code that a disk gave back as something else, is not usable: it would run.
     pub(crate) fn facts(path: &Path) -> Result<Facts, Error> {
         let known = Known::beside(path)?;
-        let code = Code::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let code = Code::read(path).map_err(|source| unreadable(path, source))?;
         if code != known.code {
             return Err(Error::Start("its code is not what was written".to_owned()));
         }
@@ -180,6 +181,14 @@ struct Cached {
     path: PathBuf,
 }
 
+/// What was written, and cannot be read: for want of something, which passes, or because a disk does not give it back any more.
+fn unreadable(path: &Path, source: io::Error) -> Error {
+    match Errno::from_io_error(&source) {
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => Error::Read { path: path.to_owned(), source },
+        _ => Error::Start(format!("{} cannot be read: {source}", path.display())),
+    }
+}
+
 /// What a compiler leaves beside its code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Known {
@@ -197,7 +206,7 @@ impl Known {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
                 Err(missing())
             }
-            Err(source) => Err(Error::Read { path: beside, source }),
+            Err(source) => Err(unreadable(&beside, source)),
         }
     }
 

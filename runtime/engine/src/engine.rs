@@ -234,8 +234,14 @@ impl Engine {
         result
     }
 
+    /// Whether preparing a component reads its file: only a compiler does, and none is asked for what is loaded, for what is
+    /// compiled, and for what is known to fail.
+    pub fn reads(&self, digest: &str) -> bool {
+        self.known(digest).is_none() && !self.is_compiled(digest)
+    }
+
     /// Whether the compiled code of a component is on disk: then preparing it takes a moment.
-    pub fn is_compiled(&self, digest: &str) -> bool {
+    fn is_compiled(&self, digest: &str) -> bool {
         self.0.cache.has(digest)
     }
 
@@ -246,6 +252,8 @@ impl Engine {
                 // What cannot be mapped (a disk gave back something else) is made again.
                 Err(Error::Start(error)) => {
                     tracing::warn!(path = %path.display(), error, "compiled component is not usable, compiling it again");
+                    // Until that is done nobody is to count on it.
+                    let _ = std::fs::remove_file(&path);
                 }
                 other => return other,
             }

@@ -49,7 +49,7 @@ pub(crate) struct Guest {
     limiter: Limiter,
     /// Handles at the last survey, and the host calls until then.
     surveyed: (u32, u32),
-    _slot: Slot,
+    slot: Slot,
 }
 
 impl Guest {
@@ -85,7 +85,7 @@ impl Guest {
             surveyed: (0, 0),
             spec: spec.clone(),
             answering: Answering::default(),
-            _slot: slot,
+            slot,
         };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.limiter);
@@ -103,6 +103,11 @@ impl Guest {
 
     pub(crate) fn account(&self) -> &Arc<Account> {
         self.limiter.account()
+    }
+
+    /// Whether whoever comes next may have the instance ([`Slot::is_anybodys`]).
+    pub(crate) fn is_anybodys(&mut self) -> bool {
+        self.slot.is_anybodys()
     }
 
     /// Counts what the host holds for the guest, when it may have changed by much since the last time.
@@ -318,6 +323,12 @@ impl Slots {
         self.live.load(Ordering::Relaxed)
     }
 
+    /// The most that there may be but for probes.
+    fn others_max(&self) -> u32 {
+        let all = self.max();
+        all - (all / PROBES_SHARE).min(PROBES_KEPT_MAX)
+    }
+
     /// The most that one container may have.
     pub(crate) fn container_max(&self) -> u32 {
         (self.max() / CONTAINER_SHARE).max(1)
@@ -325,11 +336,9 @@ impl Slots {
 
     pub(crate) fn take(self: &Arc<Self>, account: &Arc<Account>, weight: u32, claim: Claim) -> Result<Slot, Error> {
         let weight = weight.max(1);
-        let all = self.max();
-        let kept = (all / PROBES_SHARE).min(PROBES_KEPT_MAX);
         let (container_max, max) = match claim {
-            Claim::Probe => (self.container_max() + CONTAINER_PROBES_MAX * weight, all),
-            Claim::Command | Claim::Request => (self.container_max(), all - kept),
+            Claim::Probe => (self.container_max() + CONTAINER_PROBES_MAX * weight, self.max()),
+            Claim::Command | Claim::Request => (self.container_max(), self.others_max()),
         };
         account.take_slots(weight, container_max).map_err(|live| {
             Error::Limits(format!("{live} of this container are alive, and one container may have {container_max}"))
@@ -340,7 +349,7 @@ impl Slots {
             slot.forget(false);
             return Err(Error::Limits(format!("{} are alive, which is the node's limit", self.live())));
         }
-        let commands_max = (all / 8 * COMMANDS_OF_EIGHT).max(1);
+        let commands_max = (self.max() / 8 * COMMANDS_OF_EIGHT).max(1);
         if claim == Claim::Command && add(&self.commands, weight, commands_max).is_err() {
             slot.forget(true);
             return Err(Error::Limits(format!("commands have taken their {commands_max} places on the node")));
@@ -355,6 +364,17 @@ fn add(count: &AtomicU32, more: u32, max: u32) -> Result<u32, u32> {
 }
 
 impl Slot {
+    /// Whether requests may have an instance in it, as one that was made for them. A probe's becomes such a one where there is room
+    /// for it: else those that wait for their next request would have the places of probes.
+    fn is_anybodys(&mut self) -> bool {
+        let has_room =
+            || self.account.slots() <= self.slots.container_max() && self.slots.live() <= self.slots.others_max();
+        if self.claim == Claim::Probe && has_room() {
+            self.claim = Claim::Request;
+        }
+        self.claim == Claim::Request
+    }
+
     /// Not all of it was taken.
     fn forget(&mut self, was_live: bool) {
         if was_live {
@@ -404,6 +424,25 @@ mod tests {
         assert!(slots.take(&account(), 1, Claim::Request).is_ok());
         drop(commands);
         assert_eq!((slots.live(), slots.commands.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    /// An instance of a probe waits for whoever comes next, and with it a place that is kept for probes.
+    #[test]
+    fn a_probes_place_is_a_requests_only_where_one_might_have_taken_it() {
+        let node = NodeMemory::new(u64::MAX);
+        let account = || Account::new(&Spec::new("a"), &node);
+        let (slots, one) = (Slots::new(16), account());
+        let mut held: Vec<Slot> = (0..4).map(|_| slots.take(&one, 1, Claim::Request).unwrap()).collect();
+        let mut probe = slots.take(&one, 1, Claim::Probe).unwrap();
+        assert!(!probe.is_anybodys(), "its container has as many as it may");
+        held.pop();
+        assert!(probe.is_anybodys());
+        held.extend((0..11).map(|_| slots.take(&account(), 1, Claim::Request).unwrap()));
+        let mut last = slots.take(&account(), 1, Claim::Probe).unwrap();
+        assert!(!last.is_anybodys(), "it is the place of probes");
+        drop(probe);
+        assert!(last.is_anybodys());
+        slots.take(&account(), 1, Claim::Probe).expect("the next is probed");
     }
 
     #[test]

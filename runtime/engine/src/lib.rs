@@ -56,7 +56,7 @@ pub use self::config::{Compiler, Config};
 pub use self::engine::{Engine, Phase};
 pub use self::error::Error;
 pub use self::exit::Exit;
-pub use self::host::{Chain, NoChain, OpenSocket, Outbound, OutboundError, Timeouts};
+pub use self::host::{Chain, NoChain, OpenSocket, Outbound, OutboundError, Timeouts, look_up};
 pub use self::http::{Counters, HttpOptions, HttpService, Probe, RequestError};
 pub use self::limits::Usage;
 pub use self::memory::{NodeUsage, Qos};

@@ -197,6 +197,11 @@ impl Account {
         self.slots.fetch_update(Relaxed, Relaxed, more).map(|_| ())
     }
 
+    /// Instances of it, by weight.
+    pub(crate) fn slots(&self) -> u32 {
+        self.slots.load(Relaxed)
+    }
+
     pub(crate) fn give_slots(&self, weight: u32) {
         self.slots.fetch_sub(weight, Relaxed);
     }

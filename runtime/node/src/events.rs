@@ -1,4 +1,5 @@
-//! Events, recorded as the kubelet records them: what repeats becomes a count, a flood is thinned out.
+//! Events, recorded as the kubelet records them: what repeats becomes a count, a flood is thinned out. Of one object there are few at
+//! once and seldom more ([`OBJECT_BURST`]): one whose probe fails each second leaves room for others, and the log of the servers alone.
 //!
 //! Recording never waits: an event goes into a bounded queue that one task empties, a little later ([`BEHIND`]): nobody
 //! waits for an event, but every write waits for those before it. At shutdown what is left is sent for [`LAST`]. Up to [`BURST`] events are sent at
@@ -25,6 +26,11 @@ use crate::text;
 const BURST: f64 = 100.0;
 /// Events per second afterwards (kubelet's `eventRecordQPS`).
 const PER_SECOND: f64 = 50.0;
+/// Events of one object at once, and how long until there may be one more (client-go's `EventSourceObjectSpamFilter`).
+const OBJECT_BURST: f64 = 25.0;
+const OBJECT_EVERY: Duration = Duration::from_secs(300);
+/// Objects of which that is remembered (client-go: 4096). Beyond it those go first of which it matters least.
+const OBJECTS_MAX: usize = 4096;
 /// How long after it was recorded an event is sent.
 const BEHIND: Duration = Duration::from_millis(40);
 /// How long events are still sent at shutdown.
@@ -87,19 +93,59 @@ impl std::fmt::Debug for KubeClient {
 struct Queue {
     /// With its time, and when it is sent.
     waiting: VecDeque<(Record, Timestamp, Instant)>,
-    tokens: f64,
+    tokens: Tokens,
+    /// Of objects, by their uids.
+    objects: HashMap<Arc<str>, Tokens>,
+}
+
+/// So many at once, and more with time.
+#[derive(Debug, Clone, Copy)]
+struct Tokens {
+    left: f64,
     filled: Instant,
 }
 
-impl Queue {
-    fn admit(&mut self, warning: bool, now: Instant) -> bool {
-        self.tokens = (self.tokens + now.duration_since(self.filled).as_secs_f64() * PER_SECOND).min(BURST);
+impl Tokens {
+    fn refill(&mut self, max: f64, per_second: f64, now: Instant) {
+        self.left = (self.left + now.duration_since(self.filled).as_secs_f64() * per_second).min(max);
         self.filled = now;
+    }
+
+    fn take(&mut self) {
+        self.left = (self.left - 1.0).max(0.0);
+    }
+}
+
+impl Queue {
+    fn new(now: Instant) -> Self {
+        let tokens = Tokens { left: BURST, filled: now };
+        Self { waiting: VecDeque::new(), tokens, objects: HashMap::new() }
+    }
+
+    fn admit(&mut self, of: &Arc<str>, warning: bool, now: Instant) -> bool {
+        self.tokens.refill(BURST, PER_SECOND, now);
         let room = if warning { QUEUE_MAX } else { QUEUE_NORMAL_MAX };
-        if self.waiting.len() >= room || (self.tokens < 1.0 && !warning) {
+        if self.waiting.len() >= room || (self.tokens.left < 1.0 && !warning) {
             return false;
         }
-        self.tokens = (self.tokens - 1.0).max(0.0);
+        let refill = |tokens: &mut Tokens| tokens.refill(OBJECT_BURST, 1.0 / OBJECT_EVERY.as_secs_f64(), now);
+        if self.objects.len() >= OBJECTS_MAX && !self.objects.contains_key(of) {
+            // Those that are full, else those that have half of it: it is they who are forgiven least.
+            self.objects.values_mut().for_each(refill);
+            for enough in [OBJECT_BURST, OBJECT_BURST / 2.0, 0.0] {
+                self.objects.retain(|_, tokens| tokens.left < enough);
+                if self.objects.len() < OBJECTS_MAX {
+                    break;
+                }
+            }
+        }
+        let own = self.objects.entry(of.clone()).or_insert(Tokens { left: OBJECT_BURST, filled: now });
+        refill(own);
+        if own.left < 1.0 {
+            return false;
+        }
+        own.take();
+        self.tokens.take();
         true
     }
 }
@@ -113,8 +159,8 @@ struct Seen {
 impl Recorder {
     /// A recorder for the node of this name; nothing is sent until [`Self::run`].
     pub fn new(client: kube::Client, node: String) -> Self {
-        let queue = Queue { waiting: VecDeque::new(), tokens: BURST, filled: Instant::now() };
-        let inner = Inner { client: KubeClient(client), node, queue: Mutex::new(queue), added: Notify::new() };
+        let queue = Mutex::new(Queue::new(Instant::now()));
+        let inner = Inner { client: KubeClient(client), node, queue, added: Notify::new() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -123,7 +169,7 @@ impl Recorder {
     pub fn record(&self, mut record: Record) {
         record.message = text::cut_off(record.message);
         let mut queue = self.inner.queue.lock();
-        if !queue.admit(record.warning, Instant::now()) {
+        if !queue.admit(&record.uid, record.warning, Instant::now()) {
             tracing::trace!(reason = record.reason, "event dropped");
             return;
         }
@@ -239,9 +285,30 @@ mod tests {
     #[test]
     fn thins_out_a_flood_and_keeps_warnings() {
         let now = Instant::now();
-        let mut queue = Queue { waiting: VecDeque::new(), tokens: BURST, filled: now };
-        assert_eq!((0..500).filter(|_| queue.admit(false, now)).count(), 100);
-        assert!(queue.admit(true, now));
-        assert_eq!((0..500).filter(|_| queue.admit(false, now + Duration::from_secs(1))).count(), 50);
+        let mut queue = Queue::new(now);
+        let mut number = 0;
+        let mut next = || {
+            number += 1;
+            Arc::from(number.to_string())
+        };
+        assert_eq!((0..500).filter(|_| queue.admit(&next(), false, now)).count(), 100);
+        assert!(queue.admit(&next(), true, now));
+        assert_eq!((0..500).filter(|_| queue.admit(&next(), false, now + Duration::from_secs(1))).count(), 50);
+    }
+
+    #[test]
+    fn one_object_has_few_and_takes_nothing_from_others() {
+        let now = Instant::now();
+        let mut queue = Queue::new(now);
+        let (loud, quiet): (Arc<str>, Arc<str>) = ("loud".into(), "quiet".into());
+        assert_eq!((0..500).filter(|_| queue.admit(&loud, true, now)).count(), 25);
+        assert!(queue.admit(&quiet, false, now));
+        let later = now + OBJECT_EVERY + Duration::from_secs(1);
+        assert!(queue.admit(&loud, true, later) && !queue.admit(&loud, true, later));
+        // However many others there are, what was said of it is remembered.
+        for number in 0..2 * OBJECTS_MAX {
+            queue.admit(&number.to_string().into(), true, later);
+        }
+        assert!(queue.objects.len() <= OBJECTS_MAX && !queue.admit(&loud, true, later));
     }
 }

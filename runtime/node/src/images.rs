@@ -100,8 +100,7 @@ impl Images {
     ) -> Result<Prepared, ImageError> {
         let begun = Instant::now();
         let mut artifact = self.store.pull(owner, image, policy, credentials).await?;
-        // Only who compiles a component reads it.
-        if !self.engine.is_compiled(&artifact.digest) && !self.store.is_sound(&artifact).await {
+        if self.engine.reads(&artifact.digest) && !self.store.is_sound(owner, &artifact).await {
             artifact = self.store.pull(owner, image, policy, credentials).await?;
         }
         let pulled_in = begun.elapsed();

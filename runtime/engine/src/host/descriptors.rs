@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Weak};
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::limits::Account;
 use crate::machine;
@@ -26,10 +27,21 @@ const PART: u32 = 2;
 /// What all guests have open: descriptors are the process's.
 static OPEN: AtomicU32 = AtomicU32::new(0);
 
-/// What the containers of a namespace have open.
-#[derive(Debug, Default)]
+/// Look-ups of names for one namespace that the machine's resolver works on at the same time; more wait.
+const LOOK_UPS_MAX: usize = 8;
+
+/// What the containers of a namespace have together.
+#[derive(Debug)]
 pub(crate) struct Namespace {
     open: AtomicU32,
+    /// Turns to have the machine's resolver look something up.
+    pub(crate) look_ups: Arc<Semaphore>,
+}
+
+impl Default for Namespace {
+    fn default() -> Namespace {
+        Namespace { open: AtomicU32::new(0), look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)) }
+    }
 }
 
 /// Those that have containers.
@@ -42,7 +54,7 @@ impl Namespace {
             return found;
         }
         all.retain(|_, namespace| namespace.strong_count() > 0);
-        let new = Arc::default();
+        let new: Arc<Namespace> = Arc::default();
         all.insert(name.to_owned(), Arc::downgrade(&new));
         new
     }

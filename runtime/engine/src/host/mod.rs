@@ -30,6 +30,7 @@ pub(crate) use self::descriptors::{Descriptors, Namespace, has_room as has_descr
 use self::environment::Environment;
 pub(crate) use self::held::{bytes_of, is_open};
 pub(crate) use self::input::Input;
+pub use self::names::look_up;
 pub(crate) use self::outbound::Trace;
 pub use self::outbound::{Chain, NoChain, Outbound, OutboundError, Timeouts};
 pub(crate) use self::outbound::{Hooks, to_wasi};

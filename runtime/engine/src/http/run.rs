@@ -68,7 +68,8 @@ pub(super) async fn run(
     let memory_bytes = warm.memory_bytes();
     warm.served += 1;
     // A store that trapped is thrown away, and so is one that gave no answer: it would give none to the next one.
-    if result.is_ok() && head.is_answered() && warm.served < service.reuse {
+    let is_good = result.is_ok() && head.is_answered() && warm.served < service.reuse;
+    if is_good && warm.store.data_mut().is_anybodys() {
         guest::refuel(&mut warm.store);
         warm.idle_since = Instant::now();
         service.keep(warm);

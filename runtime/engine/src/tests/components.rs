@@ -157,6 +157,17 @@ async fn code_that_is_not_what_was_written_is_compiled_again() {
         Engine::new(config()).unwrap().prepare("sha256:1", &wasm).await.expect("it is compiled again");
         assert_eq!(fs::read(&path).unwrap(), good);
     }
+    // What cannot be read is not there either, and while the component is not to be had nobody counts on what was compiled.
+    let facts = path.with_extension("facts");
+    fs::remove_file(&facts).unwrap();
+    std::os::unix::fs::symlink(&facts, &facts).unwrap();
+    Engine::new(config()).unwrap().prepare("sha256:1", &wasm).await.expect("it is compiled again");
+    fs::write(&path, &flipped).unwrap();
+    let engine = Engine::new(config()).unwrap();
+    let error = engine.prepare("sha256:1", &dir.path().join("gone.wasm")).await.unwrap_err();
+    assert!(matches!(error, Error::Read { .. }) && engine.reads("sha256:1"), "{error}");
+    engine.prepare("sha256:1", &wasm).await.expect("it is compiled again");
+    assert!(!engine.reads("sha256:1"));
 }
 
 #[tokio::test]

@@ -347,9 +347,10 @@ impl coracle_engine::Outbound for GuestNetwork {
                 if let Some(name) = name {
                     readdress(&mut request, &authority, &name)?;
                 }
-                let key = self.network.proxy.outside_key(&self.source());
+                // It may have gone meanwhile.
+                let key = self.network.proxy.outside_key(&self.source()).ok_or(OutboundError::Denied)?;
                 let not_allowed = || self.tell(authority.as_str(), Why::Policies);
-                let sent = self.network.outside.send(key.as_deref(), request, not_allowed).await;
+                let sent = self.network.outside.send((&self.namespace, &key), request, not_allowed).await;
                 if matches!(sent, Err(OutboundError::Denied)) {
                     self.deny(authority.as_str());
                 }

@@ -196,6 +196,27 @@ mod tests {
         }
     }
 
+    /// Also where no policy is about them.
+    #[tokio::test]
+    async fn connections_to_outside_are_kept_for_one_pod_alone() {
+        use coracle_policy::{Source, Workload};
+        let network = network();
+        let to = SocketAddr::from(([192, 0, 2, 1], 443));
+        let source = || {
+            let address = network.table.allocate(None).unwrap().pod;
+            network.table.identify(Workload::of(&k8s_openapi::api::core::v1::Pod::default(), address));
+            (address, network.table.source(address))
+        };
+        let ((one, first), (_, second)) = (source(), source());
+        let key = |of: &Source| network.proxy.outside_key(of);
+        let (first, second) = (key(&first).unwrap(), key(&second).unwrap());
+        assert_ne!(first, second);
+        assert!([&first, &second].into_iter().all(|key| network.proxy.permits_outside(key, to)));
+        network.table.release(one);
+        assert!(!network.proxy.permits_outside(&first, to) && network.proxy.permits_outside(&second, to));
+        assert_eq!(key(&Source::Unknown), None);
+    }
+
     /// What the engine asks for each datagram of a guest's to a pod of another node, and for what comes back.
     #[tokio::test]
     async fn a_guest_s_datagrams_to_another_node_go_to_a_socket_of_this_process_that_is_for_them_alone() {

@@ -1,10 +1,12 @@
 //! Requests that leave the mesh: to hosts outside of the cluster, for guests that may, and TLS to Services, for all.
 //!
-//! A name is resolved here and nowhere else on this way, and its addresses pass the [`Gate`] before anything is connected.
+//! A name is resolved here and nowhere else on this way, in the turns of the pod's namespace, and its addresses pass the [`Gate`] before
+//! anything is connected. A connection that is kept for the next request is kept for the same pod: what a server remembers of one (who
+//! has logged in, what it still has to say) is nobody else's.
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -22,17 +24,13 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 
 use super::gate::Gate;
 
 /// Longest wait for a connection, to each of a name's addresses.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for the machine's resolver.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Look-ups at the same time, each of which may hold a thread; more wait.
-const RESOLVING_MAX: usize = 32;
 /// Connections to outside, of all pods together, up to which those that nobody uses are kept for the next request.
 const KEPT_MAX: usize = 512;
 /// Addresses of a name that are tried.
@@ -57,6 +55,9 @@ pub enum ConnectError {
 
 type Client = legacy::Client<HttpsConnector<Dialer>, Body>;
 
+/// Between a namespace and the key of a pod's connections; neither has it.
+const OF: char = '~';
+
 /// Whether a pod may connect to an address, by what its connections are kept under ([`Proxy::outside_key`]).
 ///
 /// [`Proxy::outside_key`]: coracle_proxy::Proxy::outside_key
@@ -67,7 +68,6 @@ pub type Judge = Arc<dyn Fn(&str, SocketAddr) -> bool + Send + Sync>;
 struct Dialer {
     gate: Arc<Gate>,
     judge: Judge,
-    resolving: Arc<Semaphore>,
     /// Connections that are open.
     open: Arc<AtomicUsize>,
 }
@@ -82,13 +82,14 @@ impl tower::Service<Uri> for Dialer {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Dialer { gate, judge, resolving, open } = self.clone();
+        let Dialer { gate, judge, open } = self.clone();
         Box::pin(async move {
             let host = uri.host().unwrap_or_default();
             let port = uri.port_u16().unwrap_or(if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 });
-            let key = uri.authority().and_then(|authority| authority.as_str().rsplit_once('@')).map(|(key, _)| key);
-            let may = |to| key.is_none_or(|key| judge(key, to));
-            connect(&gate, may, &resolving, host, port).await.map(|stream| Counted::new(stream, open))
+            let kept = uri.authority().and_then(|authority| authority.as_str().rsplit_once('@')).map(|(kept, _)| kept);
+            let (namespace, key) = kept.and_then(|kept| kept.split_once(OF)).unwrap_or_default();
+            let may = |to| judge(key, to);
+            connect(&gate, may, namespace, host, port).await.map(|stream| Counted::new(stream, open))
         })
     }
 }
@@ -162,7 +163,6 @@ impl Write for Counted {
 pub struct Outside {
     gate: Arc<Gate>,
     judge: Judge,
-    resolving: Arc<Semaphore>,
     /// Authorities of the cluster, trusted beside the machine's for its own names.
     cluster_roots: Vec<CertificateDer<'static>>,
     client: OnceCell<Client>,
@@ -172,20 +172,19 @@ pub struct Outside {
 impl Outside {
     /// Nothing is connected before it is asked for.
     pub fn new(gate: Arc<Gate>, judge: Judge, cluster_roots: Vec<CertificateDer<'static>>) -> Self {
-        let resolving = Arc::new(Semaphore::new(RESOLVING_MAX));
-        Self { gate, judge, resolving, cluster_roots, client: OnceCell::new(), cluster_tls: OnceCell::new() }
+        Self { gate, judge, cluster_roots, client: OnceCell::new(), cluster_tls: OnceCell::new() }
     }
 
-    /// Sends a request whose URI is absolute, `http` or `https`, to outside of the cluster. With a `key` its connection is one that is
-    /// judged by it, and used for nobody else.
+    /// Sends a request whose URI is absolute, `http` or `https`, to outside of the cluster, for a pod of this namespace. Its connection is
+    /// one that is judged by the `key`, and used for nobody else.
     /// `not_allowed` is called where policies do not let it out.
     pub async fn send(
         &self,
-        key: Option<&str>,
+        (namespace, key): (&str, &str),
         mut request: Request<Body>,
         not_allowed: impl FnOnce(),
     ) -> Result<Response<Body>, OutboundError> {
-        keep_under(key, &mut request)?;
+        keep_under(&format!("{namespace}{OF}{key}"), &mut request)?;
         let client = self.client.get_or_try_init(|| self.connect_client()).await?;
         let endpoint = request.uri().authority().map(without_user).unwrap_or_default().to_owned();
         // What the connection speaks is agreed with the server.
@@ -199,14 +198,15 @@ impl Outside {
         Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
     }
 
-    /// Connects to a host and port outside of the cluster, at an address that one `may` connect to.
+    /// Connects to a host and port outside of the cluster, for a pod of this namespace, at an address that it `may` connect to.
     pub async fn connect(
         &self,
+        namespace: &str,
         host: &str,
         port: u16,
         may: impl Fn(SocketAddr) -> bool,
     ) -> Result<TcpStream, ConnectError> {
-        connect(&self.gate, may, &self.resolving, host, port).await
+        connect(&self.gate, may, namespace, host, port).await
     }
 
     /// Sends a request with TLS to a Service or pod that is really at `to`, and is called `host`. Its certificate is of the
@@ -242,12 +242,7 @@ impl Outside {
     }
 
     async fn connect_client(&self) -> Result<Client, OutboundError> {
-        let dialer = Dialer {
-            gate: self.gate.clone(),
-            judge: self.judge.clone(),
-            resolving: self.resolving.clone(),
-            open: Arc::default(),
-        };
+        let dialer = Dialer { gate: self.gate.clone(), judge: self.judge.clone(), open: Arc::default() };
         let connector = https(tls(Vec::new()).await?, dialer);
         Ok(legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -287,30 +282,10 @@ async fn tls(more: Vec<CertificateDer<'static>>) -> Result<rustls::ClientConfig,
     Ok(tls.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// Does what may block. A turn is over when its thread is, however long anybody waits for it.
-async fn in_turn<T: Send + 'static>(turns: &Arc<Semaphore>, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let turn = turns.clone().acquire_owned().await.ok()?;
-    let done = tokio::task::spawn_blocking(move || {
-        let _turn = turn;
-        work()
-    });
-    done.await.ok()
-}
-
-/// Asks the machine's resolver.
-async fn resolve(resolving: &Arc<Semaphore>, host: &str, port: u16) -> Option<Vec<SocketAddr>> {
-    let host = host.to_owned();
-    in_turn(resolving, move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect)).await?.ok()
-}
-
 /// Has the connection of a request kept under a key, instead of whatever its guest has written there.
-fn keep_under(key: Option<&str>, request: &mut Request<Body>) -> Result<(), OutboundError> {
+fn keep_under(key: &str, request: &mut Request<Body>) -> Result<(), OutboundError> {
     let Some(authority) = request.uri().authority() else { return Ok(()) };
-    let host = without_user(authority);
-    if key.is_none() && host.len() == authority.as_str().len() {
-        return Ok(());
-    }
-    let text = key.map_or_else(|| host.to_owned(), |key| format!("{key}@{host}"));
+    let text = format!("{key}@{}", without_user(authority));
     let mut parts = request.uri().clone().into_parts();
     let bad = |error: http::Error| OutboundError::Protocol(error.into());
     parts.authority = Some(text.parse().map_err(|error: http::uri::InvalidUri| bad(error.into()))?);
@@ -337,7 +312,7 @@ async fn connect_from(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
 async fn connect(
     gate: &Gate,
     may: impl Fn(SocketAddr) -> bool,
-    resolving: &Arc<Semaphore>,
+    namespace: &str,
     host: &str,
     port: u16,
 ) -> Result<TcpStream, ConnectError> {
@@ -345,9 +320,9 @@ async fn connect(
     let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
         Ok(address) => vec![SocketAddr::new(address, port)],
         Err(_) => {
-            let unknown = || ConnectError::Name(host.to_owned());
-            let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, resolve(resolving, host, port)).await;
-            resolved.map_err(|_| unknown())?.ok_or_else(unknown)?
+            let found = coracle_engine::look_up(namespace, host).await;
+            let found = found.ok_or_else(|| ConnectError::Name(host.to_owned()))?;
+            found.into_iter().map(|address| SocketAddr::new(address, port)).collect()
         }
     };
     if addresses.is_empty() {
@@ -463,7 +438,7 @@ mod tests {
             for scheme in ["http", "https"] {
                 let uri = format!("{scheme}://{host}:{port}/v2/_catalog");
                 let request = Request::get(&uri).body(coracle_engine::empty()).unwrap();
-                let error = outside.send(None, request, || {}).await.map(|_| ()).unwrap_err();
+                let error = outside.send(("n", "key"), request, || {}).await.map(|_| ()).unwrap_err();
                 // Which numbers are names is the resolver's business, and TLS knows no such names: nothing is connected.
                 let is_refused = matches!(error, OutboundError::Denied | OutboundError::Name(_));
                 assert!(
@@ -471,10 +446,20 @@ mod tests {
                     "{uri}: {error:?}"
                 );
             }
-            assert!(outside.connect(host, port, |_| true).await.is_err(), "{host}");
+            assert!(outside.connect("n", host, port, |_| true).await.is_err(), "{host}");
         }
         let accepted = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
         assert!(accepted.is_err(), "nobody came");
+    }
+
+    #[test]
+    fn what_a_guest_has_written_keeps_no_connection_for_it() {
+        for uri in ["http://example.org:81/x", "http://other~p1@example.org:81/x"] {
+            let mut request = Request::get(uri).body(coracle_engine::empty()).unwrap();
+            keep_under("n~key", &mut request).unwrap();
+            let authority = request.uri().authority().unwrap();
+            assert_eq!((authority.as_str(), authority.host()), ("n~key@example.org:81", "example.org"));
+        }
     }
 
     #[tokio::test]
@@ -483,7 +468,7 @@ mod tests {
         let told = std::cell::Cell::new(0);
         let send = async |to: &str| {
             let request = Request::get(to).body(coracle_engine::empty()).unwrap();
-            outside.send(Some("key"), request, || told.set(told.get() + 1)).await.map(drop).unwrap_err()
+            outside.send(("n", "key"), request, || told.set(told.get() + 1)).await.map(drop).unwrap_err()
         };
         assert!(matches!(send("http://192.0.2.1/").await, OutboundError::Refused));
         assert_eq!(told.get(), 1);
@@ -531,20 +516,5 @@ mod tests {
         assert!(!one.may_be_kept());
         drop(one);
         assert_eq!(open.load(Relaxed), KEPT_MAX);
-    }
-
-    #[tokio::test]
-    async fn a_look_up_has_its_turn_until_its_thread_is_done() {
-        let resolving = Arc::new(Semaphore::new(1));
-        let found = resolve(&resolving, "localhost", 80).await.unwrap();
-        assert!(!found.is_empty() && found.iter().all(|address| address.ip().is_loopback()));
-        assert_eq!(resolving.available_permits(), 1);
-        let (end, ended) = std::sync::mpsc::channel::<()>();
-        let mut under_way = Box::pin(in_turn(&resolving, move || ended.recv()));
-        assert!(futures::FutureExt::now_or_never(under_way.as_mut()).is_none());
-        drop(under_way);
-        assert_eq!(resolving.available_permits(), 0, "nobody waits for it, and its thread is not done");
-        drop(end);
-        let _turn = resolving.acquire().await.unwrap();
     }
 }

@@ -85,14 +85,15 @@ impl Pods {
     }
 
     /// Waits for the objects that the pod's volumes are made of; the error says which is missing, or which of its keys.
-    pub(super) async fn check_volumes(self: &Arc<Self>, slot: &Slot, pod: &Pod) -> Result<(), String> {
+    pub(crate) async fn check_volumes(self: &Arc<Self>, slot: &Slot, pod: &Pod) -> Result<(), String> {
         for volume in mounted(pod).filter(|volume| !is_credentials(volume)) {
             let failed = |reason: String| set_up_failed(&volume.name, &reason);
             let kept = self.context.kept.open(&self.context, pod, volume, &slot.uid).await;
             if let Some(held) = kept.map_err(|error| failed(error.to_string()))? {
-                // It may have been forgotten meanwhile.
-                if slot.with_core(|core| core.is_forgotten()) {
+                // The pod may have ended meanwhile, and let go of what it had.
+                if slot.address().is_none() {
                     self.let_go_of_volumes(slot);
+                    return Err(failed("the pod has no address any more".to_owned()));
                 }
                 slot.written.lock().await.kept.insert(volume.name.clone(), held);
                 continue;

@@ -410,7 +410,7 @@ async fn dial(
         let too_many = || format!("dial tcp {shown}: too many files are open");
         let socket = asker.handle.open_socket().ok_or_else(too_many)?;
         let may = |to| asker.network.may_connect(to, Protocol::Tcp);
-        return match context.network.outside.connect(host, port, may).await {
+        return match context.network.outside.connect(&asker.network.namespace, host, port, may).await {
             // The last descriptors of the process are not for what pods ask for.
             Ok(stream) if !coracle_proxy::is_spare(&stream) => Err(too_many()),
             Ok(stream) => Ok((stream, Some(socket))),

@@ -55,6 +55,13 @@ async fn a_volume_stays_when_its_pods_go_and_goes_when_its_object_says_so() {
     assert_eq!(std::fs::read_to_string(dir.join("x")).unwrap(), "kept");
     let volume = world.api.object("persistentvolumes", "data").unwrap();
     assert_eq!(volume["metadata"]["annotations"]["coracle.dev/volume-made"], "true");
+    // What was under way when it ended opens nothing for it.
+    let pods = world.pods();
+    let slot = pods.find("default", "writer").unwrap();
+    until("it has let go of it", || pods.context.kept.of(&slot.uid).is_empty()).await;
+    pods.check_volumes(&slot, &slot.pod()).await.unwrap_err();
+    assert!(pods.context.kept.of(&slot.uid).is_empty());
+    drop((pods, slot));
     world.api.delete("writer", 0);
     world.api.gone("writer").await;
     // Others find it, also after a restart; who may only read does not write.
