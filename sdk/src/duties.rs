@@ -7,8 +7,8 @@ use k8s_openapi::ByteString;
 use kube::config::Kubeconfig;
 use tokio_util::sync::CancellationToken;
 
-use crate::remote::merged;
-use crate::{ConnectError, Remote};
+use crate::ConnectError;
+use crate::remote::{any_kubernetes, merged};
 
 /// Runs controllers and scheduler for the cluster of the current context of `kubeconfigs`, which are merged as kubectl does, until
 /// `stop`; returns when what they had begun has ended.
@@ -21,10 +21,10 @@ pub async fn run_duties(
     stop: impl Future<Output = ()>,
 ) -> Result<(), ConnectError> {
     let root_ca = authority(&merged(kubeconfigs)?).unwrap_or_default();
-    let remote = Remote::connect_merged(kubeconfigs, |moved| tracing::warn!("{moved}")).await?;
+    let client = any_kubernetes(kubeconfigs, |moved| tracing::warn!("{moved}")).await?;
     let config = DutiesConfig { root_ca, ..DutiesConfig::default() };
     let until = CancellationToken::new();
-    let running = duties.run(|_user| remote.client().clone(), config, until.clone());
+    let running = duties.run(|_user| client.clone(), config, until.clone());
     tokio::pin!(running);
     tokio::select! {
         () = &mut running => return Ok(()),

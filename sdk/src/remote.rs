@@ -301,6 +301,52 @@ pub(crate) fn merged(paths: &[PathBuf]) -> Result<Kubeconfig, ConnectError> {
     Ok(merged)
 }
 
+/// The servers of the cluster that kubeconfigs lead to ([`Remote::connect_merged`]), the namespace that they say, and in words whose they are.
+async fn reached(
+    paths: &[PathBuf],
+    told: impl Fn(&Moved) + Send + Sync + 'static,
+) -> Result<(Servers, String, String), ConnectError> {
+    let merged = merged(paths)?;
+    let path = paths.first().cloned().unwrap_or_default();
+    let mut servers: Vec<(String, Client)> = Vec::new();
+    let mut namespace = String::new();
+    for context in contexts(&merged) {
+        let mut config = config(&merged, context, &path).await?;
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        if servers.iter().any(|(known, _)| *known == server) {
+            continue;
+        }
+        if servers.is_empty() {
+            namespace.clone_from(&config.default_namespace);
+        }
+        config.connect_timeout = Some(CONNECT_MAX);
+        // The library would ask one that says 503 again and again, for minutes, before another is asked; and it would send a
+        // write again whose outcome is unknown (504).
+        config.default_retry = false;
+        let client = Client::try_from(config)
+            .map_err(|source| ConnectError::Client { path: path.clone(), source: source.into() })?;
+        servers.push((server, client));
+    }
+    let server = servers.first().map(|(server, _)| server.clone()).unwrap_or_default();
+    let context = merged.current_context.unwrap_or_default();
+    let files: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let whose = format!("{server} (context {context} of {})", files.join(":"));
+    Ok((Servers::new(servers, told), namespace, whose))
+}
+
+/// A client of the cluster that kubeconfigs lead to, Coracle's or not: what only Coracle has is not found there, as anything else.
+pub(crate) async fn any_kubernetes(
+    paths: &[PathBuf],
+    told: impl Fn(&Moved) + Send + Sync + 'static,
+) -> Result<Client, ConnectError> {
+    let (servers, namespace, _) = reached(paths, told).await?;
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let servers = servers.clone();
+        async move { servers.ask(request).await }
+    });
+    Ok(Client::new(service, namespace))
+}
+
 /// A client of these servers. `whose` are they, should they be none of Coracle: whoever asks for what only Coracle has is told so, and not
 /// that it was not found.
 fn client(servers: Servers, namespace: &str, whose: String) -> Client {
@@ -351,32 +397,8 @@ impl Remote {
         paths: &[PathBuf],
         told: impl Fn(&Moved) + Send + Sync + 'static,
     ) -> Result<Remote, ConnectError> {
-        let merged = merged(paths)?;
-        let path = paths.first().cloned().unwrap_or_default();
-        let mut servers: Vec<(String, Client)> = Vec::new();
-        let mut namespace = String::new();
-        for context in contexts(&merged) {
-            let mut config = config(&merged, context, &path).await?;
-            let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-            if servers.iter().any(|(known, _)| *known == server) {
-                continue;
-            }
-            if servers.is_empty() {
-                namespace.clone_from(&config.default_namespace);
-            }
-            config.connect_timeout = Some(CONNECT_MAX);
-            // The library would ask one that says 503 again and again, for minutes, before another is asked; and it would send a
-            // write again whose outcome is unknown (504).
-            config.default_retry = false;
-            let client = Client::try_from(config)
-                .map_err(|source| ConnectError::Client { path: path.clone(), source: source.into() })?;
-            servers.push((server, client));
-        }
-        let server = servers.first().map(|(server, _)| server.clone()).unwrap_or_default();
-        let context = merged.current_context.unwrap_or_default();
-        let files: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-        let whose = format!("{server} (context {context} of {})", files.join(":"));
-        Ok(Remote { client: client(Servers::new(servers, told), &namespace, whose) })
+        let (servers, namespace, whose) = reached(paths, told).await?;
+        Ok(Remote { client: client(servers, &namespace, whose) })
     }
 
     /// The Kubernetes client.

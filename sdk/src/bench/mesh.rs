@@ -126,7 +126,7 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure), doing: &mut im
     let mut bench = Bench { client, near, near_process, report, doing };
     bench.across_nodes().await?;
     bench.pod_to_pod().await?;
-    bench.from_zero().await?;
+    bench.woken_from_zero().await?;
     bench.endpoints().await?;
     stop(nodes.iter_mut().chain([&mut server.child])).await?;
     dir.close()?;
@@ -188,7 +188,7 @@ impl<R: FnMut(Figure), D: FnMut(String)> Bench<'_, R, D> {
     }
 
     /// The first answer of a workload without a pod, on a node that has its component; then many requests at once to it.
-    async fn from_zero(&mut self) -> Result<(), Error> {
+    async fn woken_from_zero(&mut self) -> Result<(), Error> {
         let deployment: Deployment = serde_json::from_value(json!({
             "metadata": {"name": "sleeper", "annotations": {"autoscaling.coracle.dev/min-scale": "0"}},
             "spec": {"selector": {"matchLabels": {"app": "sleeper"}}, "template": {
