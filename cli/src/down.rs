@@ -20,12 +20,13 @@ use crate::output::Step;
 /// Longer than pods may take in grace when nobody asks for more.
 const STOP_DEADLINE: Duration = Duration::from_secs(120);
 /// What lies in a data directory, apart from the marks of its founding and `control`, where the lock is.
-const PARTS: [&str; 9] = [
+const PARTS: [&str; 10] = [
     "control.before-recovery",
     "control.recovering",
     "node",
     "registry",
     "pki",
+    "peer-port",
     "kubeconfig",
     "kubeconfig.unread",
     "coracle.log",

@@ -45,7 +45,7 @@ pub struct Options {
     pub name: Option<String>,
     /// Whether pods run here; without, it is a server only.
     pub with_node: bool,
-    /// Port at which other servers reach this one, on the API's address; 0 takes a free one.
+    /// Port at which other servers reach this one, on the API's address; 0 takes a free one, and after that the same.
     pub peer_port: u16,
     /// `HOST` or `HOST:PORT` by which they do, where it is another than they would think.
     pub peer_address: Option<String>,
@@ -162,8 +162,8 @@ impl Cluster {
     pub async fn start(options: Options) -> Result<Cluster, StartError> {
         let name = options.name.clone().unwrap_or_else(machine_name);
         // Whoever joins is called there before it is let in.
-        let peers =
-            Peering::listen(SocketAddr::new(options.bind, options.peer_port), options.peer_address.as_deref()).await?;
+        let listen = SocketAddr::new(options.bind, options.peer_port);
+        let peers = Peering::listen(listen, options.peer_address.as_deref(), &options.data_dir).await?;
         let joining = match &options.join {
             Some(join) => joining(&options, join, &name, peers.address()).await?,
             None => None,

@@ -114,7 +114,8 @@ fn without_majority(status: &Status, alone: u64) -> String {
     }
     format!(
         "a majority of the {count} servers is missing, so that nothing can be written and no read is certain; pods run on. Missing: {}. \
-         Start them. Only if they are lost for good: stop this server, run `coracle recover --data-dir {dir}` on its machine, and start \
+         Start them; where they run, at other addresses than these, start each but one again with `--peer HOST:PORT` of another one. Only if they \
+         are lost for good: stop this server, run `coracle recover --data-dir {dir}` on its machine, and start \
          it again; it goes on alone then, with what it has",
         missing.join(", ")
     )

@@ -15,6 +15,11 @@ use serde_json::{Map, Value};
 pub(crate) use self::scalar::BASE64;
 use crate::schema::{self, Object, Type};
 
+/// Whether `text` is a time (RFC 3339) as the API takes it; else why not, in the words of Go's `time.Parse`.
+pub fn check_time(text: &str) -> Result<(), String> {
+    scalar::time(text, scalar::Precision::Second).map(drop)
+}
+
 /// Deepest nesting of lists and objects that anything here reads and keeps: JSON, YAML with its aliases unfolded,
 /// protobuf, what a patch makes, `fieldsV1`, stored bytes. One number, checked on the way in and once more before an object
 /// is stored, so that what was accepted can be read back, patched, compared, written and dropped: each of these uses the

@@ -1,5 +1,6 @@
 //! This server among the others: the link to them, and what a new one is given.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +15,9 @@ use crate::authority::{Authority, SharedKeys, Subject};
 use crate::tls::Certificates;
 use crate::{Error, listener};
 
+/// In a data directory: the port that a server was given which took any.
+const PORT_FILE: &str = "peer-port";
+
 /// Where other servers reach this one.
 #[derive(Debug)]
 pub struct Peering {
@@ -24,9 +28,17 @@ pub struct Peering {
 
 impl Peering {
     /// Listens for other servers at `listen`. They reach that at `address`, `HOST` or `HOST:PORT`: where there is none, at
-    /// the address that is listened at, or the one that leads out of this machine.
-    pub async fn listen(listen: SocketAddr, address: Option<&str>) -> Result<Peering, Error> {
-        let listener = listener::bind(listen, None, "other servers", "--peer-port").await?;
+    /// the address that is listened at, or the one that leads out of this machine. At any port (0) it is the one that the server of
+    /// `data_dir` had before, if that is free: the others look for it there, and where all begin anew nobody leads who could be told another.
+    pub async fn listen(listen: SocketAddr, address: Option<&str>, data_dir: &Path) -> Result<Peering, Error> {
+        let bind = |port| listener::bind(SocketAddr::new(listen.ip(), port), None, "other servers", "--peer-port");
+        let before = if listen.port() == 0 { port_before(data_dir) } else { None };
+        let listener = match bind(before.unwrap_or(listen.port())).await {
+            Err(Error::Bind { source, .. }) if before.is_some() && source.kind() == io::ErrorKind::AddrInUse => {
+                bind(0).await?
+            }
+            bound => bound?,
+        };
         let bound = listener.local_addr();
         let bound = bound.map_err(|source| Error::File { path: Path::new("listener").into(), source })?;
         let address = match address {
@@ -45,6 +57,22 @@ impl Peering {
     pub fn address(&self) -> &str {
         &self.address
     }
+
+    /// Keeps its port for the next start of the server of `data_dir`.
+    pub(crate) fn remember(&self, data_dir: &Path) -> Result<(), Error> {
+        let path = data_dir.join(PORT_FILE);
+        let port = self.listener.local_addr().map(|bound| bound.port());
+        let kept = port.and_then(|port| match port_before(data_dir) == Some(port) {
+            true => Ok(()),
+            false => std::fs::write(&path, format!("{port}\n")),
+        });
+        kept.map_err(|source| Error::File { path, source })
+    }
+}
+
+/// The port that [`Peering::remember`] kept; without, or where it is none, any is as good.
+fn port_before(data_dir: &Path) -> Option<u16> {
+    std::fs::read_to_string(data_dir.join(PORT_FILE)).ok()?.trim().parse().ok()
 }
 
 /// `HOST` or `HOST:PORT` with a port.
@@ -225,7 +253,7 @@ pub(crate) mod tests {
             stored_max: 6 << 30,
             name: dir.file_name().unwrap().to_string_lossy().into_owned(),
             node: None,
-            peers: Some(Peering::listen(any, None).await.unwrap()),
+            peers: Some(Peering::listen(any, None, dir).await.unwrap()),
             joining,
             program: None,
             listeners: Listeners::default(),
@@ -275,6 +303,22 @@ pub(crate) mod tests {
         assert_eq!(in_words(2, "two", "192.0.2.1:7"), "member 2 two at 192.0.2.1:7");
         assert_eq!(in_words(1, "", "192.0.2.1:7"), "member 1 at 192.0.2.1:7");
         assert_eq!(in_words(3, "three", ""), "member 3 three");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_takes_any_port_takes_the_one_that_it_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let listen = async || Peering::listen(any, None, dir.path()).await.unwrap();
+        let first = listen().await;
+        first.remember(dir.path()).unwrap();
+        let had = first.address().to_owned();
+        // Somebody has it: another is as good.
+        assert_ne!(listen().await.address(), had);
+        drop(first);
+        assert_eq!(listen().await.address(), had);
+        std::fs::write(dir.path().join(PORT_FILE), "no port").unwrap();
+        listen().await;
     }
 
     #[test]

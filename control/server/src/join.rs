@@ -595,7 +595,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let any = std::net::SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
         let config = crate::Config {
-            peers: Some(crate::Peering::listen(any, None).await.unwrap()),
+            peers: Some(crate::Peering::listen(any, None, dir.path()).await.unwrap()),
             ..crate::tests::config(dir.path())
         };
         let server = crate::Server::start(config).await.unwrap();

@@ -7,7 +7,7 @@
 //!
 //! Each is given the same work, with kubectl; the exit code is 0 when all of it was done.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -200,7 +200,7 @@ async fn our_controllers_at_kubernetes_server() {
     }
 }
 
-fn at_kubernetes(kubeconfig: &PathBuf, programs: &mut Programs) {
+fn at_kubernetes(kubeconfig: &Path, programs: &mut Programs) {
     work("our controllers and scheduler, Kubernetes' API server", kubeconfig, programs);
 }
 

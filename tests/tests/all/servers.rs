@@ -123,3 +123,17 @@ fn three_servers_lose_nothing_and_each_can_be_replaced() {
     assert!(said.contains("leader") && said.contains("two") && !said.contains("to do:"), "{said}");
     drop(worker);
 }
+
+#[test]
+fn servers_that_all_begin_anew_at_once_find_each_other() {
+    let first = Cluster::server("one");
+    let mut all = [first.join_server("two"), first.join_server("three"), first];
+    all.iter().for_each(|server| voters(server, 3));
+    all[2].kubectl("create configmap kept --from-literal=a=b");
+    all.iter_mut().for_each(Cluster::kill);
+    all.iter_mut().for_each(Cluster::begin_restart);
+    for server in &all {
+        server.eventually("get configmap kept -o jsonpath={.data.a}", |data| data == "b");
+    }
+    all[0].kubectl("delete configmap kept");
+}

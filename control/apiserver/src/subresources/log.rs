@@ -41,6 +41,7 @@ pub(super) async fn answer(
 fn check(call: &Call) -> Result<(), Status> {
     let query = &call.query;
     let mut errors = Vec::new();
+    query.text("sinceTime").map_or(Ok(()), coracle_api::codec::check_time).map_err(Status::bad_request)?;
     for (field, least) in [("tailLines", 0), ("limitBytes", 1), ("sinceSeconds", 1)] {
         if let Some(number) = query.integer(field)?.filter(|number| *number < least) {
             let message = format!("must be greater than {}", if least == 0 { "or equal to 0" } else { "0" });

@@ -2,9 +2,9 @@
 //!
 //! The form is etcd's of the reference (opaque to clients), so that tools which look inside find what they expect.
 
-use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
+use base64::{DecodeError, Engine};
 use coracle_api::codec::json;
 use coracle_api::status::Status;
 use coracle_keyspace::Revision;
@@ -38,7 +38,15 @@ impl Token {
     pub fn decode(text: &str) -> Result<Token, Status> {
         let invalid =
             |why: &str| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
-        let bytes = LENIENT.decode(text.trim_end_matches('=')).map_err(|error| invalid(&error.to_string()))?;
+        let text = text.trim_end_matches('=');
+        let bytes = LENIENT.decode(text).map_err(|error| {
+            // As Go counts: a length that is none ends within the last group of four.
+            let at = match error {
+                DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
+                DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => text.len(),
+            };
+            invalid(&format!("illegal base64 data at input byte {at}"))
+        })?;
         let value = json::decode_any(&bytes).map_err(|error| {
             invalid(error.to_string().trim_start_matches("couldn't get version/kind; json parse error: "))
         })?;
@@ -72,6 +80,10 @@ mod tests {
         }
         for wrong in ["", "x", "e30", "!!"] {
             assert_eq!(Token::decode(wrong).unwrap_err().code(), 400, "{wrong}");
+        }
+        for (wrong, at) in [("!!", 0), ("a", 1), ("\0zz", 0)] {
+            let said = format!("{:?}", Token::decode(wrong).unwrap_err());
+            assert!(said.contains(&format!("illegal base64 data at input byte {at}")), "{said}");
         }
     }
 }
