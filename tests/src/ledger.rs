@@ -9,7 +9,9 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
+/// The state, and the verdict, of a test that passes.
 pub const PASSED: &str = "passed";
+/// Of one that does not.
 pub const FAILED: &str = "failed";
 
 /// The state of a test that was asked for and did not run.
@@ -22,10 +24,12 @@ pub type Results = BTreeMap<String, (String, String)>;
 pub struct Ledger {
     path: PathBuf,
     head: String,
+    /// By the tests' names.
     pub verdicts: BTreeMap<String, String>,
 }
 
 impl Ledger {
+    /// Reads a ledger's file.
     pub fn read(path: PathBuf) -> Result<Ledger, String> {
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         Ledger::parse(path, &text)
