@@ -11,18 +11,23 @@ tree=$1 kubectl=$2 kubeconfig=$3 work=$4
 shift 4
 names=("$@")
 
+# What it sets is set below HOME.
+unset KUBECONFIG
 cd "$work"
 for part in hack test/cmd test/fixtures test/e2e/testing-manifests third_party/forked/shell2junit; do
   mkdir -p "$(dirname "$part")"
   cp -r --no-preserve=mode "$tree/$part" "$part"
 done
-mkdir -p _output/bin logs
+mkdir -p _output/bin logs tmp
 cp "$kubectl" _output/bin/kubectl
 
 administrator() { "$kubectl" --kubeconfig "$kubeconfig" "$@"; }
 administrator create serviceaccount test-cmd --namespace kube-system >/dev/null
 administrator create clusterrolebinding test-cmd --clusterrole cluster-admin --serviceaccount kube-system:test-cmd >/dev/null
 token=$(administrator create token test-cmd --namespace kube-system --duration 4h)
+# Where upstream's API server writes its certificate.
+export TMPDIR=$work/tmp
+administrator config view --raw -o jsonpath='{.clusters[0].cluster.certificate-authority-data}' | base64 -d >"$TMPDIR/apiserver.crt"
 server=$(administrator config view -o jsonpath='{.clusters[0].cluster.server}')
 grep -rlF admin-token test/cmd | xargs sed -i "s/admin-token/$token/"
 # The node that upstream makes, since nothing runs pods.
@@ -30,7 +35,8 @@ administrator create -f - >/dev/null <<'NODE'
 {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "127.0.0.1", "annotations": {"save-managers": "true"}}, "status": {"capacity": {"memory": "1Gi"}}}
 NODE
 
-export TERM=${TERM:-dumb} SECURE_API_PORT=${server##*:} SUPPORTED_RESOURCES='*'
+# ALLOW_SKEW: our version has a suffix, for which kubectl's --match-server-version would stop.
+export TERM=${TERM:-dumb} SECURE_API_PORT=${server##*:} SUPPORTED_RESOURCES='*' ALLOW_SKEW=true
 source hack/lib/init.sh
 source hack/lib/test.sh
 source test/cmd/legacy-script.sh >/dev/null

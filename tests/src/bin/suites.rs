@@ -3,20 +3,20 @@
 //!
 //! ```console
 //! $ cargo run --package coracle-tests --bin suites -- python CHECKOUT
-//! $ cargo run --package coracle-tests --bin suites -- controller-runtime CHECKOUT --only pkg/cache --update
+//! $ cargo run --package coracle-tests --bin suites -- kubectl CHECKOUT --only pod_tests --update
 //! ```
 //!
 //! `CHECKOUT` is a checkout of the suite's repository; the ledger says which, and the commit that was run. It is run as it is, with
-//! the Python, Node.js, Go or Rust that is there; packages come from their registries.
+//! the Python, Node.js or Go that is there; packages come from their registries.
 //!
 //! The exit code is 0 when nothing failed that is not known to, and all ran that is known to pass. `--update` writes what passes of
-//! which the ledger does not know; what fails somebody has to look at. `--only TEXT` runs the tests, or the packages, that have it in
-//! their names. `--output DIR` keeps the logs.
+//! which the ledger does not know; what fails somebody has to look at. `--only TEXT` runs the tests that have it in their names
+//! (`kubectl`: the one of this name). `--output DIR` keeps the logs.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use coracle_tests::ledger::{FAILED, Ledger, PASSED, Results, add, add_ginkgo_results, add_missing};
+use coracle_tests::ledger::{FAILED, Ledger, PASSED, Results, add, add_missing};
 use coracle_tests::{Cluster, kubectl, root};
 use regex::Regex;
 
@@ -32,9 +32,6 @@ struct Suite {
 const SUITES: &[Suite] = &[
     Suite { name: "python", images: PYTHON_IMAGES, has_node: true, run: python },
     Suite { name: "javascript", images: &["busybox"], has_node: true, run: javascript },
-    Suite { name: "controller-runtime", images: &[], has_node: false, run: controller_runtime },
-    Suite { name: "kubebuilder", images: &[], has_node: false, run: kubebuilder },
-    Suite { name: "kube-rs", images: &["busybox:stable"], has_node: true, run: kube_rs },
     Suite { name: "oci", images: &[], has_node: true, run: oci },
     Suite { name: "kubectl", images: &[], has_node: false, run: test_cmd },
 ];
@@ -147,66 +144,6 @@ fn javascript(run: &Run) -> Result<Results, String> {
     Ok(results)
 }
 
-/// `kubernetes-sigs/controller-runtime`: the packages that start an API server.
-fn controller_runtime(run: &Run) -> Result<Results, String> {
-    let packages = [
-        "pkg/builder",
-        "pkg/cache",
-        "pkg/client",
-        "pkg/cluster",
-        "pkg/controller",
-        "pkg/controller/controllerutil",
-        "pkg/handler",
-        "pkg/internal/controller",
-        "pkg/internal/recorder",
-        "pkg/manager",
-        "pkg/manager/internal/integration",
-        "pkg/metrics/filters",
-        "pkg/reconcile",
-        "pkg/source",
-        "pkg/webhook",
-    ];
-    ginkgo(run, "", &packages)
-}
-
-/// `kubernetes-sigs/kubebuilder`: the projects that it makes.
-fn kubebuilder(run: &Run) -> Result<Results, String> {
-    ginkgo(run, "testdata/project-v4", &["internal/controller", "internal/webhook/v1"])
-}
-
-/// Packages of a Go module, by ginkgo, on a cluster that is there.
-fn ginkgo(run: &Run, module: &str, packages: &[&str]) -> Result<Results, String> {
-    let mut results = Results::new();
-    for package in packages.iter().filter(|package| run.is_wanted(package)) {
-        let report = run.work.join(package.replace('/', "-") + ".json");
-        let mut go = run.command("go", module);
-        go.args(["test", "-count=1", "-timeout=20m"]).arg(format!("./{package}")).args(["-args", "-ginkgo.no-color"]);
-        go.arg(format!("-ginkgo.json-report={}", report.display())).env("USE_EXISTING_CLUSTER", "true");
-        let (_, log) = run.output(&mut go, package)?;
-        match std::fs::read(&report) {
-            Ok(report) => add_ginkgo_results(&mut results, &format!("{package}: "), &report),
-            Err(_) => told(&mut results, package, false, &tail(&log)),
-        }
-    }
-    Ok(results)
-}
-
-/// `kube-rs/kube`: the tests that want a cluster, and the two examples that its own integration runs.
-fn kube_rs(run: &Run) -> Result<Results, String> {
-    let mut cargo = run.command("cargo", "");
-    cargo.args(["test", "--lib", "--no-fail-fast", "--all-features"]);
-    cargo.args(["-p", "kube-client", "-p", "kube-runtime", "-p", "kube", "--"]);
-    let (_, log) = run.output(cargo.args(run.only.iter()).arg("--ignored"), "test")?;
-    let mut results = results(&log, r"^test (?<name>\S+) \.\.\. (?<state>ok|FAILED)", "ok");
-    for example in ["crd_derive", "crd_api"].into_iter().filter(|example| run.is_wanted(example)) {
-        let mut cargo = run.command("cargo", "");
-        let (has_passed, log) =
-            run.output(cargo.args(["run", "-p", "kube-examples", "--example", example]), example)?;
-        told(&mut results, example, has_passed, &tail(&log));
-    }
-    Ok(results)
-}
-
 /// `opencontainers/distribution-spec`: its conformance test, by the released specification.
 fn oci(run: &Run) -> Result<Results, String> {
     let mut go = run.command("go", "conformance");
@@ -304,4 +241,28 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
         add_missing(&mut results, &ledger.passed());
     }
     Ok(ledger.judge(&results, arguments.update, group))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_has_the_figures_of_every_ledger() {
+        let page = std::fs::read_to_string(root().join("docs/conformance.md")).unwrap();
+        for suite in SUITES {
+            let ledger = ledger(suite).unwrap();
+            let [passed, failed, out_of_reach, awaits] = ledger.counts(|_| "all")["all"];
+            let row = format!("| {} | {passed} | {failed} | {out_of_reach} | {awaits} |", suite.name);
+            assert!(passed > 0 && page.contains(&row), "docs/conformance.md lacks the row\n{row}");
+        }
+    }
+
+    #[test]
+    fn of_tests_with_one_name_the_one_that_failed_is_told() {
+        let log = "  T/a: Pass\n  T/a: FAIL\n  T/a: Pass\n  T/b: Pass\n  T/c: Skip\n";
+        let results = results(log, r"^ +(?<name>T/.*): (?<state>Pass|FAIL|Error)$", "Pass");
+        let states: Vec<_> = results.iter().map(|(name, (state, _))| (name.as_str(), state.as_str())).collect();
+        assert_eq!(states, [("T/a", FAILED), ("T/b", PASSED)]);
+    }
 }

@@ -197,6 +197,8 @@ fn address(at: &Attributes<'_>, service: &mut Value, before: &Held, errors: &mut
                 ))
             };
             match asked.parse::<Ipv4Addr>() {
+                // Who has one keeps it: validation says so, wherever this one is from.
+                _ if !before.addresses.is_empty() => {}
                 Ok(address) if !in_range(address) => {
                     refuse("the provided network does not match the current range".to_owned());
                 }

@@ -47,6 +47,19 @@ async fn what_a_service_held_is_free_when_it_is_gone() {
 }
 
 #[tokio::test]
+async fn an_address_stays_whatever_is_asked_for_in_its_place() {
+    let server = Server::start().await;
+    server.make(SERVICES, service("a", "ClusterIP")).await;
+    for (address, what) in [("10.96.0.1", "another's"), ("10.0.0.12", "not of the range")] {
+        let patch = json!({"spec": {"clusterIP": address, "clusterIPs": [address]}});
+        let (code, refused) = server.call("PATCH", &format!("{SERVICES}/a"), patch).await;
+        let message = refused["message"].as_str().unwrap_or_default();
+        assert!(code == 422 && message.contains("may not change once set"), "{what}: {refused}");
+        assert!(!message.contains("allocate"), "{what}: {refused}");
+    }
+}
+
+#[tokio::test]
 async fn a_claim_that_is_another_s_is_not_given_back() {
     use coracle_keyspace::{Guard, Key, Op, Value as Content};
     let server = Server::start().await;
