@@ -36,6 +36,8 @@ const TURNS: usize = 20;
 const CALLS_PER_TURN: usize = 500;
 /// How often a workload is woken.
 const WAKES: usize = 100;
+/// Until it is put to sleep again where it has not gone by then.
+const SLEEPS_WITHIN: Duration = Duration::from_secs(2);
 /// Requests a second that come, all at once, to a workload without a pod; for how long, and over how many connections.
 const STEP_RATE: u32 = 10_000;
 const STEP_FOR: Duration = Duration::from_secs(3);
@@ -222,19 +224,23 @@ impl<R: FnMut(Figure), D: FnMut(String)> Bench<'_, R, D> {
         Ok(())
     }
 
-    /// Puts the workload to sleep; returns when it has no pod.
+    /// Puts the workload to sleep; returns when it has no pod. What was asked just before may be told of after that, and wakes it once more.
     async fn sleep(&self, deployments: &Api<Deployment>) -> Result<(), Error> {
         let none = Patch::Merge(json!({"spec": {"replicas": 0}}));
-        deployments.patch("sleeper", &PatchParams::default(), &none).await?;
         let pods: Api<Pod> = Api::default_namespaced(self.client.clone());
+        let of_it = ListParams::default().labels("app=sleeper");
         let begun = Instant::now();
-        while !pods.list_metadata(&ListParams::default().labels("app=sleeper")).await?.items.is_empty() {
-            if begun.elapsed() > DEADLINE {
-                return Err("the workload does not go to sleep".into());
+        while begun.elapsed() < DEADLINE {
+            deployments.patch("sleeper", &PatchParams::default(), &none).await?;
+            let asked = Instant::now();
+            while asked.elapsed() < SLEEPS_WITHIN {
+                if pods.list_metadata(&of_it).await?.items.is_empty() {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        Ok(())
+        Err("the workload does not go to sleep".into())
     }
 
     /// What changes of a Service with few and with many endpoints cost a node, and those who ask another Service meanwhile.
