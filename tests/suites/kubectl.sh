@@ -18,6 +18,8 @@ for part in hack test/cmd test/fixtures test/e2e/testing-manifests third_party/f
   mkdir -p "$(dirname "$part")"
   cp -r --no-preserve=mode "$tree/$part" "$part"
 done
+# A Go module keeps no modes.
+chmod -R +x test/fixtures/pkg/kubectl/plugins
 mkdir -p _output/bin logs tmp
 cp "$kubectl" _output/bin/kubectl
 

@@ -11,12 +11,12 @@
 //!
 //! The exit code is 0 when nothing failed that is not known to, and all ran that is known to pass. `--update` writes what passes of
 //! which the ledger does not know; what fails somebody has to look at. `--only TEXT` runs the tests that have it in their names
-//! (`kubectl`: the one of this name). `--output DIR` keeps the logs.
+//! (`kubectl`: the one of this name; `controller-runtime`: the packages). `--output DIR` keeps the logs.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use coracle_tests::ledger::{FAILED, Ledger, PASSED, Results, add, add_missing};
+use coracle_tests::ledger::{FAILED, Ledger, PASSED, Results, add, add_ginkgo_results, add_missing};
 use coracle_tests::{Cluster, kubectl, root};
 use regex::Regex;
 
@@ -32,6 +32,7 @@ struct Suite {
 const SUITES: &[Suite] = &[
     Suite { name: "python", images: PYTHON_IMAGES, has_node: true, run: python },
     Suite { name: "javascript", images: &["busybox"], has_node: true, run: javascript },
+    Suite { name: "controller-runtime", images: &[], has_node: false, run: controller_runtime },
     Suite { name: "oci", images: &[], has_node: true, run: oci },
     Suite { name: "kubectl", images: &[], has_node: false, run: test_cmd },
 ];
@@ -140,6 +141,43 @@ fn javascript(run: &Run) -> Result<Results, String> {
         let mut tsx = run.command("node_modules/.bin/tsx", "");
         let (has_passed, log) = run.output(tsx.args(["-e", &script]), name)?;
         told(&mut results, name, has_passed, &tail(&log));
+    }
+    Ok(results)
+}
+
+/// `kubernetes-sigs/controller-runtime`: the packages that start an API server.
+fn controller_runtime(run: &Run) -> Result<Results, String> {
+    let packages = [
+        "pkg/builder",
+        "pkg/cache",
+        "pkg/client",
+        "pkg/cluster",
+        "pkg/controller",
+        "pkg/controller/controllerutil",
+        "pkg/handler",
+        "pkg/internal/controller",
+        "pkg/internal/recorder",
+        "pkg/manager",
+        "pkg/manager/internal/integration",
+        "pkg/metrics/filters",
+        "pkg/reconcile",
+        "pkg/source",
+        "pkg/webhook",
+    ];
+    let mut results = Results::new();
+    for package in packages.into_iter().filter(|package| run.is_wanted(package)) {
+        // None cleans up: each takes a cluster for new.
+        let cluster = Cluster::server("package");
+        let report = run.work.join(package.replace('/', "-") + ".json");
+        let mut go = run.command("go", "");
+        go.args(["test", "-count=1", "-timeout=20m"]).arg(format!("./{package}")).args(["-args", "-ginkgo.no-color"]);
+        go.arg(format!("-ginkgo.json-report={}", report.display()));
+        go.env("USE_EXISTING_CLUSTER", "true").env("KUBECONFIG", cluster.kubeconfig());
+        let (_, log) = run.output(&mut go, package)?;
+        match std::fs::read(&report) {
+            Ok(report) => add_ginkgo_results(&mut results, &format!("{package}: "), &report),
+            Err(_) => told(&mut results, package, false, &tail(&log)),
+        }
     }
     Ok(results)
 }

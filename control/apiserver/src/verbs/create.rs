@@ -81,9 +81,7 @@ async fn insert_once(
     let row = &resource.row;
     row.strategy().to_storage(&mut object);
     write.take_place(&mut object)?;
-    if !meta::resource_version(&object).is_empty() {
-        return Err(Status::unknown_error("resourceVersion should not be set on objects to be created").into());
-    }
+    let has_version = !meta::resource_version(&object).is_empty();
     let base = match meta::name(&object) {
         "" => object["metadata"]["generateName"].as_str().filter(|base| !base.is_empty()).map(str::to_owned),
         _ => None,
@@ -111,6 +109,10 @@ async fn insert_once(
             admission::validate(&attributes, &object, None, write.options.dry_run).await?;
         }
         write.canonicalize(&mut object);
+        // As late as Kubernetes' storage says it, which is not asked for a dry run.
+        if has_version && !write.options.dry_run {
+            return Err(Status::unknown_error("resourceVersion should not be set on objects to be created").into());
+        }
         let name = meta::name(&object).to_owned();
         let record_name = resource.record_name(write.call.namespace(), &name);
         let value = write.encode(&object).await?;

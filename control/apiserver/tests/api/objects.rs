@@ -46,6 +46,13 @@ async fn a_dry_run_stores_nothing() {
     let before = server.keyspace.revision();
     let (code, would_be) = server.call("POST", &format!("{MAPS}?dryRun=All"), config_map("a", json!({}))).await;
     assert_eq!((code, would_be["metadata"].get("resourceVersion")), (201, None));
+    // Storage would refuse a version, and is not asked; what is invalid is told first.
+    let mut versioned = config_map("a", json!({}));
+    versioned["metadata"]["resourceVersion"] = json!("1");
+    assert_eq!(server.call("POST", &format!("{MAPS}?dryRun=All"), versioned.clone()).await.0, 201);
+    assert_eq!(server.call("POST", MAPS, versioned.clone()).await.0, 500);
+    versioned["data"] = json!({"no key": "x"});
+    assert_eq!(server.call("POST", MAPS, versioned).await.0, 422);
     assert_eq!(server.keyspace.revision(), before);
     assert_eq!(server.get(&format!("{MAPS}/a")).await.0, 404);
 }
