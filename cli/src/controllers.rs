@@ -1,9 +1,8 @@
 //! `coracle controllers`: controllers and scheduler for an API server that leaves them to others.
 
-use anyhow::bail;
 use coracle_sdk::Duties;
 
-use crate::cluster::{Signals, Which};
+use crate::cluster::{Signals, Which, usage};
 
 /// Run the controllers and the scheduler for an API server that has none, Coracle's or Kubernetes', until Ctrl-C
 ///
@@ -39,10 +38,10 @@ impl From<Others> for Duties {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let duties = Duties::from(arguments.others);
     if duties == (Duties { controllers: false, scheduler: false }) {
-        bail!("with both --disable-controllers and --disable-scheduler there is nothing to run");
+        return Err(usage("with both --disable-controllers and --disable-scheduler there is nothing to run"));
     }
     let mut signals = Signals::take()?;
     let kubeconfigs = arguments.which.kubeconfigs()?;
-    coracle_sdk::run_duties(&kubeconfigs, duties, async { signals.received().await }).await?;
+    coracle_sdk::run_duties(&kubeconfigs, duties, signals.received()).await?;
     Ok(())
 }

@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use coracle_sdk::kube::api::ListParams;
 use coracle_sdk::{Cluster, component, manifests, push};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -22,7 +22,6 @@ const COMPONENTS: [(&str, &str); 2] = [("greeter", "greeter:latest"), ("standin"
 const ROLLOUT_DEADLINE: Duration = Duration::from_secs(180);
 /// How long the node may take to hear that they are ready, and its Service to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Show a whole cluster at work: build, push, deploy, answer
 ///
@@ -122,25 +121,11 @@ async fn show(
         .find_map(|service| service.spec?.ports?.into_iter().find_map(|port| port.node_port))
         .context("the demo's manifest has no NodePort service")?;
     let url = format!("http://{}/", SocketAddr::new(node_ports, u16::try_from(port).context("a node port is a port")?));
-    let answer = ask(&url, ANSWER_DEADLINE).await?;
+    // That pods are ready is heard by whoever leads to them a moment later.
+    let answer = coracle_sdk::bench::http_get_ok(&url, ANSWER_DEADLINE).await.map_err(anyhow::Error::from_boxed)?;
     step.done();
     say!("{}", answer.trim_end())?;
     Ok(url)
-}
-
-/// What is answered with 200, within this time. That pods are ready is heard by whoever leads to them a moment later.
-async fn ask(url: &str, within: Duration) -> anyhow::Result<String> {
-    let (begun, mut why) = (Instant::now(), "it does not answer".to_owned());
-    loop {
-        let answer = coracle_sdk::bench::http_get(url);
-        why = match tokio::time::timeout(within.saturating_sub(begun.elapsed()), answer).await {
-            Ok(Ok(answer)) if answer.status == 200 => return Ok(answer.body),
-            Ok(Ok(answer)) => format!("answered {}: {}", answer.status, answer.body),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => bail!("GET {url}, for {within:?}: {why}"),
-        };
-        tokio::time::sleep(ASK_AGAIN).await;
-    }
 }
 
 fn try_these(cluster: &Cluster, url: &str) -> anyhow::Result<()> {
@@ -177,27 +162,6 @@ fn examples() -> anyhow::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_service_that_does_not_answer_yet_is_asked_again() {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/", listener.local_addr().unwrap());
-        tokio::spawn(async move {
-            // It breaks off, has nobody to ask, is well, and then has nobody for good.
-            for answer in ["", "503 Unavailable", "200 OK"].into_iter().chain(std::iter::repeat("503 Unavailable")) {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let _ = stream.read(&mut [0; 1024]).await;
-                if !answer.is_empty() {
-                    let text = format!("HTTP/1.1 {answer}\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi");
-                    let _ = stream.write_all(text.as_bytes()).await;
-                }
-            }
-        });
-        assert_eq!(ask(&url, ANSWER_DEADLINE).await.unwrap(), "hi");
-        let told = ask(&url, Duration::from_millis(200)).await.unwrap_err().to_string();
-        assert!(told.contains("answered 503: hi"), "{told}");
-    }
 
     #[test]
     fn a_path_is_one_word_of_a_shell() {

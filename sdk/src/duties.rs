@@ -20,9 +20,13 @@ pub async fn run_duties(
     duties: Duties,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ConnectError> {
-    let root_ca = authority(&merged(kubeconfigs)?).unwrap_or_default();
     let client = any_kubernetes(kubeconfigs, |moved| tracing::warn!("{moved}")).await?;
-    let config = DutiesConfig { root_ca, ..DutiesConfig::default() };
+    // The client has read the same: what cannot be read has been told.
+    let root_ca = authority(&merged(kubeconfigs)?);
+    if duties.controllers && root_ca.is_none() {
+        tracing::warn!("the kubeconfig names no certificate authority: kube-root-ca.crt is not published");
+    }
+    let config = DutiesConfig { root_ca: root_ca.unwrap_or_default(), ..DutiesConfig::default() };
     let until = CancellationToken::new();
     let running = duties.run(|_user| client.clone(), config, until.clone());
     tokio::pin!(running);

@@ -120,6 +120,16 @@ pub fn kubectl() -> &'static Path {
     })
 }
 
+/// A kubectl command for the cluster of `kubeconfig`, which keeps in `home` what it keeps; arguments are separated by spaces.
+pub fn kubectl_command(kubeconfig: &Path, home: &Path, arguments: &str) -> Command {
+    let mut command = Command::new(kubectl());
+    command.arg("--kubeconfig").arg(kubeconfig).args(arguments.split_whitespace());
+    // No cache that tests could share, no colours, no pager.
+    command.env("KUBECACHEDIR", home.join("cache")).env("HOME", home).env_remove("KUBECONFIG");
+    command.stdin(Stdio::null());
+    command
+}
+
 /// A Deployment of two that says nothing about nodes that are gone, and its NodePort Service.
 pub const WEB: &str = "
 apiVersion: apps/v1
@@ -332,15 +342,7 @@ impl Cluster {
 
     /// A kubectl command for this cluster; arguments are separated by spaces.
     pub fn kubectl_command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(kubectl());
-        command.arg("--kubeconfig").arg(self.kubeconfig()).args(arguments.split_whitespace());
-        // No cache that tests could share, no colours, no pager.
-        command
-            .env("KUBECACHEDIR", self.dir.path().join("cache"))
-            .env("HOME", self.dir.path())
-            .env_remove("KUBECONFIG");
-        command.stdin(Stdio::null());
-        command
+        kubectl_command(&self.kubeconfig(), self.dir.path(), arguments)
     }
 
     /// Runs kubectl and returns its standard output; it must succeed.
@@ -640,15 +642,8 @@ pub fn http_get(url: &str) -> Option<(u16, String)> {
 
 /// Waits until `url` answers 200; returns the body.
 pub fn eventually_answers(url: &str) -> String {
-    let begun = Instant::now();
-    loop {
-        let answer = http_get(url);
-        if let Some((200, body)) = answer {
-            return body;
-        }
-        assert!(begun.elapsed() < DEADLINE, "{url} still answers {answer:?} after {DEADLINE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(coracle_sdk::bench::http_get_ok(url, DEADLINE)).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// A child that is killed when the test ends, with the lines it prints.
@@ -663,6 +658,11 @@ impl Background {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("run it");
         let lines = lines_of(child.stdout.take().expect("its output"));
         Background { child, lines }
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Waits for a line that satisfies `holds`.

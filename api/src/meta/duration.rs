@@ -18,8 +18,8 @@ const MOST: u64 = 1 << 63;
 /// Nanoseconds.
 ///
 /// # Errors
-/// Text that is none.
-pub(crate) fn parse(text: &str) -> Result<i64, String> {
+/// Text that is none, in Go's words.
+pub fn parse(text: &str) -> Result<i64, String> {
     let invalid = || format!("time: invalid duration {}", quote(text));
     let (negative, mut rest) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),

@@ -1,7 +1,7 @@
 //! What all objects have in common: names, metadata, labels and selectors, quantities, times, conditions, field errors.
 
 pub mod condition;
-pub(crate) mod duration;
+pub mod duration;
 pub mod field;
 pub mod generate;
 pub mod link;

@@ -103,14 +103,12 @@ pub(crate) fn float(float: f64) -> String {
     if float.is_infinite() {
         return if float > 0.0 { "+Inf" } else { "-Inf" }.to_owned();
     }
-    let exponent = if float == 0.0 { 0 } else { float.abs().log10().floor() as i32 };
-    if (-4..6).contains(&exponent) {
-        return float.to_string();
-    }
     let text = format!("{float:e}");
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-    let (sign, digits) = exponent.strip_prefix('-').map_or(('+', exponent), |digits| ('-', digits));
-    format!("{mantissa}e{sign}{digits:0>2}")
+    match exponent.parse::<i32>() {
+        Ok(exponent) if !(-4..6).contains(&exponent) => format!("{mantissa}e{exponent:+03}"),
+        _ => float.to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -81,6 +81,7 @@ pub use authz::node::JOINED;
 pub use config::Config;
 pub use identity::Identity;
 pub use in_process::InProcess;
+pub use layers::COUNTED;
 use layers::stalls::To;
 use limits::{Class, Flow};
 pub use limits::{Connection, Here};
@@ -172,7 +173,7 @@ fn mounted(uri: &Uri) -> Option<String> {
 async fn admit(State(shared): State<Arc<Shared>>, mut request: Request<Body>, next: Next) -> Response {
     // Of the registry nothing is told: images are pushed and pulled in many requests.
     let audit = shared.audit.as_ref().filter(|_| !request.uri().path().starts_with("/v2"));
-    let id = router::audit_id(request.headers());
+    let id = audit.and_then(|_| router::audit_id(request.headers()));
     let trail = router::told(audit, &mut request, id.as_ref());
     let unanswered = trail.clone().map(Unanswered::new);
     let response = admitted(&shared, trail, request, next).await;
@@ -195,10 +196,13 @@ async fn admitted(shared: &Shared, trail: Option<Arc<Trail>>, mut request: Reque
     let caller = match caller {
         Ok(caller) if caller.identity.is_authenticated() => caller,
         refused => {
-            let mut response = answered(&refused.err().unwrap_or_else(Status::unauthorized));
-            // Tools ask without credentials first, and show what they have when they are told how.
-            let how = HeaderValue::from_static("Basic realm=\"coracle: any name, and a token as the password\"");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, how);
+            let status = refused.err().unwrap_or_else(Status::unauthorized);
+            let mut response = answered(&status);
+            if status.code() == 401 {
+                // Tools ask without credentials first, and show what they have when they are told how.
+                let how = HeaderValue::from_static("Basic realm=\"coracle: any name, and a token as the password\"");
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, how);
+            }
             return response;
         }
     };

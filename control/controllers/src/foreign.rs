@@ -38,7 +38,7 @@ const PATIENCE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Durat
 const WRITE_PATIENCE: Duration = if cfg!(test) { Duration::from_secs(4) } else { Duration::from_secs(40) };
 /// A group that did not answer in time is not asked again for so long: who asks is told so at once.
 const SILENT_FOR: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 15 });
-/// Requests to one group under way at a time, watches apart: fewer than any controller has workers.
+/// Requests to one group under way at a time, watches apart: fewer than workers has any controller whose workers ask groups.
 pub(crate) const TURNS: usize = 3;
 /// How long a turn is waited for.
 const TURN_WITHIN: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(1) };

@@ -207,13 +207,16 @@ impl<K: Clone + Eq + Hash> State<K> {
 
     /// Makes all deadlines due.
     fn wake_all(&mut self, now: Instant) {
-        for Reverse(delayed) in std::mem::take(&mut self.delayed) {
-            if let Some(entry) = self.entries.get_mut(&delayed.key)
-                && entry.due == Some(delayed.at)
-            {
-                entry.due = None;
-                self.add(&delayed.key, now);
-            }
+        std::mem::take(&mut self.delayed).into_iter().for_each(|Reverse(delayed)| self.ring(&delayed, now));
+    }
+
+    /// A deadline has come; one that does not count any more says nothing.
+    fn ring(&mut self, delayed: &Delayed<K>, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&delayed.key)
+            && entry.due == Some(delayed.at)
+        {
+            entry.due = None;
+            self.add(&delayed.key, now);
         }
     }
 
@@ -224,12 +227,7 @@ impl<K: Clone + Eq + Hash> State<K> {
                 return Some(first.at);
             }
             let Some(Reverse(first)) = self.delayed.pop() else { break };
-            if let Some(entry) = self.entries.get_mut(&first.key)
-                && entry.due == Some(first.at)
-            {
-                entry.due = None;
-                self.add(&first.key, now);
-            }
+            self.ring(&first, now);
         }
         None
     }

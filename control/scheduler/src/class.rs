@@ -105,56 +105,43 @@ impl Deref for Class {
 /// A port of the node that a pod takes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct HostPort {
-    pub port: u16,
-    pub protocol: String,
+    /// Its number and protocol.
+    pub port: (u16, String),
     /// Empty for every address.
     pub ip: String,
 }
 
-impl HostPort {
-    /// The same port on every address.
-    fn anywhere(&self) -> Self {
-        Self { ip: String::new(), ..self.clone() }
-    }
-}
-
-/// The ports of a node that are taken. A pod may ask for thousands: each is looked up.
+/// The ports of a node that are taken, and how often at which address. A pod may ask for thousands: each is looked up.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Ports {
-    /// How often each was asked for.
-    taken: HashMap<HostPort, u32>,
-    /// The same, whatever the address.
-    anywhere: HashMap<HostPort, u32>,
-}
+pub(crate) struct Ports(HashMap<(u16, String), HashMap<String, u32>>);
 
 impl Ports {
     pub(crate) fn add(&mut self, port: &HostPort) {
-        *self.taken.entry(port.clone()).or_default() += 1;
-        *self.anywhere.entry(port.anywhere()).or_default() += 1;
+        *self.0.entry(port.port.clone()).or_default().entry(port.ip.clone()).or_default() += 1;
     }
 
     pub(crate) fn remove(&mut self, port: &HostPort) {
-        for (ports, port) in [(&mut self.taken, port), (&mut self.anywhere, &port.anywhere())] {
-            if let Some(count) = ports.get_mut(port) {
-                *count -= 1;
-                if *count == 0 {
-                    ports.remove(port);
-                }
+        let Some(taken) = self.0.get_mut(&port.port) else { return };
+        if let Some(count) = taken.get_mut(&port.ip) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&port.ip);
             }
+        }
+        if taken.is_empty() {
+            self.0.remove(&port.port);
         }
     }
 
     /// Whether the same port and protocol is taken, on the same address or one of them on all.
     pub(crate) fn conflict(&self, port: &HostPort) -> bool {
-        match port.ip.is_empty() {
-            true => self.anywhere.contains_key(port),
-            false => self.taken.contains_key(port) || self.taken.contains_key(&port.anywhere()),
-        }
+        let taken = self.0.get(&port.port);
+        taken.is_some_and(|taken| port.ip.is_empty() || taken.contains_key("") || taken.contains_key(&port.ip))
     }
 
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.taken.is_empty() && self.anywhere.is_empty()
+        self.0.is_empty()
     }
 }
 
@@ -190,7 +177,7 @@ impl Class {
             let number = if port.host_port == 0 && spec.host_network { port.container_port } else { port.host_port };
             let ip = port.host_ip.clone().filter(|ip| ip != "0.0.0.0" && ip != "::").unwrap_or_default();
             let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
-            (number != 0).then_some(HostPort { port: number, protocol, ip })
+            (number != 0).then_some(HostPort { port: (number, protocol), ip })
         });
         let shape = Shape {
             priority: spec.priority.unwrap_or(0),

@@ -248,7 +248,7 @@ fn host_ports_are_taken_once_per_node() {
 
 #[test]
 fn a_host_port_is_free_again_where_and_when_nobody_has_it() {
-    let port = |ip: &str| HostPort { port: 80, protocol: "TCP".to_owned(), ip: ip.to_owned() };
+    let port = |ip: &str| HostPort { port: (80, "TCP".to_owned()), ip: ip.to_owned() };
     let mut ports = Ports::default();
     for (taken, asked, conflict) in [
         ("", "", true),
@@ -262,7 +262,7 @@ fn a_host_port_is_free_again_where_and_when_nobody_has_it() {
         ports.add(&port(taken));
         ports.remove(&port(taken));
         assert_eq!(ports.conflict(&port(asked)), conflict, "{taken:?} {asked:?}");
-        assert!(!ports.conflict(&HostPort { protocol: "UDP".to_owned(), ..port(asked) }));
+        assert!(!ports.conflict(&HostPort { port: (80, "UDP".to_owned()), ..port(asked) }));
         ports.remove(&port(taken));
         assert!(!ports.conflict(&port(asked)) && ports.is_empty());
     }

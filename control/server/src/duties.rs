@@ -50,21 +50,22 @@ impl Duties {
     ) {
         loop {
             let mine = tokio::select! {
-                lead = lead.wait_for(Option::is_some) => lead.ok().and_then(|lead| *lead),
+                biased;
                 () = stop.cancelled() => return,
+                lead = lead.wait_for(Option::is_some) => lead.ok().and_then(|lead| *lead),
             };
             let Some(mine) = mine else { return };
             tracing::info!(term = mine.term, duties = ?self, "this server leads: its duties run here");
             let until = stop.child_token();
             let duties = self.run(|user| client(user, mine), config.clone(), until.clone());
-            tokio::pin!(duties);
-            tokio::select! {
-                () = &mut duties => return,
-                _ = lead.wait_for(|lead| *lead != Some(mine)) => tracing::info!("this server leads no more"),
-                () = stop.cancelled() => (),
-            }
-            until.cancel();
-            duties.await;
+            let over = async {
+                tokio::select! {
+                    _ = lead.wait_for(|lead| *lead != Some(mine)) => tracing::info!("this server leads no more"),
+                    () = stop.cancelled() => (),
+                }
+                until.cancel();
+            };
+            tokio::join!(duties, over);
         }
     }
 }

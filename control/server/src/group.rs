@@ -1,6 +1,5 @@
 //! This server among the others: the link to them, and what a new one is given.
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::authority::{Authority, SharedKeys, Subject};
 use crate::tls::Certificates;
-use crate::{Error, listener};
+use crate::{Error, founding, listener};
 
 /// In a data directory: the port that a server was given which took any.
 const PORT_FILE: &str = "peer-port";
@@ -34,9 +33,8 @@ impl Peering {
         let bind = |port| listener::bind(SocketAddr::new(listen.ip(), port), None, "other servers", "--peer-port");
         let before = if listen.port() == 0 { port_before(data_dir) } else { None };
         let listener = match bind(before.unwrap_or(listen.port())).await {
-            Err(Error::Bind { source, .. }) if before.is_some() && source.kind() == io::ErrorKind::AddrInUse => {
-                bind(0).await?
-            }
+            // Whatever is wrong with that one, another is as good.
+            Err(_) if before.is_some() => bind(0).await?,
             bound => bound?,
         };
         let bound = listener.local_addr();
@@ -64,7 +62,7 @@ impl Peering {
         let port = self.listener.local_addr().map(|bound| bound.port());
         let kept = port.and_then(|port| match port_before(data_dir) == Some(port) {
             true => Ok(()),
-            false => std::fs::write(&path, format!("{port}\n")),
+            false => founding::write(&path, format!("{port}\n").as_bytes()),
         });
         kept.map_err(|source| Error::File { path, source })
     }

@@ -41,7 +41,7 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often it is looked whether a client takes its small answers. One that the look before has seen ends its connection.
 const LOOK_AT_ANSWERS_EVERY: Duration = if cfg!(test) { Duration::from_secs(2) } else { UNREAD_TIMEOUT };
 /// Answers below this are the listener's to count: of larger ones the API server and the registry see to it that they are read.
-const SMALL: u64 = 16 << 10;
+const SMALL: u64 = coracle_apiserver::COUNTED as u64;
 /// What an answer costs besides its bytes.
 const ANSWER_BYTES: usize = 2 << 10;
 /// Bytes of small answers that a listener keeps for clients that do not take them. Beyond that whoever has most of them goes.

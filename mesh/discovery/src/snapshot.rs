@@ -191,6 +191,14 @@ impl Snapshot {
         self.services().any(|service| service.leads_to(endpoint))
     }
 
+    /// The same of this port of any of them, by one look at who is led to, however many they are.
+    pub fn leads_to_any(&self, addresses: &[IpAddr], port: u16) -> bool {
+        let wanted: HashSet<&IpAddr> = addresses.iter().collect();
+        let ports = self.services().flat_map(|service| &service.ports);
+        let mut endpoints = ports.flat_map(|port| port.endpoints().iter());
+        endpoints.any(|of| of.port == port && wanted.contains(&of.address))
+    }
+
     /// All Services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values()

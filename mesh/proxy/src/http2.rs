@@ -36,7 +36,8 @@ const PING_AFTER: Duration = Duration::from_secs(30);
 const PONG_MAX: Duration = Duration::from_secs(15);
 /// Bytes of a body that have come and wait for who reads it, towards clients as towards who answers;
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 128 << 10;
-/// of all bodies of a connection as many as of each: what is left unread holds up itself, and none that others read.
+/// of all bodies of a connection as many as of each: what is left unread holds up itself, and none that others read. The price is 12.5 MiB
+/// that a client may leave unread on one connection; their number is bounded ([`crate::places::CONNECTIONS_MAX`]), their bytes are not.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX as u32 * STREAM_WINDOW_BYTES;
 /// Bytes of one that wait to be sent.
 pub(crate) const SEND_BYTES_MAX: usize = 128 << 10;

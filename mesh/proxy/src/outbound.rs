@@ -159,6 +159,11 @@ impl Proxy {
         self.is_pod(endpoint.ip()) || self.discovery.snapshot().leads_to(endpoint)
     }
 
+    /// The same of this port of any of these addresses.
+    pub fn has_clusters(&self, addresses: &[IpAddr], port: u16) -> bool {
+        addresses.iter().any(|address| self.is_pod(*address)) || self.discovery.snapshot().leads_to_any(addresses, port)
+    }
+
     /// Whether this is the address of a Service.
     pub(crate) fn is_service(&self, address: IpAddr) -> bool {
         self.discovery.snapshot().by_address(address).is_some()

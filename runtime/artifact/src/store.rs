@@ -857,6 +857,33 @@ mod tests {
         Store::new(config).unwrap()
     }
 
+    /// As when many pods of an image start that nobody has compiled.
+    #[tokio::test]
+    async fn who_waited_while_another_looked_at_an_image_does_not_look_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = opened(dir.path());
+        let digest: Arc<str> = format!("sha256:{}", "a".repeat(64)).into();
+        // It is not what its digest says: whoever reads it finds that.
+        let blob = store.inner.blobs.insert(&digest, store.inner.blobs.temporary().unwrap()).unwrap();
+        let artifact = Artifact {
+            digest: digest.clone(),
+            manifest_digest: "".into(),
+            reference: "a".into(),
+            image_id: "".into(),
+            path: blob.path.clone(),
+            size: blob.size,
+            source: Source::Present,
+            blob,
+        };
+        let turn = store.inner.turns.unpack("n").await;
+        let mut waits = std::pin::pin!(store.is_sound("n", &artifact));
+        assert!(futures::FutureExt::now_or_never(waits.as_mut()).is_none());
+        store.inner.blobs.see(&digest, &artifact.blob, Instant::now());
+        drop(turn);
+        assert!(waits.await, "it was looked at meanwhile");
+        assert!(!store.is_sound("n", &artifact).await, "who asks later looks again");
+    }
+
     #[test]
     fn what_is_free_is_promised_to_one_alone() {
         let dir = tempfile::tempdir().unwrap();

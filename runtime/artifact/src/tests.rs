@@ -576,9 +576,8 @@ async fn what_a_disk_gave_back_as_something_else_is_fetched_again() {
     assert_eq!((again.source, std::fs::read(&again.path).unwrap()), (Source::Downloaded, WASM.to_vec()));
 }
 
-/// As when many pods of an image start that nobody has compiled.
 #[tokio::test]
-async fn all_who_wait_for_a_look_at_an_image_hear_of_the_same() {
+async fn a_look_at_a_blob_counts_for_who_asked_before() {
     let registry = Arc::new(Registry::default());
     registry.push("app", "latest", "application/wasm", WASM);
     let address = registry.clone().serve().await;
@@ -595,7 +594,6 @@ async fn all_who_wait_for_a_look_at_an_image_hear_of_the_same() {
     assert!(blobs.is_seen_since(&kept.digest, &blob, before));
     let later = before + std::time::Duration::from_millis(1);
     assert!(!blobs.is_seen_since(&kept.digest, &blob, later), "it may have changed since");
-    assert!(futures::future::join_all((0..20).map(|_| images.is_sound("n", &kept))).await.iter().all(|is| *is));
 }
 
 #[tokio::test]

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::json;
 
 use super::cluster::Process;
-use super::http::http_get;
+use super::http::{http_get, node_port};
 use super::{Error, Figure};
 
 const RUNS: usize = 100;
@@ -22,13 +22,7 @@ const RUN_DEADLINE: Duration = Duration::from_secs(30);
 pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), Error> {
     let cluster = Process::start(program).await?;
     let client = cluster.remote.client().clone();
-    let services: Api<Service> = Api::default_namespaced(client.clone());
-    let service: Service = serde_json::from_value(json!({
-        "metadata": {"name": "hello"},
-        "spec": {"type": "NodePort", "selector": {"app": "hello"}, "ports": [{"port": 80, "targetPort": 8080}]},
-    }))?;
-    let service = services.create(&PostParams::default(), &service).await?;
-    let port = service.spec.and_then(|s| s.ports).and_then(|p| p.first()?.node_port).ok_or("no node port")?;
+    let port = node_port(&client, "hello").await?;
     let url = format!("http://127.0.0.1:{port}/");
     let mut times = Histogram::<u64>::new(3)?;
     // The first run compiles the component; it is not one of the hundred.

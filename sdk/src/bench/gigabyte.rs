@@ -9,7 +9,7 @@ use kube::Api;
 use kube::api::PostParams;
 use serde_json::json;
 
-use super::servers::{NAMES, START_DEADLINE, Servers, terminate};
+use super::servers::{NAMES, Servers, stop};
 use super::{Error, Figure};
 
 /// Objects, and the bytes of each: nearly the largest that there are.
@@ -23,7 +23,7 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure), doing: &mut im
     doing("three servers start".to_owned());
     let mut servers = Servers::start(program).await?;
     let away = (servers.whole_leader().await? + 1) % NAMES.len();
-    end(&mut servers, away).await?;
+    stop([&mut servers.all[away].child]).await?;
     doing(format!("{OBJECTS} objects of {OBJECT_BYTES} bytes are written while one server is away"));
     let maps: Api<ConfigMap> = Api::default_namespaced(servers.all[(away + 1) % NAMES.len()].remote.client().clone());
     let content = "x".repeat(OBJECT_BYTES);
@@ -51,17 +51,9 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure), doing: &mut im
     report(Figure::new("gigabyte.caught_up", begun.elapsed().as_secs_f64(), "s"));
     report(Figure::new("gigabyte.catch_up", megabytes / begun.elapsed().as_secs_f64(), "MB/s"));
     doing("it starts again".to_owned());
-    end(&mut servers, away).await?;
+    stop([&mut servers.all[away].child]).await?;
     let begun = Instant::now();
     servers.restart(away).await?;
     report(Figure::new("gigabyte.restart", begun.elapsed().as_secs_f64(), "s"));
     servers.stop().await
-}
-
-/// Asks a server to end, and waits until it has.
-async fn end(servers: &mut Servers, server: usize) -> Result<(), Error> {
-    let child = &mut servers.all[server].child;
-    terminate(child)?;
-    tokio::time::timeout(START_DEADLINE, child.wait()).await??;
-    Ok(())
 }

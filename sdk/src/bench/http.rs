@@ -12,20 +12,22 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Empty, Full, Limited};
+use hyper::client::conn::http1::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::Ingress;
-use kube::Api;
 use kube::api::PostParams;
 use kube::runtime::conditions::is_pod_running;
 use kube::runtime::wait::await_condition;
+use kube::{Api, Client};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::cluster::{Process, examples};
 use super::cost::Cost;
@@ -38,11 +40,12 @@ const ROUNDS: usize = 3;
 /// Requests that an instance serves where it is used again.
 const REUSE: &str = "1000000";
 /// Whom requests name: what does not matter to a port, and what leads to an Ingress.
-const HOST: &str = "bench";
+pub(super) const HOST: &str = "bench";
 const INGRESS_HOST: &str = "bench.example";
 /// A body a person wants to see is small.
 const BODY_BYTES_MAX: usize = 1 << 20;
 const START_DEADLINE: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 /// An answer to [`http_get`].
 #[derive(Clone, Debug)]
@@ -56,8 +59,21 @@ pub struct Answer {
 /// Asks `url` (plain HTTP) on a connection of its own.
 pub async fn http_get(url: &str) -> Result<Answer, Error> {
     let uri: Uri = url.parse()?;
+    let (authority, path) = place(&uri)?;
+    get(authority, path, authority).await
+}
+
+/// Asks `url` (plain HTTP) again until it answers 200, for so long; the body.
+pub async fn http_get_ok(url: &str, within: Duration) -> Result<String, Error> {
+    let uri: Uri = url.parse()?;
+    let (authority, path) = place(&uri)?;
+    Ok(until_ok(authority, path, authority, within).await?.body)
+}
+
+/// Where a URL leads, and the path there.
+fn place(uri: &Uri) -> Result<(&str, &str), Error> {
     let authority = uri.authority().ok_or("the URL has no host")?.as_str();
-    get(authority, uri.path_and_query().map_or("/", |path| path.as_str()), authority).await
+    Ok((authority, uri.path_and_query().map_or("/", |path| path.as_str())))
 }
 
 async fn get(at: &str, path: &str, host: &str) -> Result<Answer, Error> {
@@ -80,6 +96,36 @@ async fn get(at: &str, path: &str, host: &str) -> Result<Answer, Error> {
             ended?;
             answer.await
         }
+    }
+}
+
+/// A connection that is kept, for one request after another.
+pub(super) struct Caller {
+    send: SendRequest<Empty<Bytes>>,
+    host: &'static str,
+    _driver: AbortOnDropHandle<Result<(), hyper::Error>>,
+}
+
+impl Caller {
+    /// A connection to `address`, whose requests name `host`.
+    pub async fn connect(address: SocketAddr, host: &'static str) -> Result<Caller, Error> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (send, driver) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        Ok(Caller { send, host, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
+    }
+
+    /// Asks for a path; another answer than 200 is an error.
+    pub async fn call(&mut self, path: &str) -> Result<(), Error> {
+        self.send.ready().await?;
+        let request = Request::get(path).header("host", self.host).body(Empty::<Bytes>::new())?;
+        let response = self.send.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        if status != 200 {
+            return Err(format!("{path} answered {status}: {}", String::from_utf8_lossy(&body)).into());
+        }
+        Ok(())
     }
 }
 
@@ -174,15 +220,20 @@ async fn expose(cluster: &Process, name: &str, reuse: &str) -> Result<u16, Error
     }))?;
     pods.create(&PostParams::default(), &pod).await?;
     tokio::time::timeout(START_DEADLINE, await_condition(pods, name, is_pod_running())).await??;
-    let services: Api<Service> = Api::default_namespaced(client);
+    let port = node_port(&client, name).await?;
+    answers(SocketAddr::from(([127, 0, 0, 1], port)), HOST).await?;
+    Ok(port)
+}
+
+/// A NodePort for the pods of this name.
+pub(super) async fn node_port(client: &Client, name: &str) -> Result<u16, Error> {
     let service: Service = serde_json::from_value(json!({
         "metadata": {"name": name},
         "spec": {"type": "NodePort", "selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]},
     }))?;
-    let service = services.create(&PostParams::default(), &service).await?;
-    let port = service.spec.and_then(|s| s.ports).and_then(|p| p.first()?.node_port).ok_or("no node port")?;
-    answers(SocketAddr::from(([127, 0, 0, 1], u16::try_from(port)?)), HOST).await?;
-    Ok(u16::try_from(port)?)
+    let service = Api::default_namespaced(client.clone()).create(&PostParams::default(), &service).await?;
+    let port = service.spec.and_then(|spec| spec.ports).and_then(|ports| ports.first()?.node_port);
+    Ok(u16::try_from(port.ok_or("no node port")?)?)
 }
 
 /// Puts an Ingress before a Service; returns where it is served once that answers.
@@ -208,18 +259,22 @@ async fn route(cluster: &Process, service: &str) -> Result<SocketAddr, Error> {
     Ok(address)
 }
 
+async fn until_ok(at: &str, path: &str, host: &str, within: Duration) -> Result<Answer, Error> {
+    let (begun, mut why) = (Instant::now(), "it does not answer".to_owned());
+    loop {
+        why = match tokio::time::timeout(within.saturating_sub(begun.elapsed()), get(at, path, host)).await {
+            Ok(Ok(answer)) if answer.status == 200 => return Ok(answer),
+            Ok(Ok(answer)) => format!("answered {}: {}", answer.status, answer.body),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => return Err(format!("GET http://{at}{path}, for {within:?}: {why}").into()),
+        };
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
 /// Waits until it answers 200.
 pub(super) async fn answers(address: SocketAddr, host: &str) -> Result<(), Error> {
-    let begun = Instant::now();
-    loop {
-        match get(&address.to_string(), "/", host).await {
-            Ok(answer) if answer.status == 200 => return Ok(()),
-            other if begun.elapsed() > START_DEADLINE => {
-                return Err(format!("{address} does not answer: {other:?}").into());
-            }
-            _ => tokio::time::sleep(Duration::from_millis(10)).await,
-        }
-    }
+    until_ok(&address.to_string(), "/", host, START_DEADLINE).await.map(drop)
 }
 
 /// What HTTP alone costs here: hyper answering a constant, until this process ends. Calls `tell` with its address.
@@ -254,29 +309,30 @@ async fn bare_server(program: &Path) -> Result<(Child, SocketAddr), Error> {
 /// `wasmtime serve` with the same component, when it is there.
 async fn wasmtime_serve(options: &[&str]) -> Result<Option<(Child, SocketAddr)>, Error> {
     let hello = crate::component(&examples()?, "hello").await?;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let child = Command::new("wasmtime")
-        .args(["serve", "-Scli"])
-        .args(options)
-        .arg("--addr")
-        .arg(address.to_string())
-        .arg(hello)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn();
-    let Ok(child) = child else { return Ok(None) };
+    let address = free_address()?;
+    let mut command = Command::new("wasmtime");
+    command.args(["serve", "-Scli"]).args(options).arg("--addr").arg(address.to_string()).arg(hello);
+    Ok(other(&mut command, address).await?.map(|child| (child, address)))
+}
+
+fn free_address() -> Result<SocketAddr, Error> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// Another program, when it is there, once it answers at `address`.
+async fn other(command: &mut Command, address: SocketAddr) -> Result<Option<Child>, Error> {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = match quiet.kill_on_drop(true).spawn() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        child => child?,
+    };
     answers(address, HOST).await?;
-    Ok(Some((child, address)))
+    Ok(Some(child))
 }
 
 /// nginx as a reverse proxy before the bare server, when it is there, in one process; its directory goes with it.
 async fn nginx(upstream: SocketAddr) -> Result<Option<(Child, SocketAddr, TempDir)>, Error> {
-    let dir = tempfile::tempdir()?;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let (dir, address) = (tempfile::tempdir()?, free_address()?);
     // One process, whose cost is counted whole; connections are kept on both sides, and nothing is logged.
     let configuration = format!(
         "master_process off; daemon off; pid nginx.pid; error_log stderr crit; events {{ worker_connections 4096; }}
@@ -291,18 +347,8 @@ async fn nginx(upstream: SocketAddr) -> Result<Option<(Child, SocketAddr, TempDi
          }}"
     );
     std::fs::write(dir.path().join("nginx.conf"), configuration)?;
-    let child = Command::new("nginx")
-        .arg("-p")
-        .arg(dir.path())
-        .args(["-c", "nginx.conf"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn();
-    let Ok(child) = child else { return Ok(None) };
-    answers(address, HOST).await?;
-    Ok(Some((child, address, dir)))
+    let child = other(Command::new("nginx").arg("-p").arg(dir.path()).args(["-c", "nginx.conf"]), address).await?;
+    Ok(child.map(|child| (child, address, dir)))
 }
 
 /// Asks a server over so many connections, kept alive; how many answers there were, and in what time.
@@ -311,27 +357,44 @@ async fn load(server: &Server, connections: usize) -> Result<(u64, Duration), Er
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..connections {
-        let stream = TcpStream::connect(server.address).await?;
-        stream.set_nodelay(true)?;
-        let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let (count, host) = (count.clone(), server.host);
+        let mut caller = Caller::connect(server.address, server.host).await?;
+        let count = count.clone();
         tasks.spawn(async move {
-            let driver = tokio::spawn(connection);
             while begun.elapsed() < WINDOW {
-                let request = Request::get("/").header("host", host).body(Empty::<Bytes>::new())?;
-                let response = send.send_request(request).await?;
-                if response.status() != 200 {
-                    return Err::<(), Error>(format!("answered {}", response.status()).into());
-                }
-                response.into_body().collect().await?;
+                caller.call("/").await?;
                 count.fetch_add(1, Ordering::Relaxed);
             }
-            driver.abort();
-            Ok(())
+            Ok::<_, Error>(())
         });
     }
     while let Some(ended) = tasks.join_next().await {
         ended??;
     }
     Ok((count.load(Ordering::Relaxed), begun.elapsed()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_service_that_does_not_answer_yet_is_asked_again() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            // It breaks off, has nobody to ask, is well, and then has nobody for good.
+            for answer in ["", "503 Unavailable", "200 OK"].into_iter().chain(std::iter::repeat("503 Unavailable")) {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 1024]).await;
+                if !answer.is_empty() {
+                    let text = format!("HTTP/1.1 {answer}\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi");
+                    let _ = stream.write_all(text.as_bytes()).await;
+                }
+            }
+        });
+        assert_eq!(http_get_ok(&url, Duration::from_secs(30)).await.unwrap(), "hi");
+        let told = http_get_ok(&url, Duration::from_millis(200)).await.unwrap_err().to_string();
+        assert!(told.contains("answered 503: hi"), "{told}");
+    }
 }

@@ -1,36 +1,28 @@
 //! What the mesh costs: a pod that calls another one, a request that another node answers, one that wakes a workload from nothing,
 //! and many endpoints that change meanwhile. A server and two nodes, each a process of the real executable.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use hdrhistogram::Histogram;
-use http::Request;
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::cluster::examples;
 use super::cost::Cost;
-use super::http::answers;
-use super::servers::{Server, start_node, stop};
+use super::http::{Caller, HOST, answers, node_port};
+use super::servers::{stop, with_nodes};
 use super::{Error, Figure};
 
 /// The nodes, and the address on which each answers for Services.
-const NODES: [(&str, [u8; 4]); 2] = [("near", [127, 0, 0, 2]), ("far", [127, 0, 0, 3])];
+const NODES: [(&str, Ipv4Addr); 2] = [("near", Ipv4Addr::new(127, 0, 0, 2)), ("far", Ipv4Addr::new(127, 0, 0, 3))];
 const DEADLINE: Duration = Duration::from_secs(60);
-const HOST: &str = "bench";
 /// What is compared is asked in turns, so that a slow moment of the machine does not hit one alone.
 const TURNS: usize = 20;
 const CALLS_PER_TURN: usize = 500;
@@ -46,37 +38,13 @@ const STEP_CONNECTIONS: u32 = 64;
 const SLICE_ENDPOINTS: usize = 100;
 const SLICES: [usize; 2] = [1, 100];
 const CHANGE_EVERY: Duration = Duration::from_millis(10);
-const CHANGES: usize = 500;
+/// An even number for each slice: who changes them next finds what the first found.
+const CHANGES: usize = 600;
 
 /// Nanoseconds.
 type Times = Histogram<u64>;
 
-/// A connection that is kept, for one request after another.
-struct Caller {
-    send: SendRequest<Empty<Bytes>>,
-    _driver: AbortOnDropHandle<Result<(), hyper::Error>>,
-}
-
 impl Caller {
-    async fn connect(address: SocketAddr) -> Result<Caller, Error> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        let (send, driver) = handshake(TokioIo::new(stream)).await?;
-        Ok(Caller { send, _driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
-    }
-
-    async fn call(&mut self, path: &str) -> Result<(), Error> {
-        self.send.ready().await?;
-        let request = Request::get(path).header("host", HOST).body(Empty::<Bytes>::new())?;
-        let response = self.send.send_request(request).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        if status != 200 {
-            return Err(format!("{path} answered {status}: {}", String::from_utf8_lossy(&body)).into());
-        }
-        Ok(())
-    }
-
     async fn time(&mut self, path: &str, calls: usize, times: &mut Times) -> Result<(), Error> {
         for _ in 0..calls {
             let begun = Instant::now();
@@ -112,14 +80,11 @@ struct Bench<'a, R, D> {
 pub async fn run(program: &Path, report: &mut impl FnMut(Figure), doing: &mut impl FnMut(String)) -> Result<(), Error> {
     doing("a server and two nodes start".to_owned());
     let dir = tempfile::tempdir()?;
-    let mut server = Server::start(program, dir.path().join("server"), "server", &[]).await?;
+    let binds = NODES.map(|(_, address)| address.to_string());
+    let arguments = [0, 1].map(|at| ["--node-port-bind", binds[at].as_str()]);
+    let named = [0, 1].map(|at| (NODES[at].0, &arguments[at][..]));
+    let (mut server, mut nodes) = with_nodes(program, dir.path(), &named).await?;
     let client = server.remote.client().clone();
-    let join = server.join_node(DEADLINE * 10).await?;
-    let mut nodes = Vec::new();
-    for (name, address) in NODES {
-        let bind = ["--node-port-bind".to_owned(), std::net::IpAddr::from(address).to_string()];
-        nodes.push(start_node(program, &dir.path().join(name), name, &[&join[..], &bind].concat()).await?);
-    }
     for component in ["hello", "probe"] {
         crate::push(&client, &crate::component(&examples()?, component).await?, &format!("{component}:latest")).await?;
     }
@@ -156,8 +121,8 @@ impl<R: FnMut(Figure), D: FnMut(String)> Bench<'_, R, D> {
         let port = expose(&self.client, "far", "hello", "far").await?;
         let at = NODES.map(|(_, address)| SocketAddr::from((address, port)));
         let (mut here, mut there) = (times(), times());
-        let (mut through_near, mut at_far) = (Caller::connect(at[0]).await?, Caller::connect(at[1]).await?);
         answers(at[0], HOST).await?;
+        let (mut through_near, mut at_far) = (Caller::connect(at[0], HOST).await?, Caller::connect(at[1], HOST).await?);
         let mut cost = Cost::default();
         for _ in 0..TURNS {
             at_far.time("/", CALLS_PER_TURN, &mut there).await?;
@@ -177,7 +142,7 @@ impl<R: FnMut(Figure), D: FnMut(String)> Bench<'_, R, D> {
     async fn pod_to_pod(&mut self) -> Result<(), Error> {
         (self.doing)("a pod asks another".to_owned());
         let probe = SocketAddr::from((NODES[0].1, expose(&self.client, "probe", "probe", "near").await?));
-        let mut caller = Caller::connect(probe).await?;
+        let mut caller = Caller::connect(probe, HOST).await?;
         let (mut own, mut other) = (times(), times());
         for _ in 0..TURNS {
             caller.time("/", CALLS_PER_TURN, &mut own).await?;
@@ -200,15 +165,15 @@ impl<R: FnMut(Figure), D: FnMut(String)> Bench<'_, R, D> {
         }))?;
         let deployments: Api<Deployment> = Api::default_namespaced(self.client.clone());
         deployments.create(&PostParams::default(), &deployment).await?;
-        let address = SocketAddr::from((NODES[0].1, service(&self.client, "sleeper").await?));
+        let address = SocketAddr::from((NODES[0].1, node_port(&self.client, "sleeper").await?));
         answers(address, HOST).await?;
         let mut warm = times();
-        Caller::connect(address).await?.time("/", CALLS_PER_TURN, &mut warm).await?;
+        Caller::connect(address, HOST).await?.time("/", CALLS_PER_TURN, &mut warm).await?;
         let mut woken = times();
         for wake in 1..=WAKES {
             (self.doing)(format!("a workload is woken: {wake} of {WAKES}"));
             self.sleep(&deployments).await?;
-            let mut caller = Caller::connect(address).await?;
+            let mut caller = Caller::connect(address, HOST).await?;
             let begun = Instant::now();
             caller.call("/").await?;
             record(&mut woken, begun)?;
@@ -250,7 +215,7 @@ impl<R: FnMut(Figure), D: FnMut(String)> Bench<'_, R, D> {
         }))?;
         Api::default_namespaced(self.client.clone()).create(&PostParams::default(), &service).await?;
         let slices: Api<EndpointSlice> = Api::default_namespaced(self.client.clone());
-        let mut caller = Caller::connect(self.near).await?;
+        let mut caller = Caller::connect(self.near, HOST).await?;
         let mut made = 0;
         for count in SLICES {
             (self.doing)(format!("{} endpoints change", count * SLICE_ENDPOINTS));
@@ -291,7 +256,7 @@ async fn expose(client: &Client, name: &str, component: &str, node: &str) -> Res
         "spec": pod_spec(component, node),
     }))?;
     Api::<Pod>::default_namespaced(client.clone()).create(&PostParams::default(), &pod).await?;
-    let port = service(client, name).await?;
+    let port = node_port(client, name).await?;
     let (_, address) = NODES.iter().find(|(known, _)| *known == node).ok_or("there is no such node")?;
     answers(SocketAddr::from((*address, port)), HOST).await?;
     Ok(port)
@@ -305,24 +270,13 @@ fn pod_spec(component: &str, node: &str) -> Value {
     })
 }
 
-/// A NodePort for the pods of this name.
-async fn service(client: &Client, name: &str) -> Result<u16, Error> {
-    let service: Service = serde_json::from_value(json!({
-        "metadata": {"name": name},
-        "spec": {"type": "NodePort", "selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]},
-    }))?;
-    let service = Api::default_namespaced(client.clone()).create(&PostParams::default(), &service).await?;
-    let port = service.spec.and_then(|spec| spec.ports).and_then(|ports| ports.first()?.node_port);
-    Ok(u16::try_from(port.ok_or("no node port")?)?)
-}
-
 /// Requests at fixed times, whether those before are answered or not; each one's time counts from when it should have been sent.
 async fn step(address: SocketAddr) -> Result<Times, Error> {
     let begun = Instant::now();
     let mut callers = JoinSet::new();
     for first in 0..STEP_CONNECTIONS {
         callers.spawn(async move {
-            let mut caller = Caller::connect(address).await?;
+            let mut caller = Caller::connect(address, HOST).await?;
             let mut times = times();
             for number in (first..).step_by(STEP_CONNECTIONS as usize) {
                 let due = Duration::from_secs(1) * number / STEP_RATE;

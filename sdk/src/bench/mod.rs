@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub use http::{Answer, http_get, peer};
+pub use http::{Answer, http_get, http_get_ok, peer};
 
 /// The benchmarks' names, in the order in which all of them run.
 pub const NAMES: [&str; 12] = [

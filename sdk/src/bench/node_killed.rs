@@ -11,7 +11,7 @@ use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use super::cluster::examples;
-use super::servers::{Server, start_node, stop};
+use super::servers::{stop, with_nodes};
 use super::{Error, Figure};
 
 const PODS: i32 = 1_000;
@@ -24,13 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub async fn run(program: &Path, report: &mut impl FnMut(Figure), doing: &mut impl FnMut(String)) -> Result<(), Error> {
     doing("a server and two nodes start".to_owned());
     let dir = tempfile::tempdir()?;
-    let mut server = Server::start(program, dir.path().join("server"), "server", &[]).await?;
+    let (mut server, mut nodes) = with_nodes(program, dir.path(), &NODES.map(|name| (name, &[][..]))).await?;
     let client = server.remote.client().clone();
-    let join = server.join_node(DEADLINE * 10).await?;
-    let mut nodes = Vec::new();
-    for name in NODES {
-        nodes.push(start_node(program, &dir.path().join(name), name, &join).await?);
-    }
     crate::push(&client, &crate::component(&examples()?, "hello").await?, "hello:latest").await?;
     let all: Api<Node> = Api::all(client.clone());
     let cordon = |is_cordoned: bool| Patch::Merge(json!({"spec": {"unschedulable": is_cordoned}}));

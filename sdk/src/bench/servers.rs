@@ -52,13 +52,6 @@ impl Server {
         let remote = Remote::connect_once(&dir.join("kubeconfig")).await?;
         Ok(Server { child, dir, remote })
     }
-
-    /// Arguments by which a node joins it, for so long.
-    pub async fn join_node(&self, valid: Duration) -> Result<[String; 4], Error> {
-        let token = self.remote.create_token(TokenRole::Node, valid).await?.to_string();
-        let url = self.remote.status().await?.api_url;
-        Ok(["--join".to_owned(), url, "--token".to_owned(), token])
-    }
 }
 
 impl Servers {
@@ -123,8 +116,21 @@ fn is_whole(members: &[Member]) -> bool {
         })
 }
 
+/// Starts a server and nodes that join it, each called and told what `nodes` says, in `dir`.
+pub async fn with_nodes(program: &Path, dir: &Path, nodes: &[(&str, &[&str])]) -> Result<(Server, Vec<Child>), Error> {
+    let server = Server::start(program, dir.join("server"), "server", &[]).await?;
+    let token = server.remote.create_token(TokenRole::Node, START_DEADLINE * 10).await?.to_string();
+    let url = server.remote.status().await?.api_url;
+    let mut children = Vec::new();
+    for (name, arguments) in nodes {
+        let arguments = [&["--join", &url, "--token", &token], *arguments].concat();
+        children.push(start_node(program, &dir.join(name), name, &arguments).await?);
+    }
+    Ok((server, children))
+}
+
 /// Starts the node called `name` in `dir`, told what `arguments` say; returns when pods can run there.
-pub async fn start_node(program: &Path, dir: &Path, name: &str, arguments: &[String]) -> Result<Child, Error> {
+async fn start_node(program: &Path, dir: &Path, name: &str, arguments: &[&str]) -> Result<Child, Error> {
     let mut child = Command::new(program)
         .args(["node", "--name", name, "--port", "0", "--http-port", "off", "--https-port", "off"])
         .args(arguments)

@@ -8,11 +8,11 @@
 //! Each is given the same work, with kubectl; the exit code is 0 when all of it was done.
 
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use coracle_tests::reference::{Reference, program};
-use coracle_tests::{Cluster, DEADLINE, coracle, kubectl, output};
+use coracle_tests::{Background, Cluster, DEADLINE, coracle, kubectl_command, output};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -91,6 +91,7 @@ kind: CronJob
 metadata: {name: minutely, namespace: work}
 spec:
   schedule: '* * * * *'
+  successfulJobsHistoryLimit: 1
   jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: main, image: worker, args: [echo, done]}]}}}}
 ";
 const STEPS: [(&str, &str); 16] = [
@@ -115,54 +116,26 @@ const STEPS: [(&str, &str); 16] = [
     ("get namespace work --ignore-not-found -o name", ""),
 ];
 
-/// Processes that end with this value.
-#[derive(Default)]
-struct Programs(Vec<Child>);
-
-impl Programs {
-    fn start(&mut self, command: &mut Command) {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        self.0.push(child.unwrap_or_else(|e| panic!("{command:?}: {e}")));
-    }
-
-    fn all_run(&mut self) -> bool {
-        self.0.iter_mut().all(|child| matches!(child.try_wait(), Ok(None)))
-    }
-}
-
-impl Drop for Programs {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn ask(kubeconfig: &Path, arguments: &str) -> Output {
-    let mut command = Command::new(kubectl());
-    command.arg("--kubeconfig").arg(kubeconfig).args(arguments.split_whitespace()).stdin(Stdio::null());
-    output(&mut command)
-}
-
 /// Gives the work and looks until all of it is done.
-fn work(who: &str, kubeconfig: &Path, programs: &mut Programs) {
+fn work(who: &str, kubeconfig: &Path, programs: &mut [Background]) {
     println!("{who}");
-    let manifest = tempfile::NamedTempFile::new().expect("a temporary file");
-    std::fs::write(manifest.path(), WORK).expect("write the manifest");
-    for arguments in ["create namespace work".to_owned(), format!("apply -f {}", manifest.path().display())] {
-        let said = ask(kubeconfig, &arguments);
+    let home = tempfile::tempdir().expect("a temporary directory");
+    let manifest = home.path().join("work.yaml");
+    std::fs::write(&manifest, WORK).expect("write the manifest");
+    let ask = |arguments: &str| output(&mut kubectl_command(kubeconfig, home.path(), arguments));
+    for arguments in ["create namespace work".to_owned(), format!("apply -f {}", manifest.display())] {
+        let said = ask(&arguments);
         assert!(said.status.success(), "kubectl {arguments}: {}", String::from_utf8_lossy(&said.stderr));
     }
     for (arguments, at_last) in STEPS {
         let begun = Instant::now();
         loop {
-            let said = ask(kubeconfig, arguments);
+            let said = ask(arguments);
             let text = String::from_utf8_lossy(&said.stdout).trim().to_owned();
             if said.status.success() && text == at_last {
                 break;
             }
-            assert!(programs.all_run(), "one of the programs has ended");
+            assert!(programs.iter_mut().all(Background::is_running), "one of the programs has ended");
             let (late, wrong) = (begun.elapsed() > DEADLINE, String::from_utf8_lossy(&said.stderr));
             assert!(!late, "kubectl {arguments}: {text:?} instead of {at_last:?} {wrong}");
             std::thread::sleep(LOOK_EVERY);
@@ -177,12 +150,11 @@ fn kubernetes_controllers_at_our_server() {
     let _worker = server.join("worker");
     server.push("standin", "standin");
     server.push("probe-command", "worker");
-    let mut programs = Programs::default();
-    for program in [&manager, &scheduler] {
+    let mut programs = [manager, scheduler].map(|program| {
         let mut command = Command::new(program);
-        command.arg("--kubeconfig").arg(server.kubeconfig());
-        programs.start(command.args(["--leader-elect=false", "--secure-port=0"]));
-    }
+        command.arg("--kubeconfig").arg(server.kubeconfig()).args(["--leader-elect=false", "--secure-port=0"]);
+        Background::start(command)
+    });
     work("Kubernetes' controllers and scheduler, our API server and node", &server.kubeconfig(), &mut programs);
 }
 
@@ -190,18 +162,17 @@ async fn our_controllers_at_kubernetes_server() {
     let mut reference = Reference::start();
     let client = Client::try_from(reference.config().await).expect("a client");
     let kubeconfig = reference.kubeconfig();
-    let mut programs = Programs::default();
-    programs.start(Command::new(coracle()).arg("controllers").arg("--kubeconfig").arg(&kubeconfig));
+    let mut command = Command::new(coracle());
+    command.arg("controllers").arg("--kubeconfig").arg(&kubeconfig);
+    let mut programs = [Background::start(command)];
     let node = tokio::spawn(play(client));
-    let worked = tokio::task::spawn_blocking(move || at_kubernetes(&kubeconfig, &mut programs));
+    let worked = tokio::task::spawn_blocking(move || {
+        work("our controllers and scheduler, Kubernetes' API server", &kubeconfig, &mut programs);
+    });
     tokio::select! {
         worked = worked => worked.expect("the work was done"),
         played = node => panic!("the node has ended: {played:?}"),
     }
-}
-
-fn at_kubernetes(kubeconfig: &Path, programs: &mut Programs) {
-    work("our controllers and scheduler, Kubernetes' API server", kubeconfig, programs);
 }
 
 /// A node whose pods are ready at once, and whose Jobs' pods have ended.
@@ -211,6 +182,7 @@ async fn play(client: Client) -> Result<(), kube::Error> {
         json!({"metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux"}}});
     nodes.create(&PostParams::default(), &serde_json::from_value(node).expect("a node")).await?;
     let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut started = 0_u16;
     for number in 0_u64.. {
         look.tick().await;
         let now = k8s_openapi::jiff::Timestamp::now();
@@ -226,7 +198,8 @@ async fn play(client: Client) -> Result<(), kube::Error> {
             let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
             let done = if pod.metadata.deletion_timestamp.is_some() {
                 pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await.map(drop)
-            } else if let Some(status) = lives(&pod, number) {
+            } else if let Some(status) = lives(&pod, started) {
+                started += 1;
                 let status = Patch::Merge(json!({"status": status}));
                 pods.patch_status(&pod.name_any(), &PatchParams::default(), &status).await.map(drop)
             } else {
@@ -241,8 +214,8 @@ async fn play(client: Client) -> Result<(), kube::Error> {
     Ok(())
 }
 
-/// What a pod becomes that has none of it yet.
-fn lives(pod: &Pod, number: u64) -> Option<Value> {
+/// What a pod becomes that has none of it yet, after so many others.
+fn lives(pod: &Pod, started: u16) -> Option<Value> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let is_jobs = pod.owner_references().iter().any(|owner| owner.kind == "Job");
     let state = match (phase, is_jobs) {
@@ -252,7 +225,7 @@ fn lives(pod: &Pod, number: u64) -> Option<Value> {
             "restartCount": 0, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]})
         }
         (_, false) => {
-            let address = format!("10.1.{}.{}", (number / 250) % 250, number % 250 + 1);
+            let address = format!("10.1.{}.{}", started / 250, started % 250 + 1);
             json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
                 "conditions": [{"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"}]})
         }

@@ -11,7 +11,7 @@
 //!
 //! The exit code is 0 when nothing failed that is not known to, and all ran that is known to pass. `--update` writes what passes of
 //! which the ledger does not know; what fails somebody has to look at. `--only TEXT` runs the tests that have it in their names
-//! (`kubectl`: the one of this name; `controller-runtime`: the packages). `--output DIR` keeps the logs.
+//! (`kubectl`: the one of this name; `controller-runtime`: the packages). `--output DIR` keeps the logs there, where nothing may be yet.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -269,6 +269,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let work = arguments.output.clone().unwrap_or_else(|| scratch.path().to_owned());
     std::fs::create_dir_all(&work).map_err(|e| format!("{}: {e}", work.display()))?;
     let work = work.canonicalize().map_err(|e| format!("{}: {e}", work.display()))?;
+    // What another run has left there would be taken for this one's.
+    if std::fs::read_dir(&work).map_err(|e| format!("{}: {e}", work.display()))?.next().is_some() {
+        return Err(format!("--output: {} is not empty", work.display()));
+    }
     let cluster = if suite.has_node { Cluster::start() } else { Cluster::server("suite") };
     for image in suite.images {
         cluster.push("toolbox", image);
@@ -293,6 +297,14 @@ mod tests {
             let [passed, failed, out_of_reach, awaits] = ledger.counts(|_| "all")["all"];
             let row = format!("| {} | {passed} | {failed} | {out_of_reach} | {awaits} |", suite.name);
             assert!(passed > 0 && page.contains(&row), "docs/conformance.md lacks the row\n{row}");
+            let mut reasons = std::collections::BTreeMap::<&str, usize>::new();
+            for verdict in ledger.verdicts.values().filter(|verdict| *verdict != PASSED) {
+                *reasons.entry(verdict).or_default() += 1;
+            }
+            for (verdict, count) in reasons {
+                let row = format!("| {} | {verdict} | {count} |", suite.name);
+                assert!(page.contains(&row), "docs/conformance.md lacks the row\n{row}");
+            }
         }
     }
 

@@ -46,4 +46,5 @@ fn a_server_leaves_controllers_and_scheduler_to_others() {
 
     let said = server.coracle(&["controllers", "--disable-controllers", "--disable-scheduler"]);
     assert!(String::from_utf8_lossy(&said.stderr).contains("nothing to run"), "{said:?}");
+    assert_eq!(said.status.code(), Some(2), "{said:?}");
 }

@@ -69,6 +69,7 @@ fn rules_that_hold_hold() {
         "self.when < timestamp('2027-01-01T00:00:00Z') && self.when.getFullYear() == 2026 && self.when.getMonth() == 10",
         "self.when.getHours('-08:00') == 9 && self.when + duration('1h') == timestamp('2026-11-29T18:30:00Z')",
         "string(1234567.0) == '1.234567e+06' && string(0.00001) == '1e-05' && string(100000.5) == '100000.5' && string(7.0) == '7'",
+        "string(999999.9999999999) == '999999.9999999999' && string(0.00009999999999999999) == '9.999999999999999e-05'",
         "self.long == duration('90m') && self.long.getMinutes() == 90 && string(duration('1.5s')) == '1.5s'",
         "self.days == duration('84h') && string(self.days) == '302400s' && self.bytes == b'a'",
         "type(self.port) == string ? self.port == 'http' : self.port > 0",

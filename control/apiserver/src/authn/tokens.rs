@@ -200,7 +200,7 @@ pub(crate) async fn authenticate(
 }
 
 /// Whether all that a token is bound to is there, as far as it is known here.
-fn stands(cluster: &Cluster, bound: &Bound, now: i64) -> Result<(), String> {
+fn stands(cluster: &Cluster, bound: &Bound, now: i64) -> Result<(), Refused> {
     let exists = |resource, namespace, object| exists(cluster, resource, namespace, object, now);
     exists("serviceaccounts", Some(bound.namespace.as_str()), &bound.serviceaccount)?;
     if let Some(pod) = &bound.pod {
@@ -245,12 +245,12 @@ fn exists(
     namespace: Option<&str>,
     object: &Object,
     now: i64,
-) -> Result<(), String> {
-    let gone = || format!("the token is bound to {resource} {} which is gone", object.name);
+) -> Result<(), Refused> {
+    let gone = || Refused::Bad(format!("the token is bound to {resource} {} which is gone", object.name));
     let resource = cluster.catalog.named("", resource).ok_or_else(gone)?;
     let record = cluster.store.get(resource, &resource.record_name(namespace, &object.name)).ok_or_else(gone)?;
     let seen = Seen::new(resource, &record);
-    let facts = seen.facts();
+    let facts = seen.known_facts().map_err(Refused::Unknown)?;
     let was_to_go = facts.deletion.is_some_and(|at| at.as_second() < now - DELETED_SECONDS);
     if facts.uid == object.uid && !was_to_go { Ok(()) } else { Err(gone()) }
 }

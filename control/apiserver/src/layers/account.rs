@@ -20,7 +20,7 @@ use crate::answer::pieces::PIECE_BYTES;
 use crate::limits::Connection;
 
 /// Smaller answers and pieces are left to the buffers of their connections.
-pub(crate) const COUNTED: usize = 16 << 10;
+pub const COUNTED: usize = 16 << 10;
 /// Bytes that are on their way, of the users and of the cluster's duties each.
 pub(crate) const BYTES_MAX: usize = 256 << 20;
 /// Most bodies that are counted at a time, of each.

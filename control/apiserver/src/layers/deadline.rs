@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use coracle_api::meta::text::quote;
+use coracle_api::meta::duration;
 use coracle_api::status::Status;
 use tokio::time::Instant;
 
@@ -64,42 +64,8 @@ fn mutation(verb: &str) -> Option<Duration> {
 
 /// A duration as Go writes it (`1h2.5s`); `None` when it is not more than nothing.
 fn parse(text: &str) -> Result<Option<Duration>, String> {
-    let invalid = || format!("time: invalid duration {}", quote(text));
-    let (negative, mut rest) = match text.as_bytes().first() {
-        Some(b'-') => (true, &text[1..]),
-        Some(b'+') => (false, &text[1..]),
-        _ => (false, text),
-    };
-    if rest == "0" {
-        return Ok(None);
-    }
-    if rest.is_empty() {
-        return Err(invalid());
-    }
-    let mut seconds = 0.0_f64;
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let number: f64 = rest[..end].parse().map_err(|_| invalid())?;
-        rest = &rest[end..];
-        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let unit = match &rest[..end] {
-            "" => return Err(format!("time: missing unit in duration {}", quote(text))),
-            "ns" => 1e-9,
-            "us" | "µs" | "μs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            unit => return Err(format!("time: unknown unit {} in duration {}", quote(unit), quote(text))),
-        };
-        seconds += number * unit;
-        rest = &rest[end..];
-    }
-    // Go counts nanoseconds in 63 bits.
-    if seconds > i64::MAX as f64 / 1e9 {
-        return Err(invalid());
-    }
-    Ok((!negative && seconds > 0.0).then(|| Duration::from_secs_f64(seconds)))
+    let nanoseconds = u64::try_from(duration::parse(text)?).unwrap_or(0);
+    Ok((nanoseconds > 0).then(|| Duration::from_nanos(nanoseconds)))
 }
 
 #[cfg(test)]

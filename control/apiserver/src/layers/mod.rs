@@ -8,5 +8,7 @@ pub(crate) mod fair;
 pub(crate) mod lanes;
 pub(crate) mod metrics;
 mod slot;
+
+pub use account::COUNTED;
 pub(crate) mod stalls;
 pub(crate) mod websocket;

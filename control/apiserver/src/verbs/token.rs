@@ -40,10 +40,10 @@ impl Token {
             |why: &str| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
         let text = text.trim_end_matches('=');
         let bytes = LENIENT.decode(text).map_err(|error| {
-            // As Go counts: a length that is none ends within the last group of four.
+            // As Go counts: where the group of four begins that is not whole.
             let at = match error {
                 DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
-                DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => text.len(),
+                DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => text.len() - text.len() % 4,
             };
             invalid(&format!("illegal base64 data at input byte {at}"))
         })?;
@@ -81,7 +81,7 @@ mod tests {
         for wrong in ["", "x", "e30", "!!"] {
             assert_eq!(Token::decode(wrong).unwrap_err().code(), 400, "{wrong}");
         }
-        for (wrong, at) in [("!!", 0), ("a", 1), ("\0zz", 0)] {
+        for (wrong, at) in [("!!", 0), ("a", 0), ("abcde", 4), ("\0zz", 0)] {
             let said = format!("{:?}", Token::decode(wrong).unwrap_err());
             assert!(said.contains(&format!("illegal base64 data at input byte {at}")), "{said}");
         }

@@ -223,7 +223,7 @@ impl Controller {
         let mut events = watcher(api.clone(), streamed).default_backoff().boxed();
         let mut absent: HashSet<Uid> = HashSet::new();
         let definitions = matches!(&*kind.plural, "customresourcedefinitions" | "apiservices");
-        let mut is_crowded = false;
+        let (mut is_crowded, mut is_streamed) = (false, true);
         loop {
             // Waiting is all that is cut here.
             let event = tokio::select! {
@@ -256,8 +256,11 @@ impl Controller {
                 Ok(None) => return,
                 Err(error) => {
                     tracing::debug!(kind = %kind.plural, error = %crate::error::chain(&error), "watch again");
-                    if is_no_stream(&error) {
+                    // Once: what is refused to a list in pages, too, is asked for again with back-off.
+                    if is_streamed && is_no_stream(&error) {
+                        is_streamed = false;
                         events = watcher(api.clone(), foreign::in_pages()).default_backoff().boxed();
+                        continue;
                     }
                     // One kind that cannot be listed must not hold the others up.
                     ready.take().map(|ready| ready.send(()));

@@ -175,7 +175,10 @@ impl Controller {
             if let Some(left) = page.metadata.remaining_item_count {
                 return Ok(number.saturating_add(left));
             }
-            pages.limit = PAGE;
+            // What was too long at a time stays smaller.
+            if pages.limit == 1 {
+                pages.limit = PAGE;
+            }
         }
         Ok(number)
     }

@@ -76,7 +76,7 @@ struct Missed(Mutex<HashMap<Arc<str>, Instant>>);
 impl Missed {
     fn went(&self, node: &str, now: Instant) {
         let mut all = self.0.lock();
-        make_room(&mut all, now);
+        make_room(&mut all, node, now);
         all.insert(node.into(), now);
     }
 
@@ -87,23 +87,18 @@ impl Missed {
     /// How long one that is not there has still to be gone until nobody waits for its word any more.
     fn rest(&self, node: &str, now: Instant) -> Duration {
         let mut all = self.0.lock();
-        let since = match all.get(node) {
-            Some(since) => *since,
-            None => {
-                make_room(&mut all, now);
-                all.insert(node.into(), now);
-                now
-            }
-        };
+        make_room(&mut all, node, now);
+        let since = *all.entry(node.into()).or_insert(now);
         QUARANTINE.saturating_sub(now.saturating_duration_since(since))
     }
 }
 
-/// Forgets nodes that nobody waits for any more; all of them, where that is not enough.
-fn make_room(missed: &mut HashMap<Arc<str>, Instant>, now: Instant) {
-    if missed.len() >= MISSED_MAX {
-        missed.retain(|_, since| now.saturating_duration_since(*since) < QUARANTINE);
+/// Room for one that is not known yet: forgets nodes that nobody waits for any more; all of them, where that is not enough.
+fn make_room(missed: &mut HashMap<Arc<str>, Instant>, node: &str, now: Instant) {
+    if missed.len() < MISSED_MAX || missed.contains_key(node) {
+        return;
     }
+    missed.retain(|_, since| now.saturating_duration_since(*since) < QUARANTINE);
     if missed.len() >= MISSED_MAX {
         missed.clear();
     }

@@ -69,12 +69,23 @@ fn is_going(claim: &PersistentVolumeClaim) -> bool {
     claim.is_deleting() && claim.finalizers().iter().any(|name| name == CLAIM_PROTECTION)
 }
 
-/// The claims that a pod on a node uses, each with the pod that it was made for, if any: by its uid. One that was made for the pod
-/// is not used any more by one that its node has ended.
-fn used(pod: &Pod) -> impl Iterator<Item = (&str, Option<&str>)> {
-    let is_over = pod.is_terminal() && pod.deleting.is_some();
-    let claims = pod.claims.iter().filter(move |claim| pod.node.is_some() && !(is_over && claim.made_for.is_some()));
-    claims.map(|claim| (&*claim.name, claim.made_for.as_ref().map(|_| &*pod.uid)))
+/// The claims that pods on nodes use, each with the pod that it was made for, if any: by its uid.
+#[derive(Default)]
+struct Used(HashSet<(Box<str>, Option<Arc<str>>)>);
+
+impl Used {
+    /// What was made for a pod is not used any more by one that its node has ended.
+    fn add(&mut self, pod: &Pod) {
+        let is_over = pod.is_terminal() && pod.deleting.is_some();
+        let claims = pod.claims.iter().filter(|claim| pod.node.is_some() && !(is_over && claim.made_for.is_some()));
+        self.0.extend(claims.map(|claim| (claim.name.clone(), claim.made_for.as_ref().map(|_| pod.uid.clone()))));
+    }
+
+    fn has(&self, claim: &PersistentVolumeClaim) -> bool {
+        let name: Box<str> = (&*claim.key().name).into();
+        let maker: Option<Arc<str>> = claim.controller().map(Into::into);
+        self.0.contains(&(name.clone(), None)) || (maker.is_some() && self.0.contains(&(name, maker)))
+    }
 }
 
 impl Reconciler for Controller {
@@ -88,27 +99,21 @@ impl Reconciler for Controller {
 
     async fn reconcile(self: Arc<Self>, namespace: Arc<str>) -> Result<Next, Error> {
         let mut going = self.claims.select(&namespace, is_going);
-        going.retain(|claim| {
-            let (name, maker) = (claim.key().name, claim.controller());
-            let is_it = |(used, of): (&str, Option<&str>)| *used == *name && (of.is_none() || of == maker);
-            let pods = self.pods.by(Index::Claim, &claim.key().to_string());
-            !pods.iter().any(|pod| used(pod).any(is_it))
-        });
+        let (mut used, mut seen) = (Used::default(), HashSet::new());
+        for pod in going.iter().flat_map(|claim| self.pods.by(Index::Claim, &claim.key().to_string())) {
+            if seen.insert(pod.uid.clone()) {
+                used.add(&pod);
+            }
+        }
+        going.retain(|claim| !used.has(claim));
         if going.is_empty() {
             return Ok(Next::OnEvent);
         }
-        let mut in_use: HashSet<(String, Option<String>)> = HashSet::new();
         let mut pods = Pages::of_whole(&self.client, client::path(PODS.version, PODS.plural, &namespace, ""));
         while let Some(page) = pods.next::<PodWire>().await.map_err(Error::api("list the pods that may use a claim"))? {
-            for pod in page.items.into_iter().map(Pod::keep) {
-                in_use.extend(used(&pod).map(|(claim, of)| (claim.to_owned(), of.map(str::to_owned))));
-            }
+            page.items.into_iter().map(Pod::keep).for_each(|pod| used.add(&pod));
         }
-        let is_in_use = |claim: &PersistentVolumeClaim| {
-            let (name, maker) = (claim.key().name.to_string(), claim.controller().map(str::to_owned));
-            in_use.contains(&(name.clone(), None)) || (maker.is_some() && in_use.contains(&(name, maker)))
-        };
-        for claim in going.iter().filter(|claim| !is_in_use(claim)) {
+        for claim in going.iter().filter(|claim| !used.has(claim)) {
             let left: Vec<&String> = claim.finalizers().iter().filter(|name| *name != CLAIM_PROTECTION).collect();
             let (uid, version) = (&claim.metadata.uid, &claim.metadata.resource_version);
             let patch = json!({"metadata": {"uid": uid, "resourceVersion": version, "finalizers": left}});

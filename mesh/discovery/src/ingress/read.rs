@@ -34,8 +34,10 @@ pub struct Ingress {
     /// What takes all that its rules do not.
     pub(super) default: Option<Arc<Route>>,
     pub(super) tls: Vec<(Arc<[Host]>, Option<SecretKey>)>,
-    /// What of both is about each host.
+    /// What of both is about each host, by its name.
     by_host: HashMap<Host, About>,
+    /// Entries of `tls` that name no host, and are for those of all rules: the first of each Secret.
+    tls_of_rules: Vec<usize>,
     /// What it says that has no effect.
     pub(super) problems: Vec<Problem>,
 }
@@ -44,20 +46,32 @@ pub struct Ingress {
 #[derive(Debug, Default, PartialEq)]
 struct About {
     rules: Vec<usize>,
-    /// Those that name a Secret.
+    /// Those that name it and a Secret.
     tls: Vec<usize>,
 }
 
 impl About {
-    fn all(rules: &[(Host, Vec<Rule>)], tls: &[(Arc<[Host]>, Option<SecretKey>)]) -> HashMap<Host, About> {
+    /// And what of `tls` is about the `hosts` of all rules. That is not noted with each of them: an object has room for tens of thousands
+    /// of both.
+    fn all(
+        rules: &[(Host, Vec<Rule>)],
+        tls: &[(Arc<[Host]>, Option<SecretKey>)],
+        hosts: &Arc<[Host]>,
+    ) -> (HashMap<Host, About>, Vec<usize>) {
         let mut by_host: HashMap<Host, About> = HashMap::new();
         for (at, (host, _)) in rules.iter().enumerate() {
             by_host.entry(host.clone()).or_default().rules.push(at);
         }
-        for (at, (hosts, _)) in tls.iter().enumerate().filter(|(_, (_, secret))| secret.is_some()) {
-            hosts.iter().for_each(|host| by_host.entry(host.clone()).or_default().tls.push(at));
+        let (mut of_rules, mut known) = (Vec::new(), HashSet::new());
+        for (at, (named, secret)) in tls.iter().enumerate() {
+            let Some(secret) = secret else { continue };
+            if !Arc::ptr_eq(named, hosts) {
+                named.iter().for_each(|host| by_host.entry(host.clone()).or_default().tls.push(at));
+            } else if known.insert(secret) {
+                of_rules.push(at);
+            }
         }
-        by_host
+        (by_host, of_rules)
     }
 }
 
@@ -110,7 +124,9 @@ impl Ingress {
             );
             problems.push(Problem { reason: "TooManySecrets", message });
         }
-        let of_tls = tls.iter().flat_map(|(hosts, _)| hosts.iter()).collect();
+        let of_rules = tls.iter().any(|(named, _)| Arc::ptr_eq(named, &hosts)).then_some(&hosts);
+        let named = tls.iter().map(|(named, _)| named).filter(|named| !Arc::ptr_eq(named, &hosts));
+        let of_tls = named.chain(of_rules).flat_map(|hosts| hosts.iter()).collect();
         let reader = Reader { origin: origin.clone(), options: Arc::new(said.options.clone()), said, of_tls };
         let default = spec.default_backend.map(|backend| reader.route(&Host::Any, backend, &mut problems));
         let rules = hosts.iter().cloned().zip(rules).map(|(host, rule)| {
@@ -119,8 +135,8 @@ impl Ingress {
             (host, paths)
         });
         let rules: Vec<_> = rules.collect();
-        let by_host = About::all(&rules, &tls);
-        Ingress { origin, age, class, rules, default, tls, by_host, problems }
+        let (by_host, tls_of_rules) = About::all(&rules, &tls, &hosts);
+        Ingress { origin, age, class, rules, default, tls, by_host, tls_of_rules, problems }
     }
 
     /// What it costs: the places of its paths and its hosts, each as often as it is named.
@@ -145,8 +161,12 @@ impl Ingress {
 
     /// The Secrets that it names for a host.
     pub(super) fn secrets_of(&self, host: &Host) -> impl Iterator<Item = &SecretKey> {
-        let about = self.by_host.get(host).into_iter().flat_map(|about| &about.tls);
-        about.filter_map(|at| self.tls[*at].1.as_ref())
+        let about = self.by_host.get(host);
+        let of_rules = about.filter(|about| !about.rules.is_empty()).into_iter().flat_map(|_| &self.tls_of_rules);
+        let mut all: Vec<usize> = about.into_iter().flat_map(|about| &about.tls).chain(of_rules).copied().collect();
+        // As they are written: the first one's certificate is the host's.
+        all.sort_unstable();
+        all.into_iter().filter_map(|at| self.tls[at].1.as_ref())
     }
 
     /// The Secrets that it names.

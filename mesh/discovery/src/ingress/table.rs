@@ -516,6 +516,17 @@ mod tests {
         table
     }
 
+    /// They are for the hosts of all rules, and an object has room for tens of thousands of both.
+    #[test]
+    fn entries_of_tls_that_name_no_host_count_once_for_each_secret() {
+        let tls: Vec<Value> = (0..1000).map(|n| json!({"secretName": format!("s{}", n % 2)})).collect();
+        let table = listed([ingress("one", 1, json!({"rules": [rule("a.x", &[("Prefix", "/")], "web")], "tls": tls}))]);
+        let one = table.ingresses.values().next().unwrap();
+        let of = |host: &str| one.secrets_of(&Host::parse(host)).map(|secret| &*secret.name).collect::<Vec<_>>();
+        assert_eq!(of("a.x"), ["s0", "s1"]);
+        assert!(of("b.x").is_empty());
+    }
+
     fn listed_in(table: &mut Table, changes: impl IntoIterator<Item = Change>) {
         let lists = [
             Change::ClassesInit,

@@ -167,10 +167,9 @@ impl GuestNetwork {
         match snapshot.resolve(host, &self.namespace) {
             Some(Name::External(name)) => Destination::Outside(Some(name)),
             Some(Name::Addresses(addresses)) => {
-                let proxy = &self.network.proxy;
-                let is_ours = |of: &IpAddr| plain.is_none_or(|port| proxy.is_clusters(SocketAddr::new(*of, port)));
+                let is_ours = plain.is_none_or(|port| self.network.proxy.has_clusters(&addresses, port));
                 match addresses.first() {
-                    Some(address) if !addresses.iter().any(is_ours) => Destination::Outside(Some(address.to_string())),
+                    Some(address) if !is_ours => Destination::Outside(Some(address.to_string())),
                     _ => Destination::Cluster(None),
                 }
             }

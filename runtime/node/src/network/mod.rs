@@ -151,7 +151,7 @@ impl Network {
 
     /// Whether a Service leads to this address outside of the node's pods, as `kubernetes` does to the API server.
     fn is_service_endpoint(&self, actual: SocketAddr) -> bool {
-        self.discovery.snapshot().leads_to(actual) && self.table.may_dial(actual)
+        self.table.may_dial(actual) && self.discovery.snapshot().leads_to(actual)
     }
 
     /// The other node's pod, or the Service, to which a socket of this process leads, for connections.

@@ -277,10 +277,7 @@ impl LocalEndpoints for Table {
         self.gate.permits(actual.ip())
             || self.discovery.get().is_some_and(|discovery| {
                 let snapshot = discovery.snapshot();
-                let mut services = snapshot.services();
-                services.any(|service| {
-                    &*service.namespace == "default" && &*service.name == "kubernetes" && service.leads_to(actual)
-                })
+                snapshot.service("default", "kubernetes").is_some_and(|service| service.leads_to(actual))
             })
     }
 
