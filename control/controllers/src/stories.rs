@@ -660,6 +660,21 @@ async fn garbage_kinds_that_discovery_fails_to_tell_of_stay_watched_and_are_aske
     assert_eq!(get(&classes), 1, "it was watched all the time");
 }
 
+/// As by API servers that know of no watch that begins with all that there is.
+#[tokio::test]
+async fn garbage_is_collected_where_such_a_watch_is_refused() {
+    let api = Scripted::new();
+    let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let victim = format!("{classes}/victim");
+    api.put(&victim, owned(&json!({"kind": "Namespace", "name": "none", "uid": "none"})));
+    api.next(Method::GET, classes, Answer::Refused(400, "BadRequest"));
+    let world = start(&api, 600_000);
+    api.until("what has no owner goes", |api| api.get(&victim).is_none().then_some(())).await;
+    world.all_collected("s").await;
+    let asked: Vec<String> = api.requests(&Method::GET, classes).into_iter().map(|seen| seen.query).collect();
+    assert!(asked[0].contains("sendInitialEvents=true") && asked[1].contains("limit="), "{asked:?}");
+}
+
 #[tokio::test]
 async fn endpoints_leave_the_slices_of_others_alone_and_follow_nodes() {
     let world = world();
