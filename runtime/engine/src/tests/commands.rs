@@ -62,38 +62,45 @@ async fn commands_see_environment_and_directories() {
 async fn a_file_is_worked_on_in_its_turn_until_it_is_done_also_when_nobody_waits_any_more() {
     use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
     let dir = tempfile::tempdir().unwrap();
-    let pipe = dir.path().join("pipe");
-    mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
     let mount = Mount { host: dir.path().to_owned(), guest: "/data".to_owned(), read_only: false };
-    let versions =
-        [("probe-command", vec!["p", "cat", "/data/pipe"]), ("probe-command-p3", vec!["p", "open", "/data", "pipe"])];
-    for (package, args) in versions {
-        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+    for package in ["probe-command", "probe-command-p3"] {
         let component = component(package).await;
-        let command = loop {
-            let spec = Spec { args: args.clone(), mounts: vec![mount.clone()], ..Spec::new("a") };
+        // Until one was killed in the middle of it: work that had not begun has nothing open, and never will. Each has a pipe
+        // of its own, so that none meets what an earlier one opens late.
+        for tried in 0.. {
+            assert!(tried < 100, "{package}: no work was begun");
+            let pipe = format!("{package}-{tried}");
+            let path = dir.path().join(&pipe);
+            mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+            let args = match package {
+                "probe-command" => vec!["p".to_owned(), "cat".to_owned(), format!("/data/{pipe}")],
+                _ => vec!["p".to_owned(), "open".to_owned(), "/data".to_owned(), pipe],
+            };
+            let spec = Spec { args, mounts: vec![mount.clone()], ..Spec::new("a") };
             let command = engine().start_command(&component, spec).await.unwrap();
-            soon(async {
-                while command.file_turns() == FILE_TURNS_MAX {
-                    tokio::task::yield_now().await;
-                }
-            })
-            .await;
+            let until = async |reached: &dyn Fn() -> bool| {
+                soon(async {
+                    while !reached() {
+                        tokio::task::yield_now().await;
+                    }
+                })
+                .await;
+            };
+            until(&|| command.file_turns() < FILE_TURNS_MAX).await;
             command.kill();
-            let exit = soon(command.wait()).await;
+            assert_eq!(soon(command.wait()).await, Exit::Killed, "{package}");
             let left = command.file_turns();
-            // The thread goes on, so that the test can end. One that had not begun has nothing open, and never will.
-            if rustix::fs::open(&pipe, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).is_ok() {
-                assert_eq!((exit, left), (Exit::Killed, FILE_TURNS_MAX - 1), "{package}");
-                break command;
+            let opens = || rustix::fs::open(&path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).is_ok();
+            if left == FILE_TURNS_MAX {
+                assert!(!opens(), "{package}: the turn was given back in the middle of the work");
+                continue;
             }
-        };
-        soon(async {
-            while command.file_turns() < FILE_TURNS_MAX {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+            assert_eq!(left, FILE_TURNS_MAX - 1, "{package}");
+            // The thread goes on, and the turn is free again.
+            until(&opens).await;
+            until(&|| command.file_turns() == FILE_TURNS_MAX).await;
+            break;
+        }
     }
 }
 
