@@ -8,6 +8,7 @@ use coracle_keyspace::{
     TRANSACTION_BYTES_MAX, TransactError, Value,
 };
 
+use crate::group::until;
 use crate::{delete, open, put};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,6 +118,22 @@ async fn a_log_grown_large_is_cut_and_nothing_is_lost() {
     assert!(keyspace.revision() > last);
     assert_eq!(keyspace.snapshot("things").records.len(), 8);
     assert_eq!(keyspace.get("things", "k1").unwrap().bytes.len(), text.len() + last.to_string().len());
+    keyspace.shutdown().await;
+}
+
+/// Not for the age of its last checkpoint, which is minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_burst_leaves_in_the_log_goes_when_nobody_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyspace = open(&dir).await;
+    let text = "x".repeat(1 << 20);
+    for at in 0..8 {
+        keyspace.transact(vec![put(&format!("k{at}"), &text, Guard::None)]).await.unwrap();
+    }
+    until("the log is cut", async || (keyspace.status().log_bytes < 4 << 20).then_some(())).await;
+    keyspace.shutdown().await;
+    let keyspace = open(&dir).await;
+    assert_eq!(keyspace.snapshot("things").records.len(), 8);
     keyspace.shutdown().await;
 }
 
