@@ -250,7 +250,12 @@ pub(crate) async fn remove_record(
         Step::Mark(object) => {
             // Of what cannot be read nothing else may be written: it goes, or stays as it is.
             store::check_opened(record)?;
-            let value = if is_converted { object::encode(object) } else { Store::encode(resource, object) };
+            let value = if is_converted {
+                object::encode(object)
+            } else {
+                let stored = conversion::to_stored(cluster, resource, object).await?;
+                Store::encode(resource, stored.as_ref().unwrap_or(object))
+            };
             vec![Op::Put { key, value, guard }]
         }
         Step::Remove => {

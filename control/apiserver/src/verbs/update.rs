@@ -180,7 +180,8 @@ async fn attempt(
         admission::validate(&attributes, &object, Some(&old), write.options.dry_run).await?;
     }
     // What another version or another schema left is written anew.
-    if Seen::new(resource, record).is_stored_now() && ownership::is_unchanged(&object, &old) {
+    let is_unchanged = Seen::new(resource, record).is_stored_now() && ownership::is_unchanged(&object, &old);
+    if is_unchanged && conversion::keeps(resource, record, &object)? {
         return Ok(Written::Record(record.clone()));
     }
     let gone = is_finished(resource, &object, &old);
