@@ -304,7 +304,7 @@ impl Server {
         let (cluster, member) = (prepared.cluster(), prepared.member());
         let (streams, called) = mpsc::channel(STREAMS_QUEUED);
         let peers = config.peers.take();
-        peers.as_ref().map(|peers| peers.remember(&dir)).transpose()?;
+        peers.iter().for_each(|peers| peers.remember(&dir));
         let peers = peers.map(|peers| group::peers(peers, &authority, &certificates, (cluster, member), streams));
         let peers = peers.transpose()?;
         let keyspace = prepared.start(peers).await.map_err(data_failed)?;

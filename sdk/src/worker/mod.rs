@@ -21,6 +21,7 @@ use coracle_server::Program;
 use http::Request;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -38,6 +39,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(3600);
 const RENEWED_AT: f64 = 1.0 / 3.0;
 /// How often a server that does not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long it is waited for a node that has the directory and may be ending, since it was killed, and how often it is asked for meanwhile.
+const ENDS_WITHIN: Duration = Duration::from_secs(3);
+const ASK_EVERY: Duration = Duration::from_millis(20);
 /// By this a node asks for a range of addresses for its pods.
 pub(crate) const RANGE: &str = "coracle.dev/pod-range";
 
@@ -335,7 +339,7 @@ async fn identity(options: &WorkerOptions) -> Result<(Identity, File), WorkerErr
             call::join(&server, &token, &named.unwrap_or_else(crate::cluster::machine_name)).await?
         }
     };
-    let lock = lock(dir).map_err(|error| match error.kind() {
+    let lock = lock(dir).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => taken("is used by a node that runs".to_owned()),
         _ => taken(format!("cannot be used: {error}")),
     })?;
@@ -349,12 +353,17 @@ async fn identity(options: &WorkerOptions) -> Result<(Identity, File), WorkerErr
 }
 
 /// Holds the directory for as long as the file lives.
-fn lock(dir: &Path) -> std::io::Result<File> {
+async fn lock(dir: &Path) -> std::io::Result<File> {
     use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(dir.join("LOCK"))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
-    Ok(file)
+    let give_up = Instant::now() + ENDS_WITHIN;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up => tokio::time::sleep(ASK_EVERY).await,
+            locked => return Ok(locked.map(|()| file)?),
+        }
+    }
 }
 
 /// Makes the Node object where there is none, and says which range of addresses its pods have. Waits for a server that does
