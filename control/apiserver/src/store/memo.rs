@@ -95,7 +95,8 @@ impl Row {
         Row::new(&strategy.cells(stored), (!conditions.is_null()).then_some(&conditions))
     }
 
-    fn new(cells: &[Cell], conditions: Option<&Value>) -> Row {
+    /// A row of these cells.
+    pub fn new(cells: &[Cell], conditions: Option<&Value>) -> Row {
         let (mut text, mut ages) = (Vec::with_capacity(128), Vec::new());
         text.extend_from_slice(b"{\"cells\":[");
         for (at, cell) in cells.iter().enumerate() {

@@ -37,7 +37,7 @@ pub(crate) async fn update(
     let expected = Expected { api_version: &resource.api_version, kind: resource.row.kind(), schema: &resource.schema };
     let object = body::object(call, &request.body, &expected, options.validation)?;
     let write = Write { cluster, call, resource, options: &options, subresource };
-    check_name(&write, &object)?;
+    call.check_name(&object)?;
     let creates = subresource.is_empty() && resource.row.strategy().allows_create_on_update();
     let found = write.cluster.store.get(resource, &resource.record_name(call.namespace(), call.name()));
     if found.is_none() && creates && meta::resource_version(&object).is_empty() {
@@ -56,24 +56,6 @@ pub(crate) async fn update(
     };
     let written = change(&write, step).await?;
     written.respond(cluster, form, 200, resource, include).await
-}
-
-/// The name in the body is the path's.
-fn check_name(write: &Write<'_>, object: &Value) -> Result<(), Status> {
-    let name = meta::name(object);
-    if name.is_empty() {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({} based on URL) was undeterminable: name must be provided",
-            write.call.name()
-        )));
-    }
-    if name != write.call.name() {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            write.call.name()
-        )));
-    }
-    Ok(())
 }
 
 /// What a step made of an object.
