@@ -23,6 +23,9 @@ use crate::informer::Pod;
 
 /// As far from the target as this is at it (`--horizontal-pod-autoscaler-tolerance`).
 const TOLERANCE: f64 = 0.1;
+/// Metrics of one autoscaler: each is asked for, looks at all pods, and is told of, every 15 seconds. One that has more scales
+/// nothing.
+const METRICS_MAX: usize = 100;
 
 pub(super) const ABLE: &str = "AbleToScale";
 pub(super) const ACTIVE: &str = "ScalingActive";
@@ -195,7 +198,7 @@ fn plain(autoscaler: &HorizontalPodAutoscaler, current: i32, was_zeroed: bool) -
 /// Whether pods and what they use have to be looked at.
 pub(super) fn needs_measures(autoscaler: &HorizontalPodAutoscaler, current: i32, now: Timestamp) -> bool {
     let was_zeroed = Conditions::of(autoscaler, now).is_true(ZERO);
-    matches!(plain(autoscaler, current, was_zeroed), Plain::ByMetrics)
+    metrics(autoscaler).len() <= METRICS_MAX && matches!(plain(autoscaler, current, was_zeroed), Plain::ByMetrics)
 }
 
 /// Whether what pods use is asked for by any of its metrics.
@@ -310,6 +313,12 @@ fn by_metrics(
 /// The highest number that a metric asks for, and that metric's words.
 fn recommend(seen: &Seen<'_>, now: Timestamp, decision: &mut Decision) -> Result<(i32, String), String> {
     let specs = metrics(seen.autoscaler);
+    if specs.len() > METRICS_MAX {
+        let why = format!("there are {} metrics, and no autoscaler has more than {METRICS_MAX}", specs.len());
+        let message = format!("the HPA was unable to compute the replica count: {why}");
+        decision.conditions.set(ACTIVE, false, "TooManyMetrics", message);
+        return Err(why);
+    }
     let pods = match seen.pods {
         Ok(pods) => pods,
         Err(wrong) => {
@@ -817,6 +826,19 @@ mod tests {
         assert_eq!(decision.events, expected);
         let types: Vec<&str> = decision.metrics.iter().map(|metric| metric.type_.as_str()).collect();
         assert_eq!(types, ["", "Resource"], "each at its place, for who reads them by it");
+    }
+
+    #[test]
+    fn so_many_metrics_are_looked_at_and_no_more() {
+        let many = |count: usize| autoscaler(vec![cpu(50); count].into(), json!({}));
+        let used = [(1_000, "1Ki")];
+        for (count, desired, active, events) in [(METRICS_MAX, 2, "True", 0), (METRICS_MAX + 1, 1, "False", 1)] {
+            let autoscaler = many(count);
+            assert_eq!(needs_measures(&autoscaler, 1, at(0)), active == "True", "{count}");
+            let decision = decided(&autoscaler, 1, &used);
+            let (status, ..) = says(&decision, ACTIVE);
+            assert_eq!((decision.desired, &*status, decision.events.len()), (desired, active, events), "{count}");
+        }
     }
 
     #[test]
