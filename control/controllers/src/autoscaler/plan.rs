@@ -12,7 +12,7 @@ use k8s_openapi::api::autoscaling::v2::{
     ResourceMetricStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use tokio::time::Instant;
 
 use super::limits::{Bounds, History, Rules};
@@ -20,6 +20,7 @@ use super::measure::{Measured, Measures};
 use super::others::{Others, Told};
 use super::replicas::{self, Proposal, Target, Tolerance, Wanted};
 use crate::informer::Pod;
+use crate::selector::printed;
 
 /// As far from the target as this is at it (`--horizontal-pod-autoscaler-tolerance`).
 const TOLERANCE: f64 = 0.1;
@@ -577,21 +578,6 @@ fn external_words(metric: &str, selector: Option<&LabelSelector>) -> String {
     format!("external metric {metric}({})", selector.map_or_else(|| "nil".to_owned(), printed))
 }
 
-/// A selector as Go prints it.
-fn printed(selector: &LabelSelector) -> String {
-    let labels = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}: {value},"));
-    let one = |it: &LabelSelectorRequirement| {
-        let values = it.values.as_ref().map(|values| values.join(" ")).unwrap_or_default();
-        format!("LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},", it.key, it.operator)
-    };
-    let expressions = selector.match_expressions.iter().flatten().map(one);
-    format!(
-        "&LabelSelector{{MatchLabels:map[string]string{{{}}},MatchExpressions:[]LabelSelectorRequirement{{{}}},}}",
-        labels.collect::<String>(),
-        expressions.collect::<String>()
-    )
-}
-
 fn of_resource(
     resource: &str,
     container: Option<&str>,
@@ -992,16 +978,5 @@ mod tests {
         assert_eq!(conditions.list[0].reason.as_deref(), Some("Two"));
         conditions.no_scale("why");
         assert_eq!((conditions.list.len(), conditions.list[0].last_transition_time.clone()), (1, Some(Time(at(5)))));
-    }
-
-    #[test]
-    fn selectors_are_printed_as_go_does() {
-        let selector = serde_json::from_value(json!({"matchLabels": {"a": "b"}, "matchExpressions": [
-            {"key": "k", "operator": "In", "values": ["x", "y"]}]}));
-        assert_eq!(
-            printed(&selector.unwrap()),
-            "&LabelSelector{MatchLabels:map[string]string{a: b,},MatchExpressions:[]LabelSelectorRequirement{\
-             LabelSelectorRequirement{Key:k,Operator:In,Values:[x y],},},}"
-        );
     }
 }
