@@ -1057,8 +1057,14 @@ async fn pod_gc_removes_what_ends_without_a_node() {
     let path = "/api/v1/namespaces/n/pods/p";
     world.api.next(Method::DELETE, "/pods/p", Answer::LostButUnknown);
     let spec = json!({"containers": []});
-    world.api.put(path, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec}));
+    world.api.put(path, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec.clone()}));
     world.api.until("it is gone", |api| api.get(path).is_none().then_some(())).await;
+    // One that is held has failed: a Job counts it, and lets it go then.
+    let held = "/api/v1/namespaces/n/pods/held";
+    let metadata = json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a.b/c"]});
+    world.api.put(held, json!({"metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}));
+    world.api.until("it has failed", |api| (api.get(held)?["status"]["phase"] == "Failed").then_some(())).await;
+    assert_eq!(world.api.get(held).expect("it is held")["metadata"]["finalizers"], json!(["a.b/c"]));
 }
 
 #[tokio::test]
