@@ -201,7 +201,8 @@ impl<K: Clone + Eq + Hash> State<K> {
         self.delayed.push(Reverse(Delayed { at, sequence: self.sequence, key: key.clone() }));
         if self.delayed.len() > 2 * self.entries.len() + VOID_MAX {
             let entries = &self.entries;
-            let counts = |delayed: &Delayed<K>| entries.get(&delayed.key).and_then(|entry| entry.due) == Some(delayed.at);
+            let counts =
+                |delayed: &Delayed<K>| entries.get(&delayed.key).and_then(|entry| entry.due) == Some(delayed.at);
             self.delayed.retain(|Reverse(delayed)| counts(delayed));
         }
     }

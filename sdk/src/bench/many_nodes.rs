@@ -51,7 +51,11 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure), doing: &mut im
         make_nodes(&client, 0..FEW.0).await?;
         let (pods, nodes) = FEW;
         doing(format!("a Deployment of {pods}"));
-        report(Figure::new(format!("many_nodes.{pods}_pods_on_{nodes}_ready"), ready(&client, "first", pods).await?, "s"));
+        report(Figure::new(
+            format!("many_nodes.{pods}_pods_on_{nodes}_ready"),
+            ready(&client, "first", pods).await?,
+            "s",
+        ));
         let (pods, nodes) = MANY;
         doing(format!("{nodes} nodes come"));
         make_nodes(&client, FEW.0..nodes).await?;

@@ -219,7 +219,8 @@ async fn nothing_is_made_in_a_namespace_that_cannot_be_read() {
 #[tokio::test]
 async fn no_pod_is_made_while_the_class_of_those_that_name_none_may_be_one_that_cannot_be_read() {
     let server = Server::start().await;
-    let text = r#"{"kind":"PriorityClass","apiVersion":"scheduling.k8s.io/v1","metadata":{"name":"bad","resourceVersion":"""#;
+    let text =
+        r#"{"kind":"PriorityClass","apiVersion":"scheduling.k8s.io/v1","metadata":{"name":"bad","resourceVersion":"""#;
     server.put_record("priorityclasses.scheduling.k8s.io", "bad", text).await;
     let (code, answer) = server.call("POST", PODS, pod("a")).await;
     let message = answer["message"].as_str().unwrap_or_default();
