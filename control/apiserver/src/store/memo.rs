@@ -46,6 +46,8 @@ struct View {
 /// Kinds for which something is kept with one record of a custom resource: versions that are asked for, and the definition
 /// before the last change.
 const VIEWS_MAX: usize = 4;
+/// The group of what says what pods are worth.
+const PRIORITIES: &str = "scheduling.k8s.io";
 
 /// What is kept with a record of a custom resource, by the number of the kind that computed it, the newest last.
 #[derive(Default)]
@@ -184,10 +186,11 @@ impl<'a> Seen<'a> {
     }
 
     /// The same for whoever deletes it: what cannot be shown since its defaults are too much goes as it is stored, without
-    /// them. What configures admission goes although it is damaged: nothing else can be written until then.
-    /// So does what cannot be decrypted: it will never be read again.
+    /// them. What configures admission, and what says what pods are worth, goes although it is damaged: what it decides about cannot be
+    /// written until then. So does what cannot be decrypted: it will never be read again.
     pub fn to_remove(&self) -> Result<Value, Status> {
-        let goes = self.resource.row.group() == hooks::GROUP || self.record.why_unreadable().is_some();
+        let admits = matches!(self.resource.row.group(), hooks::GROUP | PRIORITIES);
+        let goes = admits || self.record.why_unreadable().is_some();
         let mut value = match self.parsed() {
             Err(_) if goes => {
                 let (namespace, name) = split(&self.record.key.name);

@@ -24,7 +24,7 @@ use crate::request::call::{Call, Request};
 use crate::request::codec;
 use crate::request::negotiate::{self, Offer};
 use crate::request::options::{Admitted, DeleteOptions, Propagation};
-use crate::store::{self, Refused, Seen, Store, object};
+use crate::store::{self, Refused, Seen, Store, leases, object};
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
@@ -314,7 +314,10 @@ pub(crate) fn check_preconditions(resource: &Resource, old: &Value, options: &De
         ));
     }
     let revision = meta::resource_version(old);
-    if let Some(version) = options.resource_version.as_deref().filter(|version| *version != revision) {
+    let is_known = |version: &str| {
+        version == revision || version.parse().is_ok_and(|asked| leases::is_version(resource, old, asked))
+    };
+    if let Some(version) = options.resource_version.as_deref().filter(|version| !is_known(version)) {
         return Err(conflict(
             "ResourceVersion",
             version,

@@ -144,7 +144,7 @@ async fn attempt(
     drop(view);
     row.strategy().to_storage(&mut object);
     write.take_place(&mut object)?;
-    let named = check_version(write, &object, record)? && names_version;
+    let named = check_version(write, &object, &old, record)? && names_version;
     check_uid(write, &object, &old, names_version)?;
     write.keep_metadata(&mut object, &old);
     meta::set_resource_version(&mut object, record.revision.get());
@@ -212,7 +212,7 @@ async fn attempt(
 }
 
 /// Whether the client named a version; it must be the record's.
-fn check_version(write: &Write<'_>, object: &Value, record: &Record) -> Result<bool, Status> {
+fn check_version(write: &Write<'_>, object: &Value, old: &Value, record: &Record) -> Result<bool, Status> {
     let version = meta::resource_version(object);
     let row = &write.resource.row;
     let asked = parse_resource_version(version).map_err(|error| {
@@ -226,7 +226,7 @@ fn check_version(write: &Write<'_>, object: &Value, record: &Record) -> Result<b
         }
         return Ok(false);
     }
-    if asked != record.revision.get() {
+    if asked != record.revision.get() && !leases::is_version(write.resource, old, asked) {
         return Err(write.resource.stale(write.call.name()));
     }
     Ok(true)
