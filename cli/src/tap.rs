@@ -5,7 +5,7 @@ use coracle_sdk::{TapLine, Tapped};
 use futures::StreamExt as _;
 
 use crate::cluster::Which;
-use crate::output;
+use crate::output::{self, tell};
 
 /// Show requests to Services as they are answered
 ///
@@ -47,11 +47,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             TapLine::Request(_) if arguments.output.is_some() => text,
             TapLine::Request(tapped) => shown(&tapped),
             TapLine::Lost { lost, node } => {
-                eprintln!("{lost} requests on node {node} came too fast to be shown");
+                tell!("{lost} requests on node {node} came too fast to be shown");
                 continue;
             }
             TapLine::Failed { node, error } => {
-                eprintln!("node {}: {error}", node.unwrap_or_default());
+                tell!("node {}: {error}", node.unwrap_or_default());
                 continue;
             }
             _ => continue,
