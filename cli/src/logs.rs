@@ -44,6 +44,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let namespace = arguments.namespace.as_deref().unwrap_or(client.default_namespace());
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let found = find(&client, &pods, namespace, arguments.workload.as_deref()).await?;
+    if found.is_empty() {
+        tell!("there are no such pods in namespace {namespace}");
+    }
     let containers: Vec<(String, String)> = found.iter().take(PODS_MAX).flat_map(containers).collect();
     if found.len() > PODS_MAX {
         tell!("showing {PODS_MAX} of {} pods", found.len());
