@@ -162,9 +162,9 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, ReadError> {
 fn parse(file: &str, text: &str, into: &mut Vec<Manifest>) -> Result<(), ReadError> {
     for (index, document) in documents(text).into_iter().enumerate() {
         let origin = if index == 0 { file.to_owned() } else { format!("{file} (document {})", index + 1) };
-        let value = value(document).map_err(|why| ReadError::Yaml { origin: origin.clone(), why })?;
-        if !value.is_null() {
-            flatten(origin, value, into)?;
+        let values = values(document).map_err(|why| ReadError::Yaml { origin: origin.clone(), why })?;
+        for value in values.into_iter().filter(|value| !value.is_null()) {
+            flatten(origin.clone(), value, into)?;
         }
     }
     Ok(())
@@ -194,17 +194,22 @@ fn documents(text: &str) -> Vec<&str> {
     found
 }
 
-fn value(document: &str) -> Result<Value, String> {
-    // JSON may be indented with tabs, which YAML takes for an error.
-    if document.trim_start().starts_with('{')
-        && let Ok(value) = serde_json::from_str(document)
-    {
-        return Ok(value);
+/// What a document says: one value, or, in JSON, one behind the other.
+fn values(document: &str) -> Result<Vec<Value>, String> {
+    // JSON may be indented with tabs, which YAML takes for an error; and of what is behind a value YAML's reader sees nothing.
+    if document.trim_start().starts_with('{') {
+        let mut stream = serde_json::Deserializer::from_str(document).into_iter();
+        let found: Vec<Value> = stream.by_ref().map_while(Result::ok).collect();
+        let rest = document[stream.byte_offset()..].trim_start();
+        if !found.is_empty() && !rest.starts_with('#') {
+            let behind = || format!("{:?} is behind an object", rest.chars().take(20).collect::<String>());
+            return if rest.is_empty() { Ok(found) } else { Err(behind()) };
+        }
     }
     let json = coracle_server::yaml::to_json(document.as_bytes()).map_err(|error| error.to_string())?;
     match json.problems.first() {
         Some(problem) => Err(problem.clone()),
-        None => serde_json::from_slice(&json.bytes).map_err(|error| error.to_string()),
+        None => serde_json::from_slice(&json.bytes).map(|value| vec![value]).map_err(|error| error.to_string()),
     }
 }
 
@@ -348,6 +353,12 @@ mod tests {
             format!("%YAML 1.1\n# a word\n---\n{one}...\n%YAML 1.1\n---\n{two}...\n"),
             format!("{one}--- {flow}\n"),
             format!("{one}...\n{two}"),
+            r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}}
+               {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "two"}}"#
+                .to_owned(),
+            format!(
+                "{{\"apiVersion\": \"v1\", \"kind\": \"Pod\", \"metadata\": {{\"name\": \"one\"}}}} # a word\n--- {flow}\n"
+            ),
             format!(
                 "{one}---\n{{\n\t\"apiVersion\": \"v1\", \"kind\": \"Pod\",\n\t\"metadata\": {{\"name\": \"two\"}}\n}}\n"
             ),
@@ -373,6 +384,10 @@ mod tests {
             ),
             ("apiVersion: v1\nkind: Pod\n", "metadata.name is missing"),
             ("a: [", "is not YAML"),
+            (
+                "{\"apiVersion\": \"v1\", \"kind\": \"Pod\", \"metadata\": {\"name\": \"p\"}} and more",
+                "\"and more\" is behind",
+            ),
             ("a: 1\na: 2\n", "key \"a\" already set in map"),
         ] {
             std::fs::write(&file, text).unwrap();
