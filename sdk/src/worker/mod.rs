@@ -534,11 +534,9 @@ mod tests {
         }
         // Nobody was asked who could not have kept the answer, nor beside a start that is under way.
         let join = || Some(Join { server: format!("https://{free}"), token: token.clone() });
-        for beneath in ["file/node", "node"] {
-            std::fs::write(temp.path().join("file"), "").unwrap();
-            let dir = temp.path().join(beneath);
-            let _held = lock(&dir);
-            let error = Worker::start(WorkerOptions { join: join(), ..WorkerOptions::new(&dir) }).await.err().unwrap();
+        for dir in [Path::new("/proc/coracle-node"), &dir] {
+            let _held = lock(dir);
+            let error = Worker::start(WorkerOptions { join: join(), ..WorkerOptions::new(dir) }).await.err().unwrap();
             assert!(matches!(error, WorkerError::Directory { .. }), "{error}");
         }
         std::fs::create_dir_all(dir.join("control")).unwrap();
