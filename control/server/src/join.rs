@@ -446,19 +446,23 @@ async fn body(body: Body) -> Result<Value, Refusal> {
 
 /// A name of a machine (RFC 1123) in lower case, and no address: a certificate would be one for that address.
 fn check_name(name: &str) -> Result<(), String> {
+    match is_node_name(name) && name.parse::<IpAddr>().is_err() {
+        true => Ok(()),
+        false => Err(format!(
+            "{name:?} is no name for a machine: lower case letters, digits, '-' and '.', at most {NAME_CHARS_MAX}, and no address"
+        )),
+    }
+}
+
+/// Whether a Node can be called so: its name is the value of a label, too (RFC 1123).
+pub fn is_node_name(name: &str) -> bool {
     let label = |label: &str| {
         let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         ends(label.chars().next())
             && ends(label.chars().next_back())
             && label.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     };
-    let is_name = name.len() <= NAME_CHARS_MAX && name.split('.').all(label) && name.parse::<IpAddr>().is_err();
-    match is_name {
-        true => Ok(()),
-        false => Err(format!(
-            "{name:?} is no name for a machine: lower case letters, digits, '-' and '.', at most {NAME_CHARS_MAX}, and no address"
-        )),
-    }
+    name.len() <= NAME_CHARS_MAX && name.split('.').all(label)
 }
 
 /// What of a token's secret is kept: it has 128 random bits, so that a plain hash tells nothing.

@@ -158,8 +158,9 @@ fn run(arguments: &Arguments, wanted: &BTreeSet<String>, work: &Path) -> Result<
     let package = "github.com/onsi/ginkgo/v2/ginkgo";
     let ginkgo = program("CORACLE_GINKGO", "ginkgo", &["build", "-ldflags", "-s -w"], package);
     let own = arguments.kubeconfig.is_none().then(Cluster::start);
-    let workers =
-        own.iter().flat_map(|cluster| (0..arguments.workers.unwrap_or(1)).map(|number| cluster.join(&format!("worker-{number}"))));
+    let workers = own.iter().flat_map(|cluster| {
+        (0..arguments.workers.unwrap_or(1)).map(|number| cluster.join(&format!("worker-{number}")))
+    });
     let _workers: Vec<_> = workers.collect();
     if let Some(cluster) = &own {
         for image in IMAGES {

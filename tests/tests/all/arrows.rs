@@ -23,7 +23,11 @@ const ARROWS: &[(&str, &str, &[&str])] = &[
     ("simulation", "control/simulation", &["apiserver", "keyspace", "server"]),
     ("engine", "runtime/engine", &[]),
     ("artifact", "runtime/artifact", &[]),
-    ("node", "runtime/node", &["api", "artifact", "discovery", "dns", "engine", "gateway", "policy", "proxy", "tolerant"]),
+    (
+        "node",
+        "runtime/node",
+        &["api", "artifact", "discovery", "dns", "engine", "gateway", "policy", "proxy", "tolerant"],
+    ),
     ("policy", "mesh/policy", &["api"]),
     ("dns", "mesh/dns", &["discovery"]),
     ("discovery", "mesh/discovery", &["api", "gateway", "policy"]),
