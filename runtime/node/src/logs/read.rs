@@ -134,16 +134,25 @@ pub fn tail(path: &Path, lines_max: usize, bytes_max: usize) -> String {
     String::from_utf8_lossy(&text[start..]).into_owned()
 }
 
-/// The parts of a log that exist, the oldest first.
+/// The parts of a log that exist, the oldest first. They are opened from the newest on: a part that is moved on meanwhile
+/// is met again, and none is passed by.
 async fn open_parts(path: &Path) -> std::io::Result<Vec<File>> {
-    let mut files = Vec::new();
-    for number in (0..FILES_MAX).rev() {
+    use std::os::unix::fs::MetadataExt as _;
+    let (mut files, mut met) = (Vec::new(), Vec::new());
+    for number in 0..FILES_MAX {
         match File::open(part(path, number)).await {
-            Ok(file) => files.push(file),
+            Ok(file) => {
+                let inode = file.metadata().await?.ino();
+                if !met.contains(&inode) {
+                    met.push(inode);
+                    files.push(file);
+                }
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
+    files.reverse();
     Ok(files)
 }
 

@@ -410,7 +410,7 @@ mod tests {
 
     fn files(volume: Value) -> Result<Vec<String>, String> {
         let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"name": "p", "namespace": "n", "labels": {"b": "2", "a": "x\ny"}},
+            "metadata": {"name": "p", "namespace": "n", "labels": {"b": "2", "a": "x\ny\u{1b}"}},
             "spec": {"containers": []}
         }))
         .unwrap();
@@ -470,7 +470,7 @@ mod tests {
             (json!({"secret": {"secretName": "sec"}}), Ok(&["pw 644 x"])),
             (
                 json!({"downwardAPI": {"items": [{"path": "l", "fieldRef": {"fieldPath": "metadata.labels"}}]}}),
-                Ok(&["l 644 a=\"x\\ny\"\nb=\"2\""]),
+                Ok(&["l 644 a=\"x\\ny\\x1b\"\nb=\"2\""]),
             ),
             (
                 json!({"projected": {"sources": [
