@@ -219,6 +219,7 @@ async fn nothing_is_made_in_a_namespace_that_cannot_be_read() {
 #[tokio::test]
 async fn no_pod_is_made_while_the_class_of_those_that_name_none_may_be_one_that_cannot_be_read() {
     let server = Server::start().await;
+    server.make("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
     let text =
         r#"{"kind":"PriorityClass","apiVersion":"scheduling.k8s.io/v1","metadata":{"name":"bad","resourceVersion":"""#;
     server.put_record("priorityclasses.scheduling.k8s.io", "bad", text).await;

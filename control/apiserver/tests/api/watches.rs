@@ -352,6 +352,8 @@ async fn a_node_s_lease_is_renewed_without_the_log_and_all_who_look_see_it() {
         let mut begun = Watch::open_at(&server, &by_name).await;
         assert_eq!(begun.next().await.unwrap()["object"]["spec"], renewed["spec"]);
     }
+    assert_eq!(server.keyspace.revision(), revision, "nothing was written");
+
     // Who follows leases by a watch writes what it has heard (kwok's nodes), and not what came before or anything else.
     let mut heard = whole.clone();
     (heard["spec"]["renewTime"], heard["metadata"]["resourceVersion"]) = (time(5).into(), position.clone());
