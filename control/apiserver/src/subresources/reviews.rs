@@ -281,8 +281,8 @@ fn check_selector(given: &Value, field: &str, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::required(path.child("requirements"), &detail));
         }
         (false, false) => {
-            let detail = format!("may not specify both at {path}");
-            errors.push(FieldError::invalid(path.child("rawSelector"), raw, &detail));
+            let detail = "may not specified at the same time as requirements";
+            errors.push(FieldError::invalid(path.child("rawSelector"), raw, detail));
         }
         _ => {}
     }
