@@ -569,6 +569,8 @@ fn answer(code: StatusCode, value: &Value) -> Response<Body> {
 }
 
 fn streamed(events: impl futures::Stream<Item = Value> + Send + 'static) -> Response<Body> {
-    let frames = events.map(|event| Ok(Frame::data(Bytes::from(format!("{event}\n")))));
+    // The type stands first, as every API server writes it: who reads may copy what follows as it is.
+    let line = |event: Value| format!("{{\"type\":{},\"object\":{}}}\n", event["type"], event["object"]);
+    let frames = events.map(move |event| Ok(Frame::data(Bytes::from(line(event)))));
     Response::new(StreamBody::new(frames).boxed_unsync())
 }
