@@ -38,6 +38,9 @@ pub struct Member {
     /// Whether it does not count before it has all images.
     #[serde(default)]
     pub waits: bool,
+    /// Whether it lacks what it has acknowledged: there is an alarm that says what to do; known to the leader.
+    #[serde(default)]
+    pub has_lost: bool,
 }
 
 /// What a server knows that says nothing of it.
@@ -152,7 +155,8 @@ fn servers_in_words(members: &[Member]) -> Vec<String> {
         ));
     }
     let members: Vec<&Member> = members.iter().filter(|member| !member.is_absent()).collect();
-    for member in members.iter().filter(|member| is_leader_asked && is_missing(member)) {
+    // Whoever has lost what it has acknowledged is not to be started: its alarm says what is to be done.
+    for member in members.iter().filter(|member| is_leader_asked && is_missing(member) && !member.has_lost) {
         words.push(format!(
             "server {} at {} is missing: start it; if it is gone for good, `coracle member remove {}` and let another join",
             member.title(),
@@ -224,6 +228,7 @@ mod tests {
             matched: None,
             heard_milliseconds: heard,
             waits: false,
+            has_lost: false,
         }
     }
 
@@ -258,6 +263,7 @@ mod tests {
             (vec![leader.clone(), well(2), well(3)], None),
             (vec![leader.clone(), well(2), gone], Some("coracle member remove 3")),
             (vec![leader.clone(), well(2), member(3, "voter", false, None)], Some("coracle member remove 3")),
+            (vec![leader.clone(), well(2), Member { has_lost: true, ..member(3, "voter", false, None) }], None),
             (vec![leader.clone(), well(2)], Some("2 voters are no safer than 1")),
             (vec![leader.clone(), learner], Some("1 of the servers do not count yet")),
             (vec![leader, member(4, "absent", false, None)], Some("coracle member remove 4")),

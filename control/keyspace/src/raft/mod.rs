@@ -19,6 +19,7 @@ mod network;
 mod places;
 mod restore;
 mod snapshot;
+mod still;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -44,12 +45,14 @@ pub use machine::Machine;
 pub use members::{ALONE_AFTER, LOOKS_AFTER, removed};
 pub use network::{Answer, Call, NoPeers, Transport};
 pub use restore::{Remains, restore};
+pub use still::Standing as StandingStill;
 pub use types::{MemberId, Transaction};
 
 use self::acknowledged::Acknowledged;
 use self::log::{Log, Unstarted};
 use self::machine::Applier;
 use self::network::{Heard, Network, Raft};
+use self::still::Stills;
 use crate::NoRoom;
 use crate::checkpoint::{self, Checkpoint};
 use crate::dir::{Dir, DirError, Owner};
@@ -160,6 +163,8 @@ pub struct Member {
     doubled: Mutex<Option<(MemberId, String, Instant)>>,
     /// Whether another member has said that this one was removed.
     removed: watch::Sender<bool>,
+    /// What stands still.
+    stills: Mutex<Stills>,
     /// Says that the checkpoint's disk broke.
     broken: Notify,
 }
@@ -261,6 +266,7 @@ impl Member {
             process,
             doubled: Mutex::default(),
             removed: watch::Sender::new(false),
+            stills: Mutex::default(),
             broken: Notify::new(),
         };
         if founds && !member.raft.is_initialized().await.map_err(io::Error::other)? {
@@ -386,6 +392,11 @@ impl Member {
         metrics.last_quorum_acked.map_or(Duration::ZERO, |at| openraft::Instant::elapsed(&*at))
     }
 
+    /// Whether this member has been without a majority for so long that the others may have elected another.
+    pub fn may_be_replaced(&self) -> bool {
+        self.alone_for() >= self.host.timing.down / 2
+    }
+
     /// Who was heard of within this time is up.
     fn up_within(&self) -> Duration {
         self.host.timing.down
@@ -398,6 +409,11 @@ impl Member {
     /// Bytes of records beyond which nothing may be added.
     pub fn stored_max(&self) -> u64 {
         self.stored_max
+    }
+
+    /// Where everything is.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
     }
 
     /// Where parts of a snapshot are kept until it is whole.

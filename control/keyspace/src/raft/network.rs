@@ -42,7 +42,7 @@ const PARTS_QUEUED: usize = 4;
 
 /// A link that carries less than this in a second is taken for broken: entries get that much longer than openraft's own
 /// deadline, which is made for heartbeats.
-const LINK_BYTES_PER_SECOND: u64 = 256 << 10;
+pub const LINK_BYTES_PER_SECOND: u64 = 256 << 10;
 /// How long it may take until a part of a snapshot is taken, and how long until one that was sent is installed: that much, and as long
 /// as its bytes take at this rate in a second. It pins the checkpoint's pages meanwhile.
 const PART_TIMEOUT: Duration = Duration::from_secs(60);
