@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::formats::{self, Formats};
-use crate::raft::{ALONE_AFTER, Ask, Change, MemberId, Refusal, Told};
+use crate::raft::{ALONE_AFTER, Ask, Change, Clock, MemberId, Refusal, Told};
 use crate::record::{Guard, Key, Op, Record, Revision, Value};
 use crate::state::State;
 use crate::{Keyspace, NoRoom, TransactError};
@@ -185,6 +185,8 @@ pub struct MemberStatus {
     pub waits: bool,
     /// Whether it lacks what it has acknowledged ([`Alarm::Lost`](crate::Alarm::Lost)). Known to the leader only.
     pub has_lost: bool,
+    /// Whose clock keeps the one that was asked from reaching it.
+    pub clock: Option<Clock>,
 }
 
 /// When a member that is admitted may become a voter.
@@ -736,6 +738,7 @@ impl Keyspace {
                 heard: None,
                 waits: waits(&state, member),
                 has_lost: false,
+                clock: None,
             })
             .collect()
     }

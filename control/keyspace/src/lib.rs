@@ -52,7 +52,7 @@ pub use group::{
     Promotion, Role,
 };
 pub use host::{LOST_DATA, spawn_blocking};
-pub use raft::{Called, Hub, MemberId, PeerStream, PeerTls, Stream};
+pub use raft::{Called, Clock, Hub, MemberId, PeerStream, PeerTls, Stream};
 pub use record::{
     Committed, Event, EventKind, FRAME_SLOTS, Guard, Key, OPS_MAX, Op, Record, Revision, TRANSACTION_BYTES_MAX, Value,
 };

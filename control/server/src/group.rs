@@ -383,6 +383,15 @@ pub(crate) mod tests {
             let (status, pulled) = registry(server, http::Method::GET, &path, Vec::new()).await;
             assert!(status == 200 && pulled == blob, "{status}");
         }
+        // Whichever is asked says what the one that leads knows.
+        for server in &servers {
+            for path in ["/coracle/v1/status", "/coracle/v1/members"] {
+                let told = ask(server, "GET", path, None).await.unwrap();
+                let members = told["members"].as_array().unwrap();
+                let known = |member: &Value| member["matched"].is_u64() && member["heardMilliseconds"].is_u64();
+                assert!(members.len() == 3 && members.iter().all(known), "{path}: {told}");
+            }
+        }
         // An account of one server, and its token, are good at another at once.
         for number in 0..8 {
             let account = format!("/api/v1/namespaces/default/serviceaccounts/a{number}");

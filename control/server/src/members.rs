@@ -13,7 +13,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get};
 use axum::{Json, Router};
-use coracle_keyspace::{GroupError, Keyspace, MemberId, MemberStatus, Revision};
+use coracle_keyspace::{Clock, GroupError, Keyspace, MemberId, MemberStatus, Revision};
 use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -99,6 +99,11 @@ fn member(member: &MemberStatus) -> Value {
         "heardMilliseconds": member.heard.map(milliseconds),
         "waits": member.waits,
         "hasLost": member.has_lost,
+        "clock": member.clock.map(|clock| match clock {
+            Clock::Ahead(by) => json!({"ahead": by.as_secs()}),
+            Clock::Behind(by) => json!({"behind": by.as_secs()}),
+            Clock::Other => json!("other"),
+        }),
     })
 }
 

@@ -116,6 +116,7 @@ impl Call {
             identity: call.identity.clone(),
             target,
             is_here: call.is_here,
+            is_connected: call.is_connected,
             class: call.class,
             acting: call.acting.clone(),
             spent: Spent::default(),

@@ -247,6 +247,7 @@ impl Member {
             heard: heard(*member),
             waits: group::waits(&state, *member),
             has_lost: lost.contains(member),
+            clock: self.transport().clock(*member),
         })
         .collect()
     }

@@ -40,7 +40,7 @@ pub use acknowledged::lost;
 pub use ask::{Ask, Change, Refusal, Renewed, Told};
 pub use codec::{encode_records, records};
 pub use hub::Hub;
-pub use link::{Called, Links, PeerStream, PeerTls, Stream, serve as serve_peers};
+pub use link::{Called, Clock, Links, PeerStream, PeerTls, Stream, serve as serve_peers};
 pub use machine::Machine;
 pub use members::{ALONE_AFTER, LOOKS_AFTER, removed};
 pub use network::{Answer, Call, NoPeers, Transport};

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use super::Member;
 use super::acknowledged::{self, Acknowledged};
 use super::ask::{Ask, Refusal, Told};
-use super::link::PeerStream;
+use super::link::{Clock, PeerStream};
 use super::log::Log;
 use super::machine::{Applier, Machine};
 use super::members::removed;
@@ -121,6 +121,11 @@ pub trait Transport: Send + Sync + 'static {
         let error =
             io::Error::new(io::ErrorKind::Unsupported, format!("there are no streams to member {to} at {address:?}"));
         Box::pin(std::future::ready(Err(error)))
+    }
+
+    /// Whose clock is why the last connection to the member `of` failed, if one is.
+    fn clock(&self, _of: MemberId) -> Option<Clock> {
+        None
     }
 
     /// Who answers as the member `to` at `address`, asked on a connection of its own; where this transport knows addresses.
