@@ -446,9 +446,24 @@ pub(crate) mod tests {
         assert_eq!((first.keyspace().member(), first.keyspace().cluster()), (1, servers[0].keyspace().cluster()));
         is_reconciled(&first, "second").await;
         servers.push(first);
+        // A watch that came on a connection ends when what it waits for is not heard of here, and another is refused.
+        let last = servers.pop().unwrap();
+        let watch = async || {
+            let mut request = http::Request::new(axum::body::Body::empty());
+            *request.uri_mut() = "/api/v1/pods?watch=true&resourceVersion=1".parse().unwrap();
+            let identity = coracle_apiserver::Identity::authenticated("tester", vec![MASTERS.to_owned()]);
+            request.extensions_mut().insert(identity);
+            request.extensions_mut().insert(axum::extract::ConnectInfo(SocketAddr::from(([127, 0, 0, 1], 1))));
+            tower::ServiceExt::oneshot(last.router.clone(), request).await.unwrap()
+        };
+        let before = watch().await;
+        assert_eq!(before.status(), 200);
         for server in servers {
             server.shutdown().await;
         }
+        tokio::time::timeout(LIMIT, before.into_body().collect()).await.expect("it ends").unwrap();
+        assert_eq!(watch().await.status(), 503);
+        last.shutdown().await;
         for dir in &dirs {
             assert!(!holding(dir.path(), "rollingUpdate").is_empty(), "it is looked at");
             assert_eq!([holding(dir.path(), PLAIN), holding(dir.path(), ENCODED)].concat(), Vec::<String>::new());
