@@ -217,6 +217,7 @@ pub(crate) mod tests {
     use std::collections::BTreeSet;
     use std::net::{IpAddr, Ipv4Addr};
 
+    use coracle_apiserver::Identity;
     use coracle_keyspace::{Formats, Role};
     use http_body_util::BodyExt as _;
     use serde_json::{Value, json};
@@ -386,7 +387,8 @@ pub(crate) mod tests {
         // Whichever is asked says what the one that leads knows.
         for server in &servers {
             for path in ["/coracle/v1/status", "/coracle/v1/members"] {
-                let told = ask(server, "GET", path, None).await.unwrap();
+                let whole = server.whole_client(Identity::authenticated("tester", vec![MASTERS.to_owned()]), None);
+                let told: Value = whole.request(http::Request::get(path).body(Vec::new()).unwrap()).await.unwrap();
                 let members = told["members"].as_array().unwrap();
                 let known = |member: &Value| member["matched"].is_u64() && member["heardMilliseconds"].is_u64();
                 assert!(members.len() == 3 && members.iter().all(known), "{path}: {told}");
@@ -451,7 +453,7 @@ pub(crate) mod tests {
         let watch = async || {
             let mut request = http::Request::new(axum::body::Body::empty());
             *request.uri_mut() = "/api/v1/pods?watch=true&resourceVersion=1".parse().unwrap();
-            let identity = coracle_apiserver::Identity::authenticated("tester", vec![MASTERS.to_owned()]);
+            let identity = Identity::authenticated("tester", vec![MASTERS.to_owned()]);
             request.extensions_mut().insert(identity);
             request.extensions_mut().insert(axum::extract::ConnectInfo(SocketAddr::from(([127, 0, 0, 1], 1))));
             tower::ServiceExt::oneshot(last.router.clone(), request).await.unwrap()

@@ -165,6 +165,8 @@ pub struct Member {
     removed: watch::Sender<bool>,
     /// What stands still.
     stills: Mutex<Stills>,
+    /// Held while another is asked to lead because this one commits nothing.
+    giving_way: Arc<tokio::sync::Mutex<()>>,
     /// Says that the checkpoint's disk broke.
     broken: Notify,
 }
@@ -267,6 +269,7 @@ impl Member {
             doubled: Mutex::default(),
             removed: watch::Sender::new(false),
             stills: Mutex::default(),
+            giving_way: Arc::default(),
             broken: Notify::new(),
         };
         if founds && !member.raft.is_initialized().await.map_err(io::Error::other)? {

@@ -12,7 +12,7 @@ use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 
 use super::Member;
-use super::members::BEHIND_MAX;
+use super::members::{ALONE_AFTER, BEHIND_MAX};
 use super::network::LINK_BYTES_PER_SECOND;
 use super::types::MemberId;
 use crate::host;
@@ -96,8 +96,12 @@ impl Member {
         let stills = self.stills.lock();
         let mut standing = Vec::new();
         let is_long = |lasts: &Duration| *lasts >= STANDS_AFTER;
-        standing.extend(Some(stills.disk.lasts()).filter(is_long).map(Standing::Disk));
-        standing.extend(Some(stills.commits.lasts()).filter(is_long).map(Standing::Commits));
+        // What is full, or alone, is told of as that.
+        let disk = Some(stills.disk.lasts()).filter(|_| !self.is_short_of_space());
+        standing.extend(disk.filter(is_long).map(Standing::Disk));
+        let commits =
+            Some(stills.commits.lasts()).filter(|_| self.voters().len() > 1 && self.alone_for() < ALONE_AFTER);
+        standing.extend(commits.filter(is_long).map(Standing::Commits));
         let members: Vec<(MemberId, Duration)> = stills
             .members
             .iter()
@@ -120,9 +124,10 @@ impl Member {
     }
 
     /// Has another voter lead, where a majority without this one is heard of, lacks little of what is committed, and the one has room.
-    /// What this one has not committed may go then: nobody was told that it is done. In a task of its own, as [`Member::tend`].
+    /// What this one has not committed may go then: nobody was told that it is done. In a task of its own; a change of the group, which may
+    /// wait for this, does not hold it up.
     fn give_way(self: &Arc<Self>, committed: Option<u64>) {
-        let Ok(one) = self.changing().clone().try_lock_owned() else { return };
+        let Ok(one) = self.giving_way.clone().try_lock_owned() else { return };
         let voters = self.voters();
         let mut fit: Vec<(Option<u64>, MemberId)> = self.matched_of_up();
         fit.retain(|(matched, member)| {
