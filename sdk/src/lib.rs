@@ -53,7 +53,7 @@ pub use duties::run_duties;
 pub use encryption::{Encryption, HeldBack, Unreadable};
 pub use failover::Moved;
 pub use kubeconfig::{Elsewhere, ElsewhereError};
-pub use members::{Certificate, Member};
+pub use members::{Certificate, Clock, Member};
 pub use mesh::{RoutesOf, TapLine, Tapped};
 pub use push::{Error as PushError, Pushed, compiled, push};
 pub use recover::{Lost, RecoverError, Recovery};

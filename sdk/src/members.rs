@@ -38,6 +38,24 @@ pub struct Member {
     /// Whether it does not count before it has all images.
     #[serde(default)]
     pub waits: bool,
+    /// Whether it lacks what it has acknowledged: there is an alarm that says what to do; known to the leader.
+    #[serde(default)]
+    pub has_lost: bool,
+    /// Whose clock keeps the server that was asked from reaching it.
+    #[serde(default)]
+    pub clock: Option<Clock>,
+}
+
+/// Whose clock is wrong, since a certificate is not valid by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Clock {
+    /// That of the server that was asked is so many seconds ahead of the end of the other's certificate.
+    Ahead(i64),
+    /// It is so many seconds behind the beginning of the other's certificate.
+    Behind(i64),
+    /// That of the other one, which refuses the certificate of the one that was asked.
+    Other,
 }
 
 /// What a server knows that says nothing of it.
@@ -104,6 +122,21 @@ fn without_majority(status: &Status, alone: u64) -> String {
             missing.push(format!("{} at {} for {}", voter.title(), or_unknown(&voter.address), time(silent)));
         }
     }
+    let by_clock = status.members.iter().filter_map(|member| match member.clock? {
+        Clock::Ahead(by) => Some((member, format!("{} days ahead of", by / 86_400))),
+        Clock::Behind(by) => Some((member, format!("{} days behind", by / 86_400))),
+        Clock::Other => None,
+    });
+    // They are up: what is to be done is neither to start nor to give up any of them.
+    if let Some((member, by)) = by_clock.max_by_key(|(member, _)| member.member) {
+        return format!(
+            "this server is without the others for {}: server {} answers, and by the clock of this machine, which says {}, its certificate is \
+             not valid; the clock is {by} that, or more: set the clock of this machine, and the servers find each other",
+            time(alone),
+            member.title(),
+            Timestamp::now().strftime("%Y-%m-%d %H:%M UTC")
+        );
+    }
     let dir = status.data_dir.display();
     if missing.len() * 2 < count {
         return format!(
@@ -152,7 +185,16 @@ fn servers_in_words(members: &[Member]) -> Vec<String> {
         ));
     }
     let members: Vec<&Member> = members.iter().filter(|member| !member.is_absent()).collect();
-    for member in members.iter().filter(|member| is_leader_asked && is_missing(member)) {
+    // Whoever has lost what it has acknowledged is not to be started: its alarm says what is to be done.
+    for member in members.iter().filter(|member| is_leader_asked && is_missing(member) && !member.has_lost) {
+        if member.clock == Some(Clock::Other) {
+            words.push(format!(
+                "server {} at {} answers, and refuses the certificates of the others by the clock of its machine: set that clock",
+                member.title(),
+                member.address
+            ));
+            continue;
+        }
         words.push(format!(
             "server {} at {} is missing: start it; if it is gone for good, `coracle member remove {}` and let another join",
             member.title(),
@@ -224,6 +266,8 @@ mod tests {
             matched: None,
             heard_milliseconds: heard,
             waits: false,
+            has_lost: false,
+            clock: None,
         }
     }
 
@@ -243,6 +287,13 @@ mod tests {
             assert!(words[0].contains(part), "{part}: {}", words[0]);
         }
         assert!(!words[0].contains("s1") && !words[0].contains("s4"), "{}", words[0]);
+        // Those that answer are not lost.
+        let others = status.members.clone();
+        status.members[1].clock = Some(Clock::Ahead(40 * 86_400 + 5));
+        let words = status.in_words();
+        assert!(words[0].contains("40 days ahead of") && words[0].contains("s2 (2)"), "{}", words[0]);
+        assert!(!words[0].contains("coracle recover"), "{}", words[0]);
+        status.members = others;
         // With two of three there is nothing to recover.
         status.members[1] = voter(2, Some(100));
         assert!(!status.in_words()[0].contains("coracle recover"));
@@ -258,6 +309,11 @@ mod tests {
             (vec![leader.clone(), well(2), well(3)], None),
             (vec![leader.clone(), well(2), gone], Some("coracle member remove 3")),
             (vec![leader.clone(), well(2), member(3, "voter", false, None)], Some("coracle member remove 3")),
+            (vec![leader.clone(), well(2), Member { has_lost: true, ..member(3, "voter", false, None) }], None),
+            (
+                vec![leader.clone(), well(2), Member { clock: Some(Clock::Other), ..member(3, "voter", false, None) }],
+                Some("set that clock"),
+            ),
             (vec![leader.clone(), well(2)], Some("2 voters are no safer than 1")),
             (vec![leader.clone(), learner], Some("1 of the servers do not count yet")),
             (vec![leader, member(4, "absent", false, None)], Some("coracle member remove 4")),

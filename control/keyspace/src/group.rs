@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::formats::{self, Formats};
-use crate::raft::{ALONE_AFTER, Ask, Change, MemberId, Refusal, Told};
+use crate::raft::{ALONE_AFTER, Ask, Change, Clock, MemberId, Refusal, Told};
 use crate::record::{Guard, Key, Op, Record, Revision, Value};
 use crate::state::State;
 use crate::{Keyspace, NoRoom, TransactError};
@@ -183,6 +183,10 @@ pub struct MemberStatus {
     pub heard: Option<Duration>,
     /// Whether it does not count before it says that it has all it needs ([`Promotion::WhenComplete`]).
     pub waits: bool,
+    /// Whether it lacks what it has acknowledged ([`Alarm::Lost`](crate::Alarm::Lost)). Known to the leader only.
+    pub has_lost: bool,
+    /// Whose clock keeps the one that was asked from reaching it.
+    pub clock: Option<Clock>,
 }
 
 /// When a member that is admitted may become a voter.
@@ -733,6 +737,8 @@ impl Keyspace {
                 matched: None,
                 heard: None,
                 waits: waits(&state, member),
+                has_lost: false,
+                clock: None,
             })
             .collect()
     }
@@ -807,6 +813,18 @@ impl Keyspace {
     /// to have one.
     pub fn alone_for(&self) -> Option<Duration> {
         Some(self.0.member.alone_for()).filter(|alone| *alone >= ALONE_AFTER)
+    }
+
+    /// Waits until this member has been without a majority for as long as [`Keyspace::alone_for`] says nothing before, from now on or since
+    /// before: what happens elsewhere is not heard of here.
+    pub fn cut_off(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut alone = self.0.alone.subscribe();
+        async move {
+            if alone.wait_for(|alone| *alone).await.is_err() {
+                // It ends otherwise.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Whether this member leads, and in which term; for the duties that only a leader has.

@@ -1,4 +1,5 @@
-//! The duties of membership: whoever leads says so in the log, finishes changes that were cut and promotes learners; whoever has an address tells the leader.
+//! The duties of membership: whoever leads says so in the log, finishes changes that were cut and promotes learners, and gives way when it
+//! commits nothing; whoever has an address tells the leader.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::group::{Lead, MemberStatus, Peer};
-use crate::raft::{Answer, Ask, Call, Change, LOOKS_AFTER, Member, Refusal, Told};
+use crate::raft::{ALONE_AFTER, Answer, Ask, Call, Change, LOOKS_AFTER, Member, Refusal, Told};
 
 /// How often a leader looks whether learners have caught up, and whether it still leads; a change of leader is seen at once.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -56,6 +57,24 @@ pub(crate) async fn run(member: Arc<Member>, lead: watch::Sender<Option<Lead>>, 
         _ = stopped.wait_for(|stopped| *stopped) => (),
     }
     lead.send_replace(None);
+}
+
+/// Looks whether what should move does, and says in `alone` when this member has been without a majority for [`ALONE_AFTER`], until
+/// `stopped` says so. Apart from what writes: that may wait for a majority, and for ever.
+pub(crate) async fn watch_over(member: Arc<Member>, alone: watch::Sender<bool>, mut stopped: watch::Receiver<bool>) {
+    let work = async {
+        loop {
+            member.look_at_stills();
+            let is_alone = member.alone_for() >= ALONE_AFTER;
+            alone.send_if_modified(|alone| std::mem::replace(alone, is_alone) != is_alone);
+            member.leader_changes(LOOK_EVERY).await;
+        }
+    };
+    // It only looks.
+    tokio::select! {
+        () = work => (),
+        _ = stopped.wait_for(|stopped| *stopped) => (),
+    }
 }
 
 /// Has the others know that this member is reached at `address`, until `stopped` says so. Those that are not where they were are looked for

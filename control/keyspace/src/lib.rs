@@ -52,7 +52,7 @@ pub use group::{
     Promotion, Role,
 };
 pub use host::{LOST_DATA, spawn_blocking};
-pub use raft::{Called, Hub, MemberId, PeerStream, PeerTls, Stream};
+pub use raft::{Called, Clock, Hub, MemberId, PeerStream, PeerTls, Stream};
 pub use record::{
     Committed, Event, EventKind, FRAME_SLOTS, Guard, Key, OPS_MAX, Op, Record, Revision, TRANSACTION_BYTES_MAX, Value,
 };
@@ -64,7 +64,9 @@ pub use watcher::{Batch, Compacted, WatchEnded, Watcher};
 
 use crate::dir::Dir;
 use crate::host::Host;
-use crate::raft::{Ask, Links, Machine, Member, NoPeers, Refusal, Surroundings, Told, Transaction, Transport};
+use crate::raft::{
+    Ask, Links, Machine, Member, NoPeers, Refusal, StandingStill, Surroundings, Told, Transaction, Transport,
+};
 
 /// How long a caller waits for a proposal, and to have here what another member, which leads, has done for it; after that
 /// the outcome is unknown.
@@ -244,6 +246,32 @@ pub enum Alarm {
         /// Which.
         member: MemberId,
     },
+    /// The disk takes nothing.
+    #[error("the disk that holds {} has kept nothing for {} s, although there is something to keep: it stands still, or fails", dir.display(), lasts.as_secs())]
+    Disk {
+        /// The data directory.
+        dir: PathBuf,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// Nothing that is written to this member, which leads, gets onto the disks of a majority.
+    #[error(
+        "nothing that was written for {} s is on the disks of a majority of the servers. Those that are heard of may get nothing that is large          (look at the MTU on the way to them), or their disks are full or stand still", lasts.as_secs()
+    )]
+    Uncommitted {
+        /// For how long.
+        lasts: Duration,
+    },
+    /// A member is heard of and takes nothing from this one, which leads.
+    #[error(
+        "member {member} answers, and has taken nothing of what is written for {} s: what is large does not come there (look at the MTU on the          way), or its disk is full or stands still", lasts.as_secs()
+    )]
+    Behind {
+        /// Which.
+        member: MemberId,
+        /// For how long.
+        lasts: Duration,
+    },
 }
 
 /// Why a read cannot be confirmed.
@@ -311,6 +339,7 @@ struct Inner {
     formats: Formats,
     stop: watch::Sender<bool>,
     lead: watch::Sender<Option<Lead>>,
+    alone: watch::Sender<bool>,
     barriers: mpsc::Sender<oneshot::Sender<Result<Revision, BarrierError>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -385,12 +414,14 @@ impl Prepared {
         }
         // Whoever leads at once has said so when it is open.
         let lead = watch::channel(member.take_lead().await).0;
+        let alone = watch::Sender::new(false);
         let (barriers, waiting) = mpsc::channel(BARRIERS_QUEUED);
         let tasks = vec![
             tokio::spawn(keeper::run(member.clone(), stopped.clone())),
             historian,
             tokio::spawn(watcher::pace(member.machine().clone(), stopped.clone())),
             tokio::spawn(leader::run(member.clone(), lead.clone(), stopped.clone())),
+            tokio::spawn(leader::watch_over(member.clone(), alone.clone(), stopped.clone())),
             tokio::spawn(seal::run(member.clone(), lead.subscribe(), remembered, stopped.clone())),
             tokio::spawn(confirm_reads(member.clone(), waiting, stopped)),
         ];
@@ -403,6 +434,7 @@ impl Prepared {
             formats,
             stop,
             lead,
+            alone,
             barriers,
             tasks: Mutex::new(tasks),
         })))
@@ -707,6 +739,12 @@ impl Keyspace {
             alarms.push(Alarm::NoRoom(NoRoom::Quota { stored, max }));
         }
         alarms.extend(self.0.member.lost().into_iter().map(|member| Alarm::Lost { member }));
+        let standing = self.0.member.standing_still().into_iter();
+        alarms.extend(standing.map(|standing| match standing {
+            StandingStill::Disk(lasts) => Alarm::Disk { dir: self.0.member.path().to_owned(), lasts },
+            StandingStill::Commits(lasts) => Alarm::Uncommitted { lasts },
+            StandingStill::Member(member, lasts) => Alarm::Behind { member, lasts },
+        }));
         alarms
     }
 

@@ -136,9 +136,13 @@ fn is_valid(state: &State, renewed: &Record) -> bool {
 }
 
 impl Member {
+    /// Whether this member leads, and no other can lead by now: whoever is cut off from the others does not hear of its successor.
     fn leads(&self) -> Result<(), Refusal> {
         let leader = self.leader();
-        if leader == Some(self.id()) { Ok(()) } else { Err(Refusal::NotLeader(leader)) }
+        if leader != Some(self.id()) {
+            return Err(Refusal::NotLeader(leader));
+        }
+        if self.may_be_replaced() { Err(Refusal::NotLeader(None)) } else { Ok(()) }
     }
 
     /// Takes a renewal, if this member leads, and others follow it: one that is cut off from them may have been replaced, and whoever is

@@ -1,7 +1,8 @@
 //! The API's address from the first moment on. Until this server has what the others have, it tells whoever may do everything how
 //! it is (its client certificate is checked without any data), and everybody else that it waits, and for whom.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
@@ -9,12 +10,16 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use coracle_apiserver::Identity;
 use coracle_keyspace::Keyspace;
+use tokio::sync::watch;
 use tower::ServiceExt as _;
 
 use crate::{MASTERS, group, join};
 
 /// Clients of a server that waits come again after so many seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// How long a request waits for a server that is about to answer.
+const OPENS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Clones are the same.
 #[derive(Clone)]
@@ -25,7 +30,7 @@ struct Shared {
     /// What may be asked before, by whoever may ask everything.
     waiting: Router,
     /// Everything.
-    whole: OnceLock<Router>,
+    whole: watch::Sender<Option<Router>>,
 }
 
 impl Door {
@@ -33,12 +38,12 @@ impl Door {
     pub fn new(keyspace: Keyspace, waiting: Router) -> Door {
         let known = keyspace.clone();
         let waiting = waiting.fallback(move || async move { waits(&known) });
-        Door(Arc::new(Shared { keyspace, waiting, whole: OnceLock::new() }))
+        Door(Arc::new(Shared { keyspace, waiting, whole: watch::Sender::new(None) }))
     }
 
     /// Answers by `whole` from now on; the first call counts.
     pub fn open(&self, whole: Router) {
-        let _ = self.0.whole.set(whole);
+        self.0.whole.send_if_modified(|known| known.is_none().then(|| *known = Some(whole)).is_some());
     }
 
     /// For the listener.
@@ -51,17 +56,35 @@ impl Door {
     }
 
     async fn answer(&self, request: Request) -> Response {
-        let router = match self.0.whole.get() {
+        let known = self.0.whole.borrow().clone();
+        let router = match known {
             Some(whole) => whole,
-            None if is_master(&request) => &self.0.waiting,
-            None => return waits(&self.0.keyspace),
+            None if is_master(&request) => self.0.waiting.clone(),
+            None => match self.opened().await {
+                Some(whole) => whole,
+                None => return waits(&self.0.keyspace),
+            },
         };
-        router.clone().oneshot(request).await.unwrap_or_else(|never| match never {})
+        router.oneshot(request).await.unwrap_or_else(|never| match never {})
+    }
+}
+
+impl Door {
+    /// Everything, where it is there in a moment: whoever begins anew beside others has what they have within a second or two.
+    async fn opened(&self) -> Option<Router> {
+        if self.0.keyspace.alone_for().is_some() {
+            return None;
+        }
+        let mut whole = self.0.whole.subscribe();
+        let opened = tokio::time::timeout(OPENS_WITHIN, whole.wait_for(Option::is_some)).await;
+        opened.ok()?.ok()?.clone()
     }
 }
 
 fn waits(keyspace: &Keyspace) -> Response {
-    let mut answer = join::status(StatusCode::SERVICE_UNAVAILABLE, &why(&group::others(keyspace)));
+    // Whoever hears of a leader needs nobody to be started.
+    let others = if keyspace.alone_for().is_some() { group::others(keyspace) } else { String::new() };
+    let mut answer = join::status(StatusCode::SERVICE_UNAVAILABLE, &why(&others));
     answer.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
     answer
 }

@@ -220,6 +220,7 @@ pub(crate) mod tests {
     use std::collections::BTreeSet;
     use std::net::{IpAddr, Ipv4Addr};
 
+    use coracle_apiserver::Identity;
     use coracle_keyspace::{Formats, Role};
     use http_body_util::BodyExt as _;
     use serde_json::{Value, json};
@@ -386,6 +387,16 @@ pub(crate) mod tests {
             let (status, pulled) = registry(server, http::Method::GET, &path, Vec::new()).await;
             assert!(status == 200 && pulled == blob, "{status}");
         }
+        // Whichever is asked says what the one that leads knows.
+        for server in &servers {
+            for path in ["/coracle/v1/status", "/coracle/v1/members"] {
+                let whole = server.whole_client(Identity::authenticated("tester", vec![MASTERS.to_owned()]), None);
+                let told: Value = whole.request(http::Request::get(path).body(Vec::new()).unwrap()).await.unwrap();
+                let members = told["members"].as_array().unwrap();
+                let known = |member: &Value| member["matched"].is_u64() && member["heardMilliseconds"].is_u64();
+                assert!(members.len() == 3 && members.iter().all(known), "{path}: {told}");
+            }
+        }
         // An account of one server, and its token, are good at another at once.
         for number in 0..8 {
             let account = format!("/api/v1/namespaces/default/serviceaccounts/a{number}");
@@ -440,9 +451,24 @@ pub(crate) mod tests {
         assert_eq!((first.keyspace().member(), first.keyspace().cluster()), (1, servers[0].keyspace().cluster()));
         is_reconciled(&first, "second").await;
         servers.push(first);
+        // A watch that came on a connection ends when what it waits for is not heard of here, and another is refused.
+        let last = servers.pop().unwrap();
+        let watch = async || {
+            let mut request = http::Request::new(axum::body::Body::empty());
+            *request.uri_mut() = "/api/v1/pods?watch=true&resourceVersion=1".parse().unwrap();
+            let identity = Identity::authenticated("tester", vec![MASTERS.to_owned()]);
+            request.extensions_mut().insert(identity);
+            request.extensions_mut().insert(axum::extract::ConnectInfo(SocketAddr::from(([127, 0, 0, 1], 1))));
+            tower::ServiceExt::oneshot(last.router.clone(), request).await.unwrap()
+        };
+        let before = watch().await;
+        assert_eq!(before.status(), 200);
         for server in servers {
             server.shutdown().await;
         }
+        tokio::time::timeout(LIMIT, before.into_body().collect()).await.expect("it ends").unwrap();
+        assert_eq!(watch().await.status(), 503);
+        last.shutdown().await;
         for dir in &dirs {
             assert!(!holding(dir.path(), "rollingUpdate").is_empty(), "it is looked at");
             assert_eq!([holding(dir.path(), PLAIN), holding(dir.path(), ENCODED)].concat(), Vec::<String>::new());

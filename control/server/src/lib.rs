@@ -25,6 +25,7 @@ mod members;
 mod peers;
 mod program;
 pub mod recover;
+mod seen;
 mod status;
 mod tls;
 
@@ -363,8 +364,11 @@ impl Server {
             api_url: api_url.clone(),
             join_urls: join_urls(api_address),
             data_dir: dir.clone(),
+            tasks: tasks.clone(),
         });
-        let own_facts = own_facts.merge(members::router(keyspace.clone())).merge(encryption::router(keyspace.clone()));
+        let own_facts = own_facts
+            .merge(members::router(keyspace.clone(), tasks.clone()))
+            .merge(encryption::router(keyspace.clone()));
         let door = Door::new(keyspace.clone(), own_facts.clone());
         let accept = Some(TlsAcceptor::from(Arc::new(tls)));
         let listening = [api_listener.clone(), registry_listener.clone()];
@@ -408,6 +412,7 @@ impl Server {
             tasks: tasks.clone(),
         });
         let peers_router = coracle_registry::peers_router(registry.clone()).merge(own_program);
+        let peers_router = peers_router.merge(seen::router(keyspace.clone(), registry.clone()));
         tasks.spawn(images::serve(called, peers_router, listeners.clone()));
         tasks.spawn(registry.clone().catch_up(listeners.clone()));
         tasks.spawn(registry.clone().scrub(listeners.clone()));

@@ -2,7 +2,7 @@
 //!
 //! | route | who | what |
 //! | --- | --- | --- |
-//! | `GET /coracle/v1/members` | who may | all members, as this one sees them, and whoever was admitted and has not come |
+//! | `GET /coracle/v1/members` | who may | all members, as the one that leads sees them, or else this one, and whoever was admitted and has not come |
 //! | `DELETE /coracle/v1/members/NUMBER` | who may | removes a member |
 //! | `GET`, `POST /coracle/v1/members/NUMBER/program` | who may | that server's program ([`crate::program`]), whichever is asked |
 
@@ -13,23 +13,23 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get};
 use axum::{Json, Router};
-use coracle_keyspace::{GroupError, Keyspace, MemberId, MemberStatus, Revision};
+use coracle_keyspace::{Clock, GroupError, Keyspace, MemberId, MemberStatus, Revision};
 use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::join::status;
-use crate::{images, program};
+use crate::{images, program, seen};
 
 /// How long another server may take to answer: its program may have to be asked who it is.
 const PROGRAM_MAX: Duration = Duration::from_secs(30);
 
 /// The routes but for programs; the caller puts authentication before them.
-pub fn router(keyspace: Keyspace) -> Router {
+pub fn router(keyspace: Keyspace, tasks: TaskTracker) -> Router {
     Router::new()
         .route("/coracle/v1/members", get(list))
         .route("/coracle/v1/members/{member}", delete(remove))
-        .with_state(keyspace)
+        .with_state((keyspace, tasks))
 }
 
 /// What is needed to ask a server for its program.
@@ -76,8 +76,8 @@ async fn program(State(programs): State<Programs>, Path(member): Path<MemberId>,
     }
 }
 
-async fn list(State(keyspace): State<Keyspace>) -> Json<Value> {
-    Json(json!({"member": keyspace.member(), "members": all(&keyspace)}))
+async fn list(State((keyspace, tasks)): State<(Keyspace, TaskTracker)>) -> Json<Value> {
+    Json(json!({"member": keyspace.member(), "members": seen::members(&keyspace, &tasks).await}))
 }
 
 /// All members, as this one sees them, and those that were admitted and have not come.
@@ -98,6 +98,12 @@ fn member(member: &MemberStatus) -> Value {
         "matched": member.matched.map(Revision::get),
         "heardMilliseconds": member.heard.map(milliseconds),
         "waits": member.waits,
+        "hasLost": member.has_lost,
+        "clock": member.clock.map(|clock| match clock {
+            Clock::Ahead(by) => json!({"ahead": by.as_secs()}),
+            Clock::Behind(by) => json!({"behind": by.as_secs()}),
+            Clock::Other => json!("other"),
+        }),
     })
 }
 
@@ -106,7 +112,7 @@ pub fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn remove(State(keyspace): State<Keyspace>, Path(member): Path<MemberId>) -> Response {
+async fn remove(State((keyspace, _)): State<(Keyspace, TaskTracker)>, Path(member): Path<MemberId>) -> Response {
     let removed = keyspace.remove([member].into()).await;
     let code = match removed {
         Ok(()) => return Json(json!({"member": member, "members": all(&keyspace)})).into_response(),

@@ -12,10 +12,11 @@ use axum::{Json, Router};
 use coracle_keyspace::Keyspace;
 use coracle_registry::Registry;
 use serde_json::{Value, json};
+use tokio_util::task::TaskTracker;
 
 use crate::authority::Authority;
 use crate::tls::Certificates;
-use crate::{encryption, members};
+use crate::{encryption, members, seen};
 
 /// What the answer is made of.
 #[derive(Clone)]
@@ -36,6 +37,8 @@ pub struct Facts {
     pub join_urls: Vec<String>,
     /// Where everything is kept.
     pub data_dir: PathBuf,
+    /// Where connections to other servers are.
+    pub tasks: TaskTracker,
 }
 
 /// The route; the caller puts authentication before it.
@@ -55,9 +58,7 @@ async fn preparation(
 
 async fn status(State(facts): State<Facts>) -> Json<Value> {
     let raft = facts.keyspace.status();
-    // What is wrong with the members is seen in `members`.
-    let mut alarms: Vec<String> = facts.keyspace.alarms().iter().map(ToString::to_string).collect();
-    alarms.extend(facts.images.alarms());
+    let seen::Seen { members, alarms } = seen::everywhere(&facts.keyspace, &facts.images, &facts.tasks).await;
     let (keyspace, authority, shown) = (facts.keyspace.clone(), facts.authority.clone(), facts.certificates.clone());
     // Walks directories and records: not on a thread that serves requests.
     let looked = tokio::task::spawn_blocking(move || {
@@ -82,7 +83,7 @@ async fn status(State(facts): State<Facts>) -> Json<Value> {
         "cluster": facts.keyspace.cluster().to_string(),
         "member": raft.member,
         "leader": raft.leader,
-        "members": members::all(&facts.keyspace),
+        "members": members,
         "aloneMilliseconds": facts.keyspace.alone_for().map(members::milliseconds),
         "certificates": certificates,
         "storedBytes": raft.stored_bytes,

@@ -1,8 +1,10 @@
 //! One request, understood: who asks for what, and how the answer shall look.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::extract::ConnectInfo;
 use bytes::Bytes;
 use coracle_api::meta;
 use coracle_api::meta::selector::FieldSelector;
@@ -65,6 +67,8 @@ pub(crate) struct Call {
     pub target: ResourcePath,
     /// Whether it was made in this process, and did not come over the network.
     pub is_here: bool,
+    /// Whether it came on a connection: whoever made it may go to another server.
+    pub is_connected: bool,
     class: Class,
     /// Who really calls, when that is somebody else.
     acting: Option<Arc<str>>,
@@ -80,6 +84,7 @@ impl Call {
         Call {
             query: Query::parse(parts.uri.query().unwrap_or_default()),
             is_here: parts.extensions.get::<Here>().is_some(),
+            is_connected: parts.extensions.get::<ConnectInfo<SocketAddr>>().is_some(),
             annotations: parts.extensions.get::<Arc<Annotations>>().cloned(),
             method: parts.method,
             uri: parts.uri,
@@ -113,6 +118,7 @@ impl Call {
             identity: call.identity.clone(),
             target,
             is_here: call.is_here,
+            is_connected: call.is_connected,
             class: call.class,
             acting: call.acting.clone(),
             spent: Spent::default(),

@@ -61,6 +61,11 @@ pub(crate) async fn watch(
     server: Around<'_>,
     place: Place,
 ) -> Result<Response, Status> {
+    if call.is_connected && cluster.store.keyspace.alone_for().is_some() {
+        return Err(Status::service_unavailable(
+            "this server has no majority of the servers, and does not hear what happens",
+        ));
+    }
     let form = resource.form(call, Offer::Watch)?;
     let mut options = ListOptions::of(call, resource, true)?;
     authz::node::narrow(cluster, call, resource, &mut options.fields);
@@ -162,6 +167,7 @@ async fn begin(
         })),
         stopping: Box::pin(server.stopping.clone().cancelled_owned()),
         stop: server.stopping.clone(),
+        cut_off: call.is_connected.then(|| Box::pin(keyspace.cut_off()) as _),
         ended: false,
         retired: resource.custom.as_ref().map(|custom| Box::pin(custom.retired.clone().cancelled_owned())),
         _place: place,
@@ -174,10 +180,10 @@ async fn in_time<T>(stop: &CancellationToken, until: Instant, work: impl Future<
     tokio::time::timeout_at(until, work).await.ok().flatten()
 }
 
-/// When a custom resource is served no more as it is; of others never.
-async fn retired(retired: &mut Option<Pin<Box<WaitForCancellationFutureOwned>>>) {
-    match retired {
-        Some(retired) => retired.await,
+/// When it happens, if it may.
+async fn happens<F: Future<Output = ()> + ?Sized>(may: &mut Option<Pin<Box<F>>>) {
+    match may {
+        Some(may) => may.await,
         None => std::future::pending().await,
     }
 }
@@ -244,6 +250,8 @@ struct Watch {
     alarm: Pin<Box<Sleep>>,
     stopping: Pin<Box<WaitForCancellationFutureOwned>>,
     stop: CancellationToken,
+    /// Of this server from the others: its client goes on at one that hears what happens.
+    cut_off: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     ended: bool,
     /// Of a custom resource: over when it is served no more as it is.
     retired: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
@@ -319,7 +327,11 @@ impl Watch {
                     Err(ended) => return self.over(ended),
                 },
                 () = &mut self.stopping => return None,
-                () = retired(&mut self.retired) => {
+                () = happens(&mut self.cut_off) => {
+                    self.ended = true;
+                    return None;
+                }
+                () = happens(&mut self.retired) => {
                     // What happened until then is told by what it was.
                     self.ended = true;
                     let last = self.source.pending().ok()?;

@@ -145,7 +145,9 @@ impl Member {
                     answer => return answer,
                 }
             }
-            if Instant::now() >= give_up {
+            // Who says that it lives has other members to say it to, and no time to wait for one that is cut off.
+            let is_cut_off = matches!(ask, Ask::Renew(_)) && self.alone_for() >= self.up_within();
+            if is_cut_off || Instant::now() >= give_up {
                 return Err(Refusal::NotLeader(leader));
             }
             let metrics = metrics.get_or_insert_with(|| self.raft().server_metrics());

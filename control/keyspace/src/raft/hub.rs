@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
+use super::ask::Ask;
 use super::network::{Answer, Call, Transport, TransportError, answer};
 use super::{Member, MemberId};
 
@@ -20,6 +21,8 @@ struct Connections {
     alone: HashSet<MemberId>,
     /// Pairs that do not reach each other, the lower number first.
     cut: HashSet<(MemberId, MemberId)>,
+    /// Pairs of which what the first sends the second comes there only if it is small.
+    narrow: HashSet<(MemberId, MemberId)>,
 }
 
 impl Hub {
@@ -41,6 +44,16 @@ impl Hub {
     /// Cuts the connection between two members, which reach all others still.
     pub fn cut(&self, one: MemberId, other: MemberId) {
         self.0.lock().cut.insert((one.min(other), one.max(other)));
+    }
+
+    /// Loses entries, snapshots and writes on the way from one member to another, as a network does that has lost its large packets.
+    /// Or no more.
+    pub fn narrow(&self, from: MemberId, to: MemberId, narrow: bool) {
+        let mut connections = self.0.lock();
+        match narrow {
+            true => connections.narrow.insert((from, to)),
+            false => connections.narrow.remove(&(from, to)),
+        };
     }
 
     /// How `from` reaches the others.
@@ -73,11 +86,23 @@ impl Transport for Link {
         let (from, hub) = (self.from, self.hub.clone());
         Box::pin(async move {
             let member = hub.find(from, to).ok_or(TransportError::Unreachable(to))?;
+            if is_large(&call) && hub.0.lock().narrow.contains(&(from, to)) {
+                // Nobody says that it is lost.
+                return std::future::pending().await;
+            }
             let answer = answer(&member, from, call).await?;
             // An answer is lost on a connection that was cut meanwhile.
             let cut = || TransportError::Failed { member: to, reason: "the connection was cut".into() };
             hub.find(to, from).ok_or_else(cut)?;
             Ok(answer)
         })
+    }
+}
+
+fn is_large(call: &Call) -> bool {
+    match call {
+        Call::Append(request) => !request.entries.is_empty(),
+        Call::Ask(Ask::Write(_)) | Call::Snapshot { .. } => true,
+        Call::Vote(_) | Call::PreVote(_) | Call::Transfer(_) | Call::Ask(_) => false,
     }
 }

@@ -31,7 +31,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rustix::net::sockopt;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{AlertDescription, CertificateError, ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -149,7 +149,11 @@ impl Links {
     /// Links of `member` of `cluster` to the others.
     pub fn new(cluster: ClusterId, member: MemberId, tls: &PeerTls) -> Links {
         Links(Arc::new(Shared {
-            dialer: Dialer { own: Own { cluster, member }, tls: TlsConnector::from(tls.client.clone()) },
+            dialer: Dialer {
+                own: Own { cluster, member },
+                tls: TlsConnector::from(tls.client.clone()),
+                clocks: Arc::default(),
+            },
             links: Mutex::default(),
             tasks: Mutex::default(),
         }))
@@ -197,6 +201,10 @@ impl Transport for Links {
             let stream = links.0.dialer.dial(STREAM_MAGIC, to, &address).await?;
             Ok(Box::new(stream) as PeerStream)
         })
+    }
+
+    fn clock(&self, of: MemberId) -> Option<Clock> {
+        self.0.dialer.clocks.lock().get(&of).copied()
     }
 
     fn process(&self, to: MemberId, address: &str) -> BoxFuture<'static, Answering> {
@@ -363,6 +371,38 @@ impl Shared {
 struct Dialer {
     own: Own,
     tls: TlsConnector,
+    /// Whose last connection failed by a clock.
+    clocks: Arc<Mutex<HashMap<MemberId, Clock>>>,
+}
+
+/// Why a certificate of the cluster is not valid where it is looked at: a clock is wrong there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Clock {
+    /// This machine's is ahead of the end of the other's certificate, by so much.
+    Ahead(Duration),
+    /// This machine's is behind the beginning of the other's certificate, by so much.
+    Behind(Duration),
+    /// The other one's: it refuses this member's certificate, which is valid here.
+    Other,
+}
+
+impl Clock {
+    /// What `error`, the end of a handshake, says about clocks.
+    fn of(error: &io::Error) -> Option<Clock> {
+        let between = |from: rustls::pki_types::UnixTime, to: rustls::pki_types::UnixTime| {
+            Duration::from_secs(to.as_secs().saturating_sub(from.as_secs()))
+        };
+        match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+            rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after }) => {
+                Some(Clock::Ahead(between(*not_after, *time)))
+            }
+            rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { time, not_before }) => {
+                Some(Clock::Behind(between(*time, *not_before)))
+            }
+            rustls::Error::AlertReceived(AlertDescription::CertificateExpired) => Some(Clock::Other),
+            _ => None,
+        }
+    }
 }
 
 impl Dialer {
@@ -383,7 +423,12 @@ impl Dialer {
             let why = read_reply(&mut stream).await?;
             if why.is_empty() { Ok(stream) } else { Err(io::Error::other(format!("it refuses: {why}"))) }
         };
-        timeout(DIAL_TIMEOUT, dial).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        let dialed = timeout(DIAL_TIMEOUT, dial).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        match dialed.as_ref().err().and_then(Clock::of) {
+            Some(clock) => drop(self.clocks.lock().insert(to, clock)),
+            None => drop(self.clocks.lock().remove(&to)),
+        }
+        dialed
     }
 
     async fn send_snapshot(&self, to: MemberId, address: &str, call: Call) -> Result<Answer, TransportError> {
@@ -825,9 +870,12 @@ mod tests {
 
         /// TLS for whoever has `name`.
         fn tls(&self, name: &str) -> PeerTls {
+            self.tls_with(CertificateParams::new(vec![name.to_owned()]).unwrap())
+        }
+
+        fn tls_with(&self, params: CertificateParams) -> PeerTls {
             let key = KeyPair::generate().unwrap();
-            let certificate =
-                CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+            let certificate = params.signed_by(&key, &self.issuer).unwrap();
             let mut roots = RootCertStore::empty();
             roots.add(self.certificate.clone()).unwrap();
             let roots = Arc::new(roots);
@@ -847,6 +895,37 @@ mod tests {
                 ),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_not_valid_where_it_is_looked_at_is_a_clock_that_is_wrong_there() {
+        let (authority, cluster) = (Authority::new(), ClusterId::new([1, 2]));
+        let valid = |member, years: (i32, i32)| {
+            let mut params = CertificateParams::new(vec![cluster.certificate_name(member)]).unwrap();
+            (params.not_before, params.not_after) =
+                (rcgen::date_time_ymd(years.0, 1, 1), rcgen::date_time_ymd(years.1, 1, 1));
+            authority.tls_with(params)
+        };
+        let (past, now, future) = ((1999, 2001), (1999, 4000), (3999, 4000));
+        let clock = async |called: PeerTls, calls: PeerTls| {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let accepted = tokio::spawn(async move {
+                let (stream, _) = listener.accept().await.unwrap();
+                // The caller reads what ended it.
+                let _ = TlsAcceptor::from(called.server).accept(stream).await;
+            });
+            let links = Links::new(cluster, 2, &calls);
+            assert!(links.stream(1, &address).await.is_err());
+            accepted.await.unwrap();
+            links.clock(1)
+        };
+        let year = Duration::from_secs(365 * 86_400);
+        assert!(matches!(clock(valid(1, past), valid(2, now)).await, Some(Clock::Ahead(by)) if by > 20 * year));
+        assert!(matches!(clock(valid(1, future), valid(2, now)).await, Some(Clock::Behind(by)) if by > 1000 * year));
+        assert_eq!(clock(valid(1, now), valid(2, past)).await, Some(Clock::Other));
+        // Whoever hangs up says nothing about clocks.
+        assert_eq!(clock(valid(1, now), valid(2, now)).await, None);
     }
 
     #[tokio::test(flavor = "multi_thread")]

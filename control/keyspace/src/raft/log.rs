@@ -254,6 +254,28 @@ impl Log {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of what follows the entry `index`, as far as they are sent at once.
+    pub fn sent_after(&self, index: Option<u64>) -> usize {
+        let inner = self.0.inner.lock();
+        let next = index.map_or(0, |index| index + 1);
+        let mut bytes = 0;
+        inner
+            .entries
+            .range(inner.range(next..))
+            .map(size)
+            .take_while(|size| {
+                let fits = bytes < READ_BYTES_MAX;
+                bytes += size;
+                fits
+            })
+            .sum()
+    }
+
+    /// Whether a snapshot is on its way to `member`.
+    pub fn is_sent_snapshot(&self, member: MemberId) -> bool {
+        self.0.sent.lock().get(&member).is_some_and(|sent| sent.until.is_none())
+    }
+
     /// Whether it is time to cut it.
     pub fn is_large(&self) -> bool {
         self.0.is_large(&self.0.inner.lock())

@@ -41,7 +41,7 @@ pub const ALONE_AFTER: Duration = Duration::from_secs(5);
 pub const LOOKS_AFTER: Duration = Duration::from_secs(3);
 
 /// A learner that lacks no more entries than this has caught up.
-const BEHIND_MAX: u64 = 256;
+pub const BEHIND_MAX: u64 = 256;
 /// How long whoever is asked which process it is may take.
 const PROCESS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a removal waits for those who are left to say that they have what is kept beside the log.
@@ -232,6 +232,7 @@ impl Member {
             Some(heartbeat) => heartbeat.get(&member)?.as_ref().map(|at| at.elapsed()),
             None => None,
         };
+        let lost = self.lost();
         let state = self.machine().state.read();
         let all = metrics.membership_config.membership().nodes();
         all.map(|(member, node)| MemberStatus {
@@ -245,8 +246,27 @@ impl Member {
             matched: matched(*member).filter(|_| leads).map(Revision::new),
             heard: heard(*member),
             waits: group::waits(&state, *member),
+            has_lost: lost.contains(member),
+            clock: self.transport().clock(*member),
         })
         .collect()
+    }
+
+    /// The voters.
+    pub fn voters(&self) -> BTreeSet<MemberId> {
+        let metrics = self.raft().server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.voter_ids().collect()
+    }
+
+    /// The others that were heard of lately, and up to where each has the log, of a leader.
+    pub fn matched_of_up(&self) -> Vec<(Option<u64>, MemberId)> {
+        let others = self.members().into_iter().filter(|other| other.member != self.id() && self.is_up(other));
+        others.map(|other| (other.matched.map(Revision::get), other.member)).collect()
+    }
+
+    fn is_up(&self, member: &MemberStatus) -> bool {
+        member.heard.is_some_and(|heard| heard < self.up_within())
     }
 
     fn view(&self) -> View {
@@ -255,7 +275,7 @@ impl Member {
         for member in self.members() {
             let set = if member.role == Role::Voter { &mut view.voters } else { &mut view.learners };
             set.insert(member.member);
-            if member.heard.is_some_and(|heard| heard < self.up_within()) {
+            if self.is_up(&member) {
                 view.up.insert(member.member);
             }
             if member.waits {
@@ -524,16 +544,21 @@ impl Member {
         });
     }
 
-    /// A voter that could lead and says that it has room; a version that does not say it is not taken for one.
+    /// A voter that could lead and says that it has room.
     async fn one_with_room(&self) -> Option<MemberId> {
         let view = self.view();
         let others = view.voters.iter().filter(|member| **member != view.leader && view.up.contains(member));
-        for member in others.filter(|member| view.caught_up.contains(member)) {
-            let Some(address) = self.reached_at(*member) else { continue };
-            let asked = self.transport().call(*member, &address, Call::Ask(Ask::Process));
+        self.first_with_room(others.copied().filter(|member| view.caught_up.contains(member))).await
+    }
+
+    /// The first of `members` that says that it has room; a version that does not say it is not taken for one.
+    pub async fn first_with_room(&self, members: impl Iterator<Item = MemberId>) -> Option<MemberId> {
+        for member in members {
+            let Some(address) = self.reached_at(member) else { continue };
+            let asked = self.transport().call(member, &address, Call::Ask(Ask::Process));
             let told = tokio::time::timeout(PROCESS_TIMEOUT, asked).await;
             if let Ok(Ok(Answer::Told(Ok(Told::Process { has_room: true, .. })))) = told {
-                return Some(*member);
+                return Some(member);
             }
         }
         None
@@ -583,11 +608,19 @@ impl Member {
         if tokio::time::timeout(ANSWERS_WITHIN, answered).await.is_ok() {
             return Ok(());
         }
-        let lacking: Vec<String> = lacking().iter().map(MemberId::to_string).collect();
-        Err(Refusal::Refused(format!(
-            "of those that would be left, member {} does not have all images yet: try again in a moment",
-            lacking.join(" and member ")
-        )))
+        let lacking = lacking();
+        let up = self.view().up;
+        let silent: BTreeSet<MemberId> = lacking.difference(&up).copied().collect();
+        Err(Refusal::Refused(match silent.len() {
+            0 => format!(
+                "of those that would be left, {} not have all images yet: try again in a moment",
+                words(&lacking, "does", "do")
+            ),
+            _ => format!(
+                "of those that would be left, {} not answer, and they could not go on: bring what is silent back, or remove it first",
+                words(&silent, "does", "do")
+            ),
+        }))
     }
 
     /// Raises the version of the entries that is in use to what all members understand.
@@ -686,6 +719,12 @@ impl Member {
             }
         }
     }
+}
+
+/// Members, and what `one` of them or `several` do.
+fn words(members: &BTreeSet<MemberId>, one: &str, several: &str) -> String {
+    let named: Vec<String> = members.iter().map(|member| format!("member {member}")).collect();
+    format!("{} {}", named.join(" and "), if named.len() == 1 { one } else { several })
 }
 
 /// What a member that was removed is told.

@@ -19,6 +19,7 @@ mod network;
 mod places;
 mod restore;
 mod snapshot;
+mod still;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -39,17 +40,19 @@ pub use acknowledged::lost;
 pub use ask::{Ask, Change, Refusal, Renewed, Told};
 pub use codec::{encode_records, records};
 pub use hub::Hub;
-pub use link::{Called, Links, PeerStream, PeerTls, Stream, serve as serve_peers};
+pub use link::{Called, Clock, Links, PeerStream, PeerTls, Stream, serve as serve_peers};
 pub use machine::Machine;
 pub use members::{ALONE_AFTER, LOOKS_AFTER, removed};
 pub use network::{Answer, Call, NoPeers, Transport};
 pub use restore::{Remains, restore};
+pub use still::Standing as StandingStill;
 pub use types::{MemberId, Transaction};
 
 use self::acknowledged::Acknowledged;
 use self::log::{Log, Unstarted};
 use self::machine::Applier;
 use self::network::{Heard, Network, Raft};
+use self::still::Stills;
 use crate::NoRoom;
 use crate::checkpoint::{self, Checkpoint};
 use crate::dir::{Dir, DirError, Owner};
@@ -160,6 +163,10 @@ pub struct Member {
     doubled: Mutex<Option<(MemberId, String, Instant)>>,
     /// Whether another member has said that this one was removed.
     removed: watch::Sender<bool>,
+    /// What stands still.
+    stills: Mutex<Stills>,
+    /// Held while another is asked to lead because this one commits nothing.
+    giving_way: Arc<tokio::sync::Mutex<()>>,
     /// Says that the checkpoint's disk broke.
     broken: Notify,
 }
@@ -261,6 +268,8 @@ impl Member {
             process,
             doubled: Mutex::default(),
             removed: watch::Sender::new(false),
+            stills: Mutex::default(),
+            giving_way: Arc::default(),
             broken: Notify::new(),
         };
         if founds && !member.raft.is_initialized().await.map_err(io::Error::other)? {
@@ -386,6 +395,11 @@ impl Member {
         metrics.last_quorum_acked.map_or(Duration::ZERO, |at| openraft::Instant::elapsed(&*at))
     }
 
+    /// Whether this member has been without a majority for so long that the others may have elected another.
+    pub fn may_be_replaced(&self) -> bool {
+        self.alone_for() >= self.host.timing.down / 2
+    }
+
     /// Who was heard of within this time is up.
     fn up_within(&self) -> Duration {
         self.host.timing.down
@@ -398,6 +412,11 @@ impl Member {
     /// Bytes of records beyond which nothing may be added.
     pub fn stored_max(&self) -> u64 {
         self.stored_max
+    }
+
+    /// Where everything is.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
     }
 
     /// Where parts of a snapshot are kept until it is whole.

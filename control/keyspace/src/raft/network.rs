@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use super::Member;
 use super::acknowledged::{self, Acknowledged};
 use super::ask::{Ask, Refusal, Told};
-use super::link::PeerStream;
+use super::link::{Clock, PeerStream};
 use super::log::Log;
 use super::machine::{Applier, Machine};
 use super::members::removed;
@@ -42,7 +42,7 @@ const PARTS_QUEUED: usize = 4;
 
 /// A link that carries less than this in a second is taken for broken: entries get that much longer than openraft's own
 /// deadline, which is made for heartbeats.
-const LINK_BYTES_PER_SECOND: u64 = 256 << 10;
+pub const LINK_BYTES_PER_SECOND: u64 = 256 << 10;
 /// How long it may take until a part of a snapshot is taken, and how long until one that was sent is installed: that much, and as long
 /// as its bytes take at this rate in a second. It pins the checkpoint's pages meanwhile.
 const PART_TIMEOUT: Duration = Duration::from_secs(60);
@@ -121,6 +121,11 @@ pub trait Transport: Send + Sync + 'static {
         let error =
             io::Error::new(io::ErrorKind::Unsupported, format!("there are no streams to member {to} at {address:?}"));
         Box::pin(std::future::ready(Err(error)))
+    }
+
+    /// Whose clock is why the last connection to the member `of` failed, if one is.
+    fn clock(&self, _of: MemberId) -> Option<Clock> {
+        None
     }
 
     /// Who answers as the member `to` at `address`, asked on a connection of its own; where this transport knows addresses.

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use coracle_keyspace::{
-    Begin, Config, Formats, GroupError, Guard, Hub, Key, Keyspace, MemberStatus, Op, Promotion, Renewal, Revision,
-    Role, SecretKey, TransactError, Value,
+    Alarm, Begin, Config, Formats, GroupError, Guard, Hub, Key, Keyspace, MemberStatus, Op, Promotion, Renewal,
+    Revision, Role, SecretKey, TransactError, Value,
 };
 use tempfile::TempDir;
 
@@ -206,6 +206,69 @@ async fn a_renewal_is_known_to_whoever_leads_until_the_record_changes_or_another
     assert!(texts(&group.members[leader], None).await.is_empty(), "whoever leads next is told anew");
     first.renew(renewal("five", changed.revision)).await.unwrap();
     assert_eq!(texts(&group.members[leader], None).await, [format!("{}five", changed.revision)]);
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_cut_off_takes_no_sign_of_life_and_says_that_it_hears_nothing() {
+    let group = Group::three().await;
+    let revision = group.members[0].transact(vec![put("a", "x", Guard::Absent)]).await.unwrap().revision;
+    let renewal =
+        || Renewal { key: Key::new("things", "a"), revision, value: Value { bytes: "y".into(), revision_at: 0 } };
+    // It leads, as far as it knows, or it knows who does.
+    for at in [0, 1] {
+        let (member, began) = (&group.members[at], Instant::now());
+        member.renew(renewal()).await.unwrap();
+        group.hub.isolate(member.member(), true);
+        until("it takes none", async || member.renew(renewal()).await.is_err().then_some(())).await;
+        let taken = began.elapsed();
+        assert!(taken < Duration::from_secs(5), "it took them for {taken:?}");
+        let again = Instant::now();
+        assert!(member.renew(renewal()).await.is_err());
+        assert!(again.elapsed() < Duration::from_secs(1), "nor has it whoever lives wait");
+        tokio::time::timeout(LIMIT, member.cut_off()).await.expect("it says so");
+        group.hub.isolate(member.member(), false);
+        until("it is back", async || member.renew(renewal()).await.ok()).await;
+    }
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_heard_and_commits_nothing_has_another_lead() {
+    let group = Group::three().await;
+    let first = &group.members[0];
+    for to in [2, 3] {
+        group.hub.narrow(1, to, true);
+    }
+    let began = Instant::now();
+    let _lost = first.transact(vec![put("a", "x", Guard::None)]).await;
+    let leader = group.leader_among(&[1, 2]).await;
+    println!("another leads after {:?}", began.elapsed());
+    group.members[leader].transact(vec![put("b", "x", Guard::None)]).await.unwrap();
+    until("it has what is written elsewhere", async || first.get("things", "b")).await;
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_heard_and_takes_nothing_is_told_of() {
+    let group = Group::three().await;
+    let first = &group.members[0];
+    group.hub.narrow(1, 3, true);
+    first.transact(vec![put("a", "x", Guard::None)]).await.unwrap();
+    let told = async || {
+        let alarms = first.alarms();
+        assert!(alarms.iter().all(|alarm| matches!(alarm, Alarm::Behind { member: 3, .. })), "{alarms:?}");
+        (!alarms.is_empty()).then_some(())
+    };
+    until("it is told", told).await;
+    assert!(first.lead().borrow().is_some(), "the others are a majority");
+    group.hub.narrow(1, 3, false);
+    until("it is over", async || first.alarms().is_empty().then_some(())).await;
+    // Who is down is told of as that.
+    group.hub.isolate(3, true);
+    first.transact(vec![put("b", "x", Guard::None)]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(first.alarms(), []);
     group.shutdown().await;
 }
 
