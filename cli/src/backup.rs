@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, OFlags};
 
 use crate::backup_key::{self, Key};
 use crate::cluster::{Which, default_dir, usage};
-use crate::output::Step;
+use crate::output::{Step, tell};
 
 /// Write everything of a running cluster into a file: objects, keys, images
 ///
@@ -53,6 +53,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         contents = remote.backup(!no_images, &key.key, BufWriter::new(io::stdout())).await.context(WHAT)?.0;
         is_new = key.keep()?;
     } else {
+        check_place(&file)?;
         let part = Part::create(&file)?;
         // Nobody else makes one there from here on.
         if !force && file.exists() {
@@ -67,32 +68,43 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     step.done();
     let images = if no_images { String::new() } else { format!(", {} files of the registry", contents.files) };
-    eprintln!("revision {}: {} objects{images}, {} MiB", contents.revision, contents.records, contents.bytes >> 20);
+    tell!("revision {}: {} objects{images}, {} MiB", contents.revision, contents.records, contents.bytes >> 20);
     let new = if is_new { "the new" } else { "the" };
-    eprintln!(
+    tell!(
         "its keys are sealed under {new} backup key {} in {}: keep that apart from the backup, and keep it; nothing restores the \
          backup without it",
         contents.key,
         key_file.display()
     );
     if let Some(open @ 1..) = contents.open {
-        eprintln!(
+        tell!(
             "warning: {open} Secrets, or other objects that the cluster is to encrypt, are in the backup in the clear, since it has not \
              encrypted them yet: `coracle encryption status` says why. Whoever has the backup has them"
         );
     }
     if !contents.lacking.is_empty() {
-        eprintln!("warning: no server has these images whole, so that the backup lacks them; push them again:");
-        contents.lacking.iter().for_each(|image| eprintln!("  {image}"));
+        tell!("warning: no server has these images whole, so that the backup lacks them; push them again:");
+        contents.lacking.iter().for_each(|image| tell!("  {image}"));
         match contents.lacking_count.saturating_sub(contents.lacking.len() as u64) {
             0 => {}
-            more => eprintln!("  and {more} more"),
+            more => tell!("  and {more} more"),
         }
     }
     Ok(())
 }
 
 const WHAT: &str = "back up the cluster";
+
+/// Told before anything is written: a backup takes the place of a file, and not of a device that others use, of a link to one, or of a
+/// directory.
+fn check_place(file: &Path) -> anyhow::Result<()> {
+    match std::fs::symlink_metadata(file) {
+        Ok(found) if !found.is_file() => {
+            bail!("{} is there already, and no file: choose another name, or - for standard output", file.display())
+        }
+        _ => Ok(()),
+    }
+}
 
 /// How often the file is looked for anew that another backup has just finished.
 const TAKE_MAX: usize = 16;
@@ -192,7 +204,7 @@ pub async fn restore(arguments: RestoreArguments) -> anyhow::Result<()> {
     let step = Step::begin(format!("restore into {}", dir.display()));
     let restored = coracle_sdk::restore(from, &dir, key).await.context("restore the cluster")?;
     step.done();
-    eprintln!(
+    tell!(
         "cluster {} has the {} objects of revision {}{}; `coracle up` starts it",
         restored.cluster,
         restored.records,
@@ -207,6 +219,20 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    #[test]
+    fn a_backup_takes_the_place_of_a_file_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let [file, link] = ["file", "link"].map(|name| dir.path().join(name));
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        for other in [Path::new("/dev/null"), &link, dir.path()] {
+            let told = check_place(other).unwrap_err().to_string();
+            assert!(told.contains("no file"), "{told}");
+        }
+        check_place(&file).unwrap();
+        std::fs::write(&file, "").unwrap();
+        check_place(&file).unwrap();
+    }
 
     #[test]
     fn what_a_backup_left_that_was_killed_stops_no_other() {

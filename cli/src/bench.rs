@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use coracle_sdk::bench;
 
 use crate::cluster::usage;
-use crate::output::Step;
+use crate::output::{Step, say};
 
 /// Run the benchmarks and print one figure a line: name, value, unit
 ///
@@ -79,7 +79,7 @@ fn heeded(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// Runs the hidden command.
 pub async fn peer() -> anyhow::Result<()> {
-    bench::peer(|address| println!("{address}")).await.map_err(anyhow::Error::from_boxed)
+    bench::peer(|address| drop(say!("{address}"))).await.map_err(anyhow::Error::from_boxed)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::anew;
 use crate::audit::AuditLog;
+use crate::output::tell;
 
 /// Where a cluster that runs here keeps everything and listens.
 #[derive(Args, Clone)]
@@ -74,7 +75,7 @@ impl From<Names> for Option<SocketAddr> {
     fn from(said: Names) -> Option<SocketAddr> {
         let at = said.dns_listen?;
         if !at.ip().is_loopback() {
-            eprintln!("note: whoever reaches {at} can ask for the cluster's names (--dns-listen)");
+            tell!("note: whoever reaches {at} can ask for the cluster's names (--dns-listen)");
         }
         Some(at)
     }
@@ -326,7 +327,7 @@ pub struct Which {
 impl Which {
     /// Connects to it; a server that does not answer is left for another of the kubeconfig, and the person is told.
     pub async fn connect(&self) -> anyhow::Result<Remote> {
-        Ok(Remote::connect_merged(&self.kubeconfigs()?, |moved| eprintln!("note: {moved}")).await?)
+        Ok(Remote::connect_merged(&self.kubeconfigs()?, |moved| tell!("note: {moved}")).await?)
     }
 
     /// The files that say which cluster it is, as kubectl finds them: what is named must be there.
@@ -520,7 +521,7 @@ pub async fn run(cluster: Cluster, program: &Program, signals: &mut Signals) -> 
     tokio::select! {
         () = signals.received() => drain(cluster, signals).await,
         () = program.asked() => {
-            eprintln!("beginning anew with {}: pods end in grace", program.path().display());
+            tell!("beginning anew with {}: pods end in grace", program.path().display());
             let ended = to_begin_anew(cluster.shutdown_to_begin_anew(), async || signals.received().await).await;
             match ended.context("nothing acknowledged is lost")? {
                 Some(listeners) => Err(anew::begin(program, &listeners)),
@@ -550,7 +551,7 @@ pub async fn to_begin_anew<T>(
         // What comes after this is for the next life.
         return Ok(signal().now_or_never().is_none().then_some(left));
     }
-    eprintln!("stopping instead (once more to stop at once)");
+    tell!("stopping instead (once more to stop at once)");
     tokio::select! {
         _ = shutdown => Ok(None),
         () = signal() => bail!("stopped before everything was drained"),
@@ -559,7 +560,7 @@ pub async fn to_begin_anew<T>(
 
 /// Drains and stops; a second signal ends it at once.
 pub async fn drain(cluster: Cluster, signals: &mut Signals) -> anyhow::Result<()> {
-    eprintln!("stopping: pods end in grace (once more to stop at once)");
+    tell!("stopping: pods end in grace (once more to stop at once)");
     tokio::select! {
         () = cluster.shutdown() => Ok(()),
         () = signals.received() => bail!("stopped before everything was drained; nothing acknowledged is lost"),

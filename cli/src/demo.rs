@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use coracle_sdk::kube::api::ListParams;
 use coracle_sdk::{Cluster, component, manifests, push};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -13,7 +13,7 @@ use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
 
 use crate::cluster::{Here, Signals, drain};
-use crate::output::{Step, say};
+use crate::output::{Step, say, tell};
 use crate::up::announce;
 
 /// Components the demo pushes: package in examples/, image. The second is there for examples/manifests/fastapi-app.yaml.
@@ -74,8 +74,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return Err(error);
     }
     if !arguments.exit {
-        eprintln!("\nrunning until Ctrl-C");
-        signals.received().await;
+        tell!("\nrunning until Ctrl-C");
+        tokio::select! {
+            () = signals.received() => {}
+            why = cluster.ended() => {
+                cluster.shutdown().await;
+                bail!(why)
+            }
+        }
     }
     drain(cluster, &mut signals).await
 }

@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::cluster::{Kept, Local, NodeOf};
-use crate::output::Step;
+use crate::output::{Step, tell};
 
 /// Longer than pods may take in grace when nobody asks for more.
 const STOP_DEADLINE: Duration = Duration::from_secs(120);
@@ -52,7 +52,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let dir = arguments.local.dir()?;
     if !stop(&dir, CLUSTER_LOCK).await? {
-        eprintln!("the cluster in {} does not run", dir.display());
+        tell!("the cluster in {} does not run", dir.display());
     }
     Ok(())
 }
@@ -92,7 +92,7 @@ pub async fn reset(arguments: ResetArguments) -> anyhow::Result<()> {
     }
     step.done();
     if let Kept::Node(NodeOf { name, .. }) = kept {
-        eprintln!("the cluster still knows it: `kubectl delete node {name}`");
+        tell!("the cluster still knows it: `kubectl delete node {name}`");
     }
     Ok(())
 }
@@ -116,7 +116,7 @@ fn volumes(dir: &Path) -> anyhow::Result<String> {
 
 /// Whether the person at the terminal says yes to `what`.
 pub fn agrees(what: &str) -> anyhow::Result<bool> {
-    eprint!("{what}. Type yes to go on: ");
+    let _ = io::stderr().write_all(format!("{what}. Type yes to go on: ").as_bytes());
     let mut line = String::new();
     io::stdin().read_line(&mut line).context("read the answer; --yes needs none")?;
     Ok(line.trim() == "yes")

@@ -9,7 +9,7 @@ use coracle_sdk::{Encryption, Remote};
 
 use crate::cluster::Which;
 use crate::down::agrees;
-use crate::output::{Step, say};
+use crate::output::{Step, say, tell};
 
 /// Show and change what is encrypted before the cluster keeps it, and renew the key
 #[derive(clap::Args)]
@@ -68,7 +68,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             let before = remote.encryption().await.context("ask the cluster")?;
             let now = remote.rotate_encryption_key().await.context("make a new key")?;
             if now.key == before.key {
-                eprintln!("the objects of an earlier command are still being encrypted anew: no other key was made");
+                tell!("the objects of an earlier command are still being encrypted anew: no other key was made");
             }
             finish(&remote, now, no_wait).await?;
         }
@@ -78,7 +78,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 say!("{resource}")?;
             }
             if now.key.is_none() {
-                eprintln!("nothing is encrypted yet: {}", in_words(&now));
+                tell!("nothing is encrypted yet: {}", in_words(&now));
             }
         }
         Command::Resources { resources, yes, no_wait, which } => {

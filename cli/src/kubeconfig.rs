@@ -3,7 +3,7 @@
 use coracle_sdk::Elsewhere;
 
 use crate::cluster::Which;
-use crate::output;
+use crate::output::{self, tell};
 
 /// Print a kubeconfig for another machine: the administrator's, by a URL that is reached from there
 ///
@@ -23,7 +23,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Elsewhere::of(&arguments.which.kubeconfigs()?, arguments.server.as_deref()).await?;
     output::line(kubeconfig)?;
     if let Some(certificate) = certificate {
-        eprintln!("the certificate of {} in it ends on {}: make another before", certificate.name, certificate.day());
+        tell!("the certificate of {} in it ends on {}: make another before", certificate.name, certificate.day());
     }
     Ok(())
 }

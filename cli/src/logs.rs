@@ -12,7 +12,7 @@ use kube::discovery::ApiResource;
 use kube::{Api, Client, ResourceExt};
 
 use crate::cluster::Which;
-use crate::output;
+use crate::output::{self, tell};
 
 /// Most pods whose logs are shown side by side.
 const PODS_MAX: usize = 50;
@@ -44,9 +44,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let namespace = arguments.namespace.as_deref().unwrap_or(client.default_namespace());
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let found = find(&client, &pods, namespace, arguments.workload.as_deref()).await?;
+    if found.is_empty() {
+        tell!("there are no such pods in namespace {namespace}");
+    }
     let containers: Vec<(String, String)> = found.iter().take(PODS_MAX).flat_map(containers).collect();
     if found.len() > PODS_MAX {
-        eprintln!("showing {PODS_MAX} of {} pods", found.len());
+        tell!("showing {PODS_MAX} of {} pods", found.len());
     }
     let width = containers.iter().map(|(pod, container)| pod.len() + container.len() + 1).max().unwrap_or(0);
     let alone = containers.len() == 1;
@@ -97,7 +100,7 @@ async fn print(
             Ok(line) if alone => output::line(line)?,
             Ok(line) => output::line([format!("{label:width$} | ").as_bytes(), &line].concat())?,
             Err(error) => {
-                eprintln!("{label}: {error}");
+                tell!("{label}: {error}");
                 failed = true;
                 continue;
             }
@@ -147,6 +150,9 @@ async fn find(client: &Client, pods: &Api<Pod>, namespace: &str, name: Option<&s
     let Some(name) = name else { return list(None).await };
     let (kind, name) = name.split_once('/').unwrap_or(("", name));
     check(kind)?;
+    if name.is_empty() {
+        bail!("no workload is named: say it as NAME or KIND/NAME");
+    }
     let ask = coracle_sdk::AskError::from;
     for (resource, _) in workloads().iter().filter(|(_, names)| kind.is_empty() || names.contains(&kind)) {
         let workloads: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, resource);

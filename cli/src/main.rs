@@ -1,5 +1,8 @@
 //! `coracle`: Kubernetes without containers, in one executable.
 
+// Both panic when nobody reads or the disk is full, whatever is under way: `output` has what does not.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 mod anew;
 mod audit;
 mod backup;
@@ -35,6 +38,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+
+use crate::output::tell;
 
 // A third of the API server's time under load went into the system's allocator, and what it kept after that load was twice
 // as much (`apibench writes`).
@@ -89,12 +94,19 @@ enum Command {
     },
 }
 
+/// By these a person says where data is; empty they say nothing, as those of other programs.
+const DIRECTORIES: [&str; 2] = ["CORACLE_DATA_DIR", "CORACLE_NODE_DIR"];
+
 fn main() -> ExitCode {
     // With RUST_BACKTRACE set wasmtime would take a backtrace for each instance that ends: 10 µs. Panics go on having theirs.
     // Who asks for them expressly has them.
     if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
+    }
+    for name in DIRECTORIES.into_iter().filter(|name| std::env::var_os(name).is_some_and(|said| said.is_empty())) {
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::remove_var(name) };
     }
     let arguments = Arguments::parse();
     let result = match arguments.command {
@@ -131,7 +143,7 @@ fn main() -> ExitCode {
             if let Some(wrong) = error.downcast_ref::<clap::Error>() {
                 wrong.exit();
             }
-            eprintln!("error: {}", output::chain(&error));
+            tell!("error: {}", output::chain(&error));
             match error.downcast_ref::<up::Ended>() {
                 Some(ended) => ExitCode::from(ended.code),
                 None if output::is_unreachable(&error) => ExitCode::from(3),
@@ -160,10 +172,12 @@ fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> 
     memory::begin();
     let (filter, mistake) = logged(std::env::var_os(LOG).map(|said| said.to_string_lossy().into_owned()).as_deref());
     if let Some(mistake) = mistake {
-        eprintln!("warning: {mistake}");
+        tell!("warning: {mistake}");
     }
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    // Of a line that cannot be written it would tell with `eprintln!`, in the midst of whatever has logged.
+    log.log_internal_errors(false).init();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.enable_all().on_thread_park(memory::rest).build()?.block_on(command)
 }

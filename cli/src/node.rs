@@ -4,13 +4,13 @@ use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use coracle_sdk::{Compiler, Listeners, Worker, WorkerOptions};
 
 use crate::anew;
 use crate::cluster::{Ingress, Names, Signals, Traces, default_dir, join, to_begin_anew};
 use crate::memory;
-use crate::output::{self, Step};
+use crate::output::{self, Step, tell};
 
 /// Join a cluster as a node, and run its pods here until Ctrl-C
 ///
@@ -87,12 +87,16 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match announce(&worker) {
         // Whoever was told before has gone.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => (),
-        told => told?,
+        Err(error) => {
+            worker.shutdown().await;
+            return Err(error).context("print where it is");
+        }
+        Ok(()) => (),
     }
     tokio::select! {
         () = signals.received() => drain(worker, &mut signals).await,
         () = program.asked() => {
-            eprintln!("beginning anew with {}: pods end in grace", program.path().display());
+            tell!("beginning anew with {}: pods end in grace", program.path().display());
             match to_begin_anew(worker.shutdown(), async || signals.received().await).await? {
                 Some(()) => Err(anew::begin(&program, &Listeners::default())),
                 None => Ok(()),
@@ -119,7 +123,7 @@ fn announce(worker: &Worker) -> std::io::Result<()> {
 
 /// Drains and stops; a second signal ends it at once.
 async fn drain(worker: Worker, signals: &mut Signals) -> anyhow::Result<()> {
-    eprintln!("stopping: pods end in grace (once more to stop at once)");
+    tell!("stopping: pods end in grace (once more to stop at once)");
     tokio::select! {
         () = worker.shutdown() => Ok(()),
         () = signals.received() => bail!("stopped before every pod had ended"),

@@ -27,6 +27,17 @@ macro_rules! say {
 }
 pub(crate) use say;
 
+/// Says something on standard error. That its reader has gone or its disk is full ends nothing, which [`eprintln!`] would: it panics.
+macro_rules! tell {
+    ($($format:tt)*) => { $crate::output::told(format!($($format)*)) };
+}
+pub(crate) use tell;
+
+/// [`tell!`] of a line.
+pub fn told(line: String) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
 /// The error and its causes, in one line; a cause that repeats its effect is left out. What a library says for programmers is
 /// told in words for people.
 pub fn chain(error: &anyhow::Error) -> String {
@@ -104,14 +115,14 @@ impl Step {
     /// Says what the step waits for: beside the spinner, or where there is none in a line of its own.
     pub fn waits_for(&self, why: &str) {
         match self.bar.is_hidden() {
-            true => eprintln!("{}: {why}", self.what),
+            true => tell!("{}: {why}", self.what),
             false => self.detail(why),
         }
     }
 
     /// Says something to who has to do with it, while the step lasts.
     pub fn note(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| tell!("{line}"));
     }
 
     /// Prints a line of the result while the step lasts.
@@ -128,7 +139,7 @@ impl Step {
         } else {
             format!("{:.1} s", elapsed.as_secs_f64())
         };
-        eprintln!("✓ {} ({time})", self.what);
+        tell!("✓ {} ({time})", self.what);
     }
 }
 

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::output::tell;
+
 /// Name of the log in the data directory; what it held before is beside it, with `.1` behind the name.
 pub const NAME: &str = "coracle.log";
 /// Beyond this it begins anew.
@@ -17,7 +19,7 @@ pub async fn keep(log: PathBuf) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if let Err(error) = bound(&log, BYTES_MAX) {
-            eprintln!("{} begins anew, and what it held is not kept whole: {error}", log.display());
+            tell!("{} begins anew, and what it held is not kept whole: {error}", log.display());
         }
     }
 }

@@ -5,7 +5,7 @@ use coracle_sdk::Recovery;
 
 use crate::cluster::Local;
 use crate::down::agrees;
-use crate::output::Step;
+use crate::output::{Step, tell};
 
 /// Have this machine's server go on alone when a majority of the servers is lost for good
 ///
@@ -27,13 +27,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let dir = arguments.local.dir()?;
     let recovery = Recovery::look(&dir).await.context("recover the server")?;
     let (member, revision, before) = (recovery.member(), recovery.revision(), recovery.before());
-    eprintln!("server {member} in {} has {} objects, up to revision {revision}", dir.display(), recovery.records());
-    eprintln!("it goes on alone; these are no servers of the cluster any more:");
+    tell!("server {member} in {} has {} objects, up to revision {revision}", dir.display(), recovery.records());
+    tell!("it goes on alone; these are no servers of the cluster any more:");
     for lost in recovery.lost() {
         let address = if lost.address.is_empty() { "an unknown address" } else { &lost.address };
-        eprintln!("  {} ({}) at {address}", lost.name, lost.member);
+        tell!("  {} ({}) at {address}", lost.name, lost.member);
     }
-    eprintln!(
+    tell!(
         "what they acknowledged after revision {revision} is lost, and so are images that only they have. Do not go on while a majority of \
          the servers can still be started: nothing would be lost then"
     );
@@ -43,7 +43,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let step = Step::begin(format!("recover {}", dir.display()));
     recovery.carry_out().await.context("recover the server")?;
     step.done();
-    eprintln!(
+    tell!(
         "start it again now; let other servers join with new tokens. Its data as it was is in {}: delete that when all is well",
         before.display()
     );

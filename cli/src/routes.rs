@@ -7,7 +7,7 @@ use coracle_sdk::RoutesOf;
 use serde_json::Value;
 
 use crate::cluster::Which;
-use crate::output::{self, say};
+use crate::output::{self, say, tell};
 
 /// Show where a request would go, as each node sees it
 ///
@@ -51,9 +51,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let remote = arguments.which.connect().await?;
     let of = of(&arguments.what, arguments.namespace.as_deref().unwrap_or(remote.client().default_namespace()));
     let said = remote.routes(&of).await.context("ask where requests go")?;
-    if arguments.output.is_some() {
+    let is_json = arguments.output.is_some();
+    if is_json {
         say!("{}", serde_json::to_string_pretty(&said)?)?;
-        return Ok(());
     }
     let nodes = said["nodes"].as_object().filter(|nodes| !nodes.is_empty());
     let Some(nodes) = nodes else { bail!("no node is heard of") };
@@ -61,10 +61,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     for (node, said) in nodes {
         found |= !said["rule"].is_null() || !said["service"].is_null();
         told |= said["error"].is_null();
-        output::line(shown(node, said).trim_end_matches('\n'))?;
+        if !is_json {
+            output::line(shown(node, said).trim_end_matches('\n'))?;
+        }
     }
     if let Some(beyond) = said["notAsked"].as_u64().filter(|beyond| *beyond > 0) {
-        eprintln!("{beyond} further nodes were not asked");
+        tell!("{beyond} further nodes were not asked");
     }
     match of {
         _ if found => Ok(()),

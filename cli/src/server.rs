@@ -68,6 +68,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         () = signals.received() => return Ok(()),
     };
     step.done();
-    announce(&server)?;
+    if let Err(error) = announce(&server) {
+        server.shutdown().await;
+        return Err(error);
+    }
     cluster::run(server, &program, &mut signals).await
 }

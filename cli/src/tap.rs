@@ -3,9 +3,11 @@
 use anyhow::{Context as _, bail};
 use coracle_sdk::{TapLine, Tapped};
 use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
 
 use crate::cluster::Which;
-use crate::output;
+use crate::output::{self, tell};
 
 /// Show requests to Services as they are answered
 ///
@@ -37,6 +39,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let remote = arguments.which.connect().await?;
     let own = arguments.namespace.as_deref().unwrap_or(remote.client().default_namespace());
     let namespace = (!arguments.all_namespaces).then_some(own);
+    if let Some(name) = &arguments.service {
+        // Who may look at requests need not be one who may look at Services.
+        let services: Api<Service> = Api::namespaced(remote.client().clone(), own);
+        if let Ok(None) = services.get_opt(name).await {
+            tell!("note: there is no Service {name} in namespace {own} yet");
+        }
+    }
     let lines = remote.tap(namespace, arguments.service.as_deref()).await.context("look at requests")?;
     let mut lines = std::pin::pin!(lines);
     let mut left = arguments.count.unwrap_or(u64::MAX);
@@ -47,11 +56,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             TapLine::Request(_) if arguments.output.is_some() => text,
             TapLine::Request(tapped) => shown(&tapped),
             TapLine::Lost { lost, node } => {
-                eprintln!("{lost} requests on node {node} came too fast to be shown");
+                tell!("{lost} requests on node {node} came too fast to be shown");
                 continue;
             }
             TapLine::Failed { node, error } => {
-                eprintln!("node {}: {error}", node.unwrap_or_default());
+                tell!("node {}: {error}", node.unwrap_or_default());
                 continue;
             }
             _ => continue,

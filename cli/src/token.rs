@@ -7,7 +7,7 @@ use clap::Subcommand;
 use coracle_sdk::{TOKEN_TTL_MAX, TokenRole};
 
 use crate::cluster::Which;
-use crate::output::say;
+use crate::output::{say, tell};
 
 /// Make, list and delete the tokens by which machines join the cluster
 #[derive(clap::Args)]
@@ -73,7 +73,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             let token = remote.create_token(role, ttl).await.context("make a token")?;
             say!("coracle {} --join {server} --token {token}", role.word())?;
             if server.contains("//127.") || server.contains("//[::1]") {
-                eprintln!(
+                tell!(
                     "note: the API listens on this machine only; for others, start it with --bind ADDRESS of this machine, or \
                      0.0.0.0"
                 );
@@ -81,7 +81,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             if let [_, others @ ..] = status.join_urls.as_slice()
                 && !others.is_empty()
             {
-                eprintln!("note: the API listens also at {}", others.join(", "));
+                tell!("note: the API listens also at {}", others.join(", "));
             }
         }
         Command::List { which } => {

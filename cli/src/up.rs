@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::cluster::{self, Here, Signals, drain, usage};
-use crate::output::{self, Step};
+use crate::output::{self, Step, tell};
 use crate::{anew, memory, own_log};
 
 /// Start a cluster on this machine and run it until Ctrl-C
@@ -115,13 +115,13 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
         is_ready = told => match is_ready {
             Ok(true) => {
                 let process = child.id().unwrap_or_default();
-                eprintln!("running in the background as process {process}; its log is {}", log.display());
+                tell!("running in the background as process {process}; its log is {}", log.display());
                 return Ok(());
             }
             Ok(false) => false,
             // Nobody would know of it.
             Err(error) => {
-                eprintln!("{error:#}");
+                tell!("{error:#}");
                 true
             }
         },
@@ -131,7 +131,7 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
     let status = loop {
         if is_asked {
             is_interrupted = true;
-            eprintln!("stopping what was started (once more to stop at once)");
+            tell!("stopping what was started (once more to stop at once)");
             if let Some(process) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
                 kill_process(process, Signal::TERM).context("end the cluster's process")?;
             }

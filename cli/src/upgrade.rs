@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail};
 use coracle_sdk::{How, Next, Part, Told};
 
 use crate::cluster::Which;
-use crate::output::{Step, say};
+use crate::output::{Step, say, tell};
 
 /// Have all servers and nodes begin anew, one after the other, with the program that is on their machines now
 ///
@@ -39,11 +39,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     print(&parts)?;
     let how = if arguments.by_hand { How::ByHand } else { How::Asked };
     let (chosen, notes) = choose(parts, status.format, how, arguments.all)?;
-    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    notes.iter().for_each(|note| tell!("note: {note}"));
     if chosen.is_empty() {
-        eprintln!(
-            "nothing to do: all run the program that is on their machine (--all has them begin anew all the same)"
-        );
+        tell!("nothing to do: all run the program that is on their machine (--all has them begin anew all the same)");
         return Ok(());
     }
     if arguments.dry_run {

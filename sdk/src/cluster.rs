@@ -133,6 +133,12 @@ pub enum StartError {
     /// It did not join the cluster that it was to join.
     #[error(transparent)]
     Join(Box<WorkerError>),
+    /// No node can be called so.
+    #[error(
+        "{0:?} is no name for a node: lower case letters, digits, '-' and '.', at most 63, and each part between dots begins and ends \
+         with a letter or a digit"
+    )]
+    Name(String),
     /// It ended before it was ready.
     #[error("the cluster ended before it was ready: {0}")]
     Ended(String),
@@ -161,6 +167,10 @@ impl Cluster {
     /// Starts a cluster. When this returns the API answers and the kubeconfig is complete; see [`Cluster::ready`].
     pub async fn start(options: Options) -> Result<Cluster, StartError> {
         let name = options.name.clone().unwrap_or_else(machine_name);
+        // The cluster would refuse it again and again, and never be ready.
+        if options.with_node && !coracle_server::is_node_name(&name) {
+            return Err(StartError::Name(name));
+        }
         // Whoever joins is called there before it is let in.
         let listen = SocketAddr::new(options.bind, options.peer_port);
         let peers = Peering::listen(listen, options.peer_address.as_deref(), &options.data_dir).await?;
@@ -433,17 +443,21 @@ pub(crate) fn why_ended(node: &Node) -> String {
 
 /// The machine's name as a node can have it (RFC 1123: lower case, letters, digits, '-' and '.').
 pub(crate) fn machine_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name: String = name
+    node_name(&std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default())
+}
+
+fn node_name(host: &str) -> String {
+    let name: String = host
         .trim()
         .to_lowercase()
         .chars()
         .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' { c } else { '-' })
         .take(63)
         .collect();
-    match name.trim_matches(['-', '.']) {
-        "" => "node".to_owned(),
-        name => name.to_owned(),
+    let labels = name.split('.').map(|label| label.trim_matches('-')).filter(|label| !label.is_empty());
+    match labels.collect::<Vec<_>>().join(".") {
+        name if name.is_empty() => "node".to_owned(),
+        name => name,
     }
 }
 
@@ -452,6 +466,36 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn whatever_a_machine_is_called_a_node_can_be() {
+        let long = "a".repeat(70);
+        for (host, name) in [
+            ("vm\n", "vm"),
+            ("My_Laptop.Local", "my-laptop.local"),
+            ("_my_.-laptop-..x.", "my.laptop.x"),
+            ("10.0.0.7", "10.0.0.7"),
+            ("(none)", "none"),
+            ("ü", "node"),
+            ("", "node"),
+            (&long, &long[..63]),
+        ] {
+            assert_eq!(node_name(host), name, "{host:?}");
+            assert!(coracle_server::is_node_name(name), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_no_node_can_have_is_told_before_anything_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["My_Laptop", "a b", "a..b", "-a", "", &"a".repeat(64)] {
+            let data = dir.path().join("data");
+            let options = Options { name: Some(name.to_owned()), ..Options::new(&data).free_ports() };
+            let started = Cluster::start(options).await.map(drop);
+            assert!(matches!(started, Err(StartError::Name(told)) if told == name), "{name:?}");
+            assert!(!data.exists());
+        }
+    }
 
     /// Each place that is given is a number and a name, for good.
     #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,9 @@
 //!
 //! This crate is the only one with a stability promise; what the others offer may change with every version.
 
+// They panic in whichever program this is part of when its standard error has no reader or its disk is full.
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 mod backup;
 mod build;
 mod cluster;

@@ -2,7 +2,10 @@
 //! eight's digits, `yes` is true, `<<` merges, and a key that stands twice is refused.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -16,6 +19,11 @@ use crate::AskError;
 const FIELD_MANAGER: &str = "coracle";
 /// Larger files are no manifests.
 const FILE_BYTES_MAX: u64 = 16 << 20;
+/// What defines a kind.
+const DEFINITION: &str = "CustomResourceDefinition";
+/// For so long, and so often, a cluster is asked for a kind whose definition it has just taken: it serves it a moment later.
+const SERVED_MAX: Duration = Duration::from_secs(10);
+const SERVED_EVERY: Duration = Duration::from_millis(50);
 
 /// One object of a manifest, and where it came from.
 #[derive(Clone, Debug)]
@@ -43,12 +51,10 @@ pub enum ReadError {
     #[error("no manifest (*.yaml, *.yml, *.json) in {0}")]
     Empty(PathBuf),
     /// A file that is too large.
-    #[error("{path} has {bytes} bytes; a manifest has at most {FILE_BYTES_MAX}")]
+    #[error("{path} has more than {FILE_BYTES_MAX} bytes, which a manifest has at most")]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size.
-        bytes: u64,
     },
     /// No YAML.
     #[error("{origin} is not YAML: {why}")]
@@ -110,21 +116,26 @@ pub enum ApplyError {
 }
 
 /// Reads every object of `paths`: files, or directories whose `*.yaml`, `*.yml` and `*.json` are taken in order of
-/// name. Lists are taken apart. Namespaces come first, so that what lies in them can be made.
+/// name. Lists are taken apart. Namespaces come first, and then the definitions of kinds, so that what is in them, or of them, can be made.
 pub fn read(paths: &[PathBuf]) -> Result<Vec<Manifest>, ReadError> {
     let mut all = Vec::new();
     for path in paths {
         for file in files(path)? {
             let io = |source| ReadError::File { path: file.clone(), source };
-            let bytes = std::fs::metadata(&file).map_err(io)?.len();
-            if bytes > FILE_BYTES_MAX {
-                return Err(ReadError::TooLarge { path: file, bytes });
+            let mut text = Vec::new();
+            File::open(&file).map_err(io)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut text).map_err(io)?;
+            if text.len() as u64 > FILE_BYTES_MAX {
+                return Err(ReadError::TooLarge { path: file });
             }
-            let text = std::fs::read_to_string(&file).map_err(io)?;
+            let text = String::from_utf8(text).map_err(|error| io(std::io::Error::other(error)))?;
             parse(&file.display().to_string(), &text, &mut all)?;
         }
     }
-    all.sort_by_key(|manifest| u8::from(manifest.object["kind"] != "Namespace"));
+    all.sort_by_key(|manifest| match manifest.object["kind"].as_str() {
+        Some("Namespace") => 0,
+        Some(DEFINITION) => 1,
+        _ => 2,
+    });
     Ok(all)
 }
 
@@ -151,9 +162,9 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, ReadError> {
 fn parse(file: &str, text: &str, into: &mut Vec<Manifest>) -> Result<(), ReadError> {
     for (index, document) in documents(text).into_iter().enumerate() {
         let origin = if index == 0 { file.to_owned() } else { format!("{file} (document {})", index + 1) };
-        let value = value(document).map_err(|why| ReadError::Yaml { origin: origin.clone(), why })?;
-        if !value.is_null() {
-            flatten(origin, value, into)?;
+        let values = values(document).map_err(|why| ReadError::Yaml { origin: origin.clone(), why })?;
+        for value in values.into_iter().filter(|value| !value.is_null()) {
+            flatten(origin.clone(), value, into)?;
         }
     }
     Ok(())
@@ -183,17 +194,22 @@ fn documents(text: &str) -> Vec<&str> {
     found
 }
 
-fn value(document: &str) -> Result<Value, String> {
-    // JSON may be indented with tabs, which YAML takes for an error.
-    if document.trim_start().starts_with('{')
-        && let Ok(value) = serde_json::from_str(document)
-    {
-        return Ok(value);
+/// What a document says: one value, or, in JSON, one behind the other.
+fn values(document: &str) -> Result<Vec<Value>, String> {
+    // JSON may be indented with tabs, which YAML takes for an error; and of what is behind a value YAML's reader sees nothing.
+    if document.trim_start().starts_with('{') {
+        let mut stream = serde_json::Deserializer::from_str(document).into_iter();
+        let found: Vec<Value> = stream.by_ref().map_while(Result::ok).collect();
+        let rest = document[stream.byte_offset()..].trim_start();
+        if !found.is_empty() && !rest.starts_with('#') {
+            let behind = || format!("{:?} is behind an object", rest.chars().take(20).collect::<String>());
+            return if rest.is_empty() { Ok(found) } else { Err(behind()) };
+        }
     }
     let json = coracle_server::yaml::to_json(document.as_bytes()).map_err(|error| error.to_string())?;
     match json.problems.first() {
         Some(problem) => Err(problem.clone()),
-        None => serde_json::from_slice(&json.bytes).map_err(|error| error.to_string()),
+        None => serde_json::from_slice(&json.bytes).map(|value| vec![value]).map_err(|error| error.to_string()),
     }
 }
 
@@ -215,12 +231,42 @@ fn flatten(origin: String, value: Value, into: &mut Vec<Manifest>) -> Result<(),
     Ok(())
 }
 
-/// Applies `manifests` in order, server-side, and calls `applied` with kind and name after each.
+/// Whether the cluster says that there is no such kind.
+fn is_unknown(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Discovery(_) => true,
+        kube::Error::Api(status) => status.code == 404,
+        _ => false,
+    }
+}
+
+/// Whether `object` defines the kind.
+fn defines(object: &Value, of: &GroupVersionKind) -> bool {
+    let spec = &object["spec"];
+    object["kind"] == DEFINITION && spec["group"] == *of.group && spec["names"]["kind"] == *of.kind
+}
+
+/// The kind as the cluster knows it, and whether it is in namespaces. One that is `new` may not be served yet.
+async fn find(client: &Client, kind: &GroupVersionKind, is_new: bool) -> Result<(ApiResource, bool), kube::Error> {
+    let begun = Instant::now();
+    loop {
+        match pinned_kind(client, kind).await {
+            Ok((resource, capabilities)) => return Ok((resource, capabilities.scope == Scope::Namespaced)),
+            Err(error) if is_new && is_unknown(&error) && begun.elapsed() < SERVED_MAX => {
+                tokio::time::sleep(SERVED_EVERY).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Applies `manifests` in order, server-side, and calls `applied` with kind and name after each. What a definition before it defines is
+/// waited for.
 ///
 /// Stops at the first that is refused; those before it stay applied.
 pub async fn apply(client: &Client, manifests: &[Manifest], mut applied: impl FnMut(&str)) -> Result<(), ApplyError> {
     let mut kinds: HashMap<(String, String), (ApiResource, bool)> = HashMap::new();
-    for Manifest { origin, object } in manifests {
+    for (at, Manifest { origin, object }) in manifests.iter().enumerate() {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (api_version, kind, name) =
             (text(&object["apiVersion"]), text(&object["kind"]), text(&object["metadata"]["name"]));
@@ -228,21 +274,17 @@ pub async fn apply(client: &Client, manifests: &[Manifest], mut applied: impl Fn
             Some(known) => known.clone(),
             None => {
                 let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
-                let (resource, capabilities) =
-                    pinned_kind(client, &GroupVersionKind::gvk(group, version, &kind)).await.map_err(|error| {
-                        let (origin, api_version, kind) = (origin.clone(), api_version.clone(), kind.clone());
-                        let is_said = match &error {
-                            kube::Error::Discovery(_) => true,
-                            kube::Error::Api(status) => status.code == 404,
-                            _ => false,
-                        };
-                        let source = AskError::from(error);
-                        match is_said {
-                            true => ApplyError::Kind { origin, api_version, kind, source },
-                            false => ApplyError::Ask { origin, kind, source },
-                        }
-                    })?;
-                let found = (resource, capabilities.scope == Scope::Namespaced);
+                let of = GroupVersionKind::gvk(group, version, &kind);
+                let is_new = manifests[..at].iter().any(|before| defines(&before.object, &of));
+                let found = find(client, &of, is_new).await.map_err(|error| {
+                    let (origin, api_version, kind) = (origin.clone(), api_version.clone(), kind.clone());
+                    let is_said = is_unknown(&error);
+                    let source = AskError::from(error);
+                    match is_said {
+                        true => ApplyError::Kind { origin, api_version, kind, source },
+                        false => ApplyError::Ask { origin, kind, source },
+                    }
+                })?;
                 kinds.insert((api_version, kind.clone()), found.clone());
                 found
             }
@@ -274,13 +316,17 @@ mod tests {
             "a.yml",
             "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: one}\n---\napiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Secret, metadata: {name: two}}\n",
         );
+        write(
+            "d.yaml",
+            "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: kinds}\n",
+        );
         write("notes.txt", "not a manifest");
         let names: Vec<String> = read(&[dir.path().into()])
             .unwrap()
             .iter()
             .map(|m| m.object["metadata"]["name"].as_str().unwrap().to_owned())
             .collect();
-        assert_eq!(names, ["shop", "one", "two"]);
+        assert_eq!(names, ["shop", "kinds", "one", "two"]);
     }
 
     #[test]
@@ -307,6 +353,12 @@ mod tests {
             format!("%YAML 1.1\n# a word\n---\n{one}...\n%YAML 1.1\n---\n{two}...\n"),
             format!("{one}--- {flow}\n"),
             format!("{one}...\n{two}"),
+            r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}}
+               {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "two"}}"#
+                .to_owned(),
+            format!(
+                "{{\"apiVersion\": \"v1\", \"kind\": \"Pod\", \"metadata\": {{\"name\": \"one\"}}}} # a word\n--- {flow}\n"
+            ),
             format!(
                 "{one}---\n{{\n\t\"apiVersion\": \"v1\", \"kind\": \"Pod\",\n\t\"metadata\": {{\"name\": \"two\"}}\n}}\n"
             ),
@@ -332,12 +384,19 @@ mod tests {
             ),
             ("apiVersion: v1\nkind: Pod\n", "metadata.name is missing"),
             ("a: [", "is not YAML"),
+            (
+                "{\"apiVersion\": \"v1\", \"kind\": \"Pod\", \"metadata\": {\"name\": \"p\"}} and more",
+                "\"and more\" is behind",
+            ),
             ("a: 1\na: 2\n", "key \"a\" already set in map"),
         ] {
             std::fs::write(&file, text).unwrap();
             let error = read(std::slice::from_ref(&file)).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+        // It has no bytes, as it says, and no end.
+        let endless = read(&["/dev/zero".into()]).unwrap_err();
+        assert!(matches!(endless, ReadError::TooLarge { .. }), "{endless}");
         let missing = read(&[dir.path().join("none.yaml")]).unwrap_err().to_string();
         assert!(missing.contains("none.yaml"), "{missing}");
     }

@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt as _;
 
 use crate::AskError;
 
@@ -54,7 +55,7 @@ pub enum Error {
         why: Unfit,
     },
     /// The file is too large.
-    #[error("{path} has {bytes} bytes; at most {FILE_BYTES_MAX} can be pushed")]
+    #[error("{path} has {bytes} bytes or more; at most {FILE_BYTES_MAX} can be pushed")]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -106,7 +107,14 @@ pub async fn push(client: &kube::Client, file: &Path, image: &str) -> Result<Pus
     if bytes > FILE_BYTES_MAX {
         return Err(Error::TooLarge { path: file.into(), bytes });
     }
-    let wasm = tokio::fs::read(file).await.map_err(read)?;
+    let mut wasm = Vec::with_capacity(usize::try_from(bytes).unwrap_or_default());
+    // It may have more than it says, as a device does, or a file that grows.
+    let opened = tokio::fs::File::open(file).await.map_err(read)?;
+    opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut wasm).await.map_err(read)?;
+    let bytes = wasm.len() as u64;
+    if bytes > FILE_BYTES_MAX {
+        return Err(Error::TooLarge { path: file.into(), bytes });
+    }
     let checked = coracle_node::check(&wasm).map_err(|why| Error::Unfit { path: file.into(), why })?;
     let (name, tag) = split(image)?;
     let size = wasm.len();

@@ -654,10 +654,28 @@ pub struct Background {
 
 impl Background {
     /// Starts `command`.
-    pub fn start(mut command: Command) -> Background {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("run it");
+    pub fn start(command: Command) -> Background {
+        Background::start_telling(command, Stdio::null())
+    }
+
+    /// The same with this standard error.
+    pub fn start_telling(mut command: Command, error: Stdio) -> Background {
+        let mut child = command.stdout(Stdio::piped()).stderr(error).spawn().expect("run it");
         let lines = lines_of(child.stdout.take().expect("its output"));
         Background { child, lines }
+    }
+
+    /// Asks it to end, and waits until it has; its exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        run(Command::new("kill").arg("-TERM").arg(self.child.id().to_string()));
+        let begun = Instant::now();
+        while begun.elapsed() < DEADLINE {
+            if let Some(status) = self.child.try_wait().expect("wait for our own child") {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("it still runs after {DEADLINE:?}")
     }
 
     /// Whether it still runs.

@@ -78,6 +78,14 @@ pub(crate) struct Run<'a> {
     variables: Vec<Variable<'a>>,
 }
 
+/// That this is no place in a list.
+fn no_place(at: &Val<'_>) -> Stop {
+    match at {
+        Val::Double(place) => Stop::new(format_args!("unsupported index value {place} in list")),
+        at => Stop::new(format_args!("unsupported index type '{}' in list", at.type_name())),
+    }
+}
+
 /// What a loop goes over.
 type Entries<'a> = Box<dyn Iterator<Item = (Val<'a>, Val<'a>)> + 'a>;
 
@@ -295,7 +303,9 @@ impl<'a> Run<'a> {
         let found = match of {
             Val::Fields(..) | Val::Struct(..) => of.field(field, self)?,
             Val::Map(_) => of.at(&Val::Text(Text::Of(field)), self)?,
-            _ => return Err(Stop::overload()),
+            Val::List(_) | Val::Items(..) => return Err(no_place(&Val::Text(Text::Of(field)))),
+            // What has no fields has not this one: an object that is not there is null.
+            _ => None,
         };
         Ok(Val::Bool(found.is_some()))
     }
@@ -441,13 +451,14 @@ impl<'a> Run<'a> {
                     Val::Double(place) if place.fract() == 0.0 && *place >= 0.0 && *place < 1e9 => {
                         Some(*place as usize)
                     }
-                    _ => return Err(Stop::overload()),
+                    _ => return Err(no_place(at)),
                 };
                 let found = place.map(|place| of.item(place, self)).transpose()?.flatten();
                 (found, "index out of bounds")
             }
             Val::Map(_) | Val::Fields(..) => (of.at(at, self)?, "no such key"),
-            _ => return Err(Stop::overload()),
+            Val::Struct(..) => return Err(Stop::overload()),
+            _ => (None, "no such key"),
         };
         match (found, optional) {
             (found, true) => Val::optional(found),

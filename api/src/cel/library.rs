@@ -17,6 +17,7 @@ use crate::custom::format;
 use crate::custom::pattern::{Pattern, Translation};
 use crate::meta::Quantity;
 use crate::meta::{names, text, time};
+use crate::schedule::Zone;
 
 /// A value as `string()` shows it.
 pub(crate) struct Shown<'v, 'a>(pub &'v Val<'a>);
@@ -122,7 +123,7 @@ pub(crate) fn call<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Resu
         [Val::Text(text), ..] if name.starts_with('.') => of_text(run, name, text, given),
         [Val::List(_) | Val::Items(..), ..] if name.starts_with('.') => of_list(run, name, given),
         [Val::Optional(of), rest @ ..] if name.starts_with('.') => of_optional(name, of.as_deref(), rest),
-        [Val::Timestamp(time), rest @ ..] if name.starts_with(".get") => of_time(name, *time, rest),
+        [Val::Timestamp(time), rest @ ..] if name.starts_with(".get") => of_time(run, name, *time, rest),
         [Val::Duration(nanos)] if name.starts_with(".get") => Ok(Val::Int(match name {
             ".getHours" => nanos / 3_600_000_000_000,
             ".getMinutes" => nanos / 60_000_000_000,
@@ -184,7 +185,8 @@ fn global<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a
             Ok(Val::own(quoted))
         }
         ("lists.range", [Val::Int(count)]) => {
-            run.spend(usize::try_from(*count).unwrap_or(0))?;
+            let wrong = || Stop::new(format_args!("lists.range: size must be non-negative, got {count}"));
+            run.spend(place(*count).ok_or_else(wrong)?)?;
             Val::list((0..*count).map(Val::Int).collect())
         }
         ("sets.contains" | "sets.equivalent" | "sets.intersects", [a, b]) => {
@@ -414,13 +416,20 @@ fn formatted<'a>(run: &mut Run<'a>, text: &str, values: &[Val<'a>]) -> Result<St
             (Some('b'), Val::Int(number)) => format!("{number:b}"),
             (Some('b'), Val::Uint(number)) => format!("{number:b}"),
             (Some('b'), Val::Bool(value)) => u8::from(*value).to_string(),
-            (Some('x'), Val::Int(number)) => format!("{number:x}"),
-            (Some('X'), Val::Int(number)) => format!("{number:X}"),
+            (Some('x' | 'X' | 'o'), Val::Int(number)) => {
+                let (sign, number) = (if *number < 0 { "-" } else { "" }, number.unsigned_abs());
+                match clause.as_bytes().first() {
+                    Some(b'x') => format!("{sign}{number:x}"),
+                    Some(b'X') => format!("{sign}{number:X}"),
+                    _ => format!("{sign}{number:o}"),
+                }
+            }
             (Some('x'), Val::Uint(number)) => format!("{number:x}"),
             (Some('X'), Val::Uint(number)) => format!("{number:X}"),
-            (Some('x'), Val::Text(text)) => text.bytes().map(|byte| format!("{byte:02x}")).collect(),
-            (Some('X'), Val::Text(text)) => text.bytes().map(|byte| format!("{byte:02X}")).collect(),
-            (Some('o'), Val::Int(number)) => format!("{number:o}"),
+            (Some('x'), Val::Text(text)) => hexadecimal(text.as_bytes()),
+            (Some('X'), Val::Text(text)) => hexadecimal(text.as_bytes()).to_ascii_uppercase(),
+            (Some('x'), Val::Bytes(bytes)) => hexadecimal(bytes),
+            (Some('X'), Val::Bytes(bytes)) => hexadecimal(bytes).to_ascii_uppercase(),
             (Some('o'), Val::Uint(number)) => format!("{number:o}"),
             (Some(clause), value) => {
                 let words = format!("error during formatting: {clause} cannot be used on {}", value.type_name());
@@ -436,7 +445,11 @@ fn formatted<'a>(run: &mut Run<'a>, text: &str, values: &[Val<'a>]) -> Result<St
     Ok(out)
 }
 
-/// A value as `%s` shows it.
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A value as `%s` shows it: within lists and maps as it is written in an expression.
 fn written<'a>(run: &mut Run<'a>, value: &Val<'a>, depth: usize) -> Result<String, Stop> {
     run.spend(1)?;
     if depth > 64 {
@@ -451,14 +464,23 @@ fn written<'a>(run: &mut Run<'a>, value: &Val<'a>, depth: usize) -> Result<Strin
     if let Some(fields) = value.fields(run)? {
         let mut parts: Vec<String> = Vec::with_capacity(fields.len());
         for (key, value) in &fields {
-            parts.push(format!("{}: {}", written(run, key, depth + 1)?, written(run, value, depth + 1)?));
+            parts.push(format!("{}:{}", written(run, key, depth + 1)?, written(run, value, depth + 1)?));
         }
         parts.sort_unstable();
         let shown = format!("{{{}}}", parts.join(", "));
         run.spend(shown.len() / 10)?;
         return Ok(shown);
     }
-    let shown = shown(value);
+    let shown = match value {
+        _ if depth == 0 => shown(value),
+        Val::Text(word) => text::quote(word),
+        Val::Bytes(_) => format!("b{}", text::quote(&shown(value))),
+        Val::Double(number) if number.is_finite() => format!("{number:.6}"),
+        Val::Double(number) => text::quote(&text::float(*number)),
+        Val::Duration(_) => format!("duration({})", text::quote(&shown(value))),
+        Val::Timestamp(_) => format!("timestamp({})", text::quote(&shown(value))),
+        value => shown(value),
+    };
     run.spend(shown.len() / 10)?;
     Ok(shown)
 }
@@ -535,7 +557,14 @@ fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'
         }
         (".slice", [Val::Int(from), Val::Int(to)]) => {
             let range = place(*from).zip(place(*to)).filter(|(from, to)| from <= to && *to <= items.len());
-            let wrong = || Stop::new(format_args!("cannot slice({from}, {to}), list length is {}", items.len()));
+            let wrong = || {
+                let why = match (from, to) {
+                    (..0, _) | (_, ..0) => "negative indexes not supported".to_owned(),
+                    (from, to) if from > to => "start index must be less than or equal to end index".to_owned(),
+                    _ => format!("list is length {}", items.len()),
+                };
+                Stop::new(format_args!("cannot slice({from}, {to}), {why}"))
+            };
             let (from, to) = range.ok_or_else(wrong)?;
             Val::list(items.get(from..to).unwrap_or_default().to_vec())?
         }
@@ -696,10 +725,16 @@ fn of_optional<'a>(name: &str, of: Option<&Val<'a>>, rest: &[Val<'a>]) -> Result
     })
 }
 
-fn of_time<'a>(name: &str, time: jiff::Timestamp, rest: &[Val<'a>]) -> Result<Val<'a>, Stop> {
+/// Units for reading what is known of a time zone.
+const ZONE_COST: usize = 100;
+
+fn of_time<'a>(run: &mut Run<'a>, name: &str, time: jiff::Timestamp, rest: &[Val<'a>]) -> Result<Val<'a>, Stop> {
     let zone = match rest {
         [] => TimeZone::UTC,
-        [Val::Text(text)] => zone(text).ok_or_else(|| Stop::new(format_args!("unknown time zone {}", &**text)))?,
+        [Val::Text(text)] => {
+            run.spend(ZONE_COST)?;
+            zone(text).ok_or_else(|| Stop::new(format_args!("unknown time zone {}", &**text)))?
+        }
         _ => return Err(Stop::overload()),
     };
     let time = time.to_zoned(zone);
@@ -717,16 +752,15 @@ fn of_time<'a>(name: &str, time: jiff::Timestamp, rest: &[Val<'a>]) -> Result<Va
     }))
 }
 
-/// `UTC` and differences from it, `-08:00`. Names of places need a table that this machine may not have.
+/// A zone by its name (`UTC`, `Europe/Berlin`), or as its difference from UTC, `-08:00`.
 fn zone(text: &str) -> Option<TimeZone> {
-    if matches!(text, "UTC" | "" | "GMT" | "Z") {
-        return Some(TimeZone::UTC);
-    }
     let (sign, rest) = match text.strip_prefix('-') {
         Some(rest) => (-1, rest),
         None => (1, text.strip_prefix('+').unwrap_or(text)),
     };
-    let (hours, minutes) = rest.split_once(':')?;
+    let Some((hours, minutes)) = rest.split_once(':') else {
+        return Zone::load(text).ok().map(TimeZone::from);
+    };
     let seconds =
         hours.parse::<i32>().ok()?.checked_mul(3600)?.checked_add(minutes.parse::<i32>().ok()?.checked_mul(60)?)?;
     jiff::tz::Offset::from_seconds(sign * seconds).ok().map(TimeZone::fixed)

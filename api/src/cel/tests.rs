@@ -181,6 +181,12 @@ fn expressions_give_what_the_reference_gives() {
         "request.userInfo.groups.exists(g, g == 'g') && request.operation in ['CREATE', 'UPDATE']",
         "variables.more == 2 && has(variables.more) && [1, 2].all(x, variables.more >= x)",
         "dyn(1) == 1.0 && 1.5 > 1 && 1 >= 1.0 && 1u <= 2",
+        "!has(oldObject.data) && !has(dyn('a').b) && !has(object.spec.replicas.x) && !oldObject[?'x'].hasValue()",
+        "timestamp('2026-06-01T00:30:00Z').getHours('Europe/Berlin') == 2 && timestamp(0).getDate('America/New_York') == 31",
+        "timestamp(0).getHours('+05:30') == 5 && timestamp(0).getHours('UTC') == 0",
+        "'%s'.format([[1, 'a\"', 2.5, null, duration('1h')]]) == '[1, \"a\\\\\"\", 2.500000, null, duration(\"3600s\")]'",
+        "'%s %s'.format([{'b': [1], 'a': 2}, 1.0]) == '{\"a\":2, \"b\":[1]} 1'",
+        "'%x %X %o %x'.format([-255, b'\\xabc', -8, 'é']) == '-ff AB63 -10 c3a9'",
         "object.spec.names.map(n, n + '!') == ['a!', 'b!'] && object.metadata.labels.all(k, k.startsWith('x'))",
     ] {
         assert_eq!(value(source), Ok(Outcome::Bool(true)), "{source}");
@@ -192,6 +198,12 @@ fn expressions_give_what_the_reference_gives() {
         ("variables.bad == 1", "composited variable \"bad\" fails to evaluate: no such key: nothing"),
         ("has(variables.bad)", "composited variable \"bad\" fails to evaluate: no such key: nothing"),
         ("object.spec.replicas / 0 == 1", "division by zero"),
+        ("has(dyn([1]).x)", "unsupported index type 'string' in list"),
+        ("dyn([1, 2])[1.5] == 2", "unsupported index value 1.5 in list"),
+        ("dyn(1)['a'] == 2", "no such key: a"),
+        ("timestamp(0).getHours('europe/berlin') == 2", "unknown time zone europe/berlin"),
+        ("[1].slice(1, 0) == []", "cannot slice(1, 0), start index must be less than or equal to end index"),
+        ("lists.range(-1) == []", "lists.range: size must be non-negative, got -1"),
         ("[[1]].flatten(-1) == [1]", "level must be non-negative"),
         ("lists.range(2000000).size() > 0", "operation cancelled: actual cost limit exceeded"),
     ] {

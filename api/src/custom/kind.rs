@@ -113,25 +113,43 @@ impl CustomKind {
         &self.schema
     }
 
-    /// Turns a stored object into what clients of this version see.
+    /// Turns a stored object into what clients of this version see: complete by the schema of the version that it has, and
+    /// without what this one does not know (`schemaCoercingDecoder` and `schemaCoercingConverter` of the reference). Says whether
+    /// that changed more than the version's name.
     ///
     /// # Errors
-    /// Its defaults are too much: but for its version it is as it was stored.
-    pub fn show(&self, object: &mut Value) -> Result<(), TooMuch> {
+    /// Its defaults are too much: but for its version and what this one does not know it is as it was stored.
+    pub fn show(&self, object: &mut Value) -> Result<bool, TooMuch> {
+        let is_alike = self.is_alike(version_of(object));
         let renewed = self.renew(object);
         object["apiVersion"] = self.api_version.as_str().into();
-        renewed.map(drop)
+        if is_alike {
+            return renewed;
+        }
+        let before = object.clone();
+        coerce::prune(object, &self.schema);
+        coerce::drop_nulls(object, &self.schema);
+        Ok(renewed? || *object != before)
     }
 
-    /// Turns an object of this version into what is stored: only its version is another, and what that one does not know goes.
-    pub fn store(&self, object: &mut Value) {
+    /// Turns an object of this version into what is stored, when nobody is asked to convert it: what the stored version does not
+    /// know goes, and what it sets comes.
+    ///
+    /// # Errors
+    /// Those defaults are too much.
+    pub fn store(&self, object: &mut Value) -> Result<(), TooMuch> {
         object["apiVersion"] = self.stored_version.as_str().into();
-        if let Some(schema) = self.schemas.of(&self.definition.storage)
-            && !Arc::ptr_eq(schema, &self.schema)
-        {
-            coerce::prune(object, schema);
-            coerce::drop_nulls(object, schema);
+        match self.schemas.of(&self.definition.storage) {
+            Some(schema) if !Arc::ptr_eq(schema, &self.schema) => coerce::renew(object, schema).map(drop),
+            _ => Ok(()),
         }
+    }
+
+    /// Whether objects of a version of this definition are what clients of this one see, but for the version's name.
+    #[must_use]
+    pub fn is_alike(&self, version: &str) -> bool {
+        let schema = self.schemas.of(version).or_else(|| self.schemas.of(&self.definition.storage));
+        schema.is_none_or(|schema| Arc::ptr_eq(schema, &self.schema))
     }
 
     /// Brings a stored object into the form that it would be stored in now; says whether that changed it. It was written by a
@@ -140,8 +158,7 @@ impl CustomKind {
     /// # Errors
     /// Its defaults are too much; it is as it was.
     pub fn renew(&self, object: &mut Value) -> Result<bool, TooMuch> {
-        let version = object["apiVersion"].as_str().and_then(|version| version.rsplit('/').next()).unwrap_or_default();
-        let schema = self.schemas.of(version).or_else(|| self.schemas.of(&self.definition.storage));
+        let schema = self.schemas.of(version_of(object)).or_else(|| self.schemas.of(&self.definition.storage));
         schema.map_or(Ok(false), |schema| coerce::renew(object, schema))
     }
 
@@ -197,6 +214,11 @@ impl CustomKind {
             errors.append(found);
         }
     }
+}
+
+/// As `v1`, of an object.
+fn version_of(object: &Value) -> &str {
+    object["apiVersion"].as_str().and_then(|version| version.rsplit('/').next()).unwrap_or_default()
 }
 
 fn columns(version: &Value) -> Vec<Column> {

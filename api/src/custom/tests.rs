@@ -340,11 +340,13 @@ fn versions_share_what_is_stored() {
     let (one, two) = (kind("v1"), kind("v2"));
     let mut object = gadget(json!({"colour": "red", "extra": 1}));
     object["apiVersion"] = "example.com/v2".into();
-    two.store(&mut object);
+    two.store(&mut object).unwrap();
     assert_eq!((&object["apiVersion"], object["spec"].get("extra")), (&json!("example.com/v1"), None));
+    assert_eq!(object["spec"]["replicas"], 1, "what is stored is complete");
     // It was written before there was a default.
+    object["spec"].as_object_mut().unwrap().remove("replicas");
     let mut seen = object.clone();
-    two.show(&mut seen).unwrap();
+    assert_eq!(two.show(&mut seen), Ok(true));
     assert_eq!((&seen["apiVersion"], &seen["spec"]["replicas"]), (&json!("example.com/v2"), &json!(1)));
     let mut stored = object.clone();
     assert_eq!([one.renew(&mut stored), one.renew(&mut stored)], [Ok(true), Ok(false)], "once");

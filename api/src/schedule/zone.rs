@@ -10,6 +10,12 @@ use super::ScheduleError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Zone(TimeZone);
 
+impl From<Zone> for TimeZone {
+    fn from(zone: Zone) -> TimeZone {
+        zone.0
+    }
+}
+
 impl Zone {
     /// Coordinated universal time.
     pub const UTC: Self = Self(TimeZone::UTC);

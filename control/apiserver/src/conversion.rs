@@ -192,16 +192,37 @@ pub(crate) fn is_needed(resource: &Resource) -> bool {
     resource.custom.as_ref().is_some_and(|custom| custom.conversion.is_some())
 }
 
-/// An object of a resource in the version that is stored.
+/// An object of a resource in the version that is stored, where that is another.
 pub(crate) async fn to_stored(cluster: &Cluster, resource: &Resource, object: &Value) -> Result<Option<Value>, Status> {
     let Some(custom) = &resource.custom else { return Ok(None) };
     let stored = &custom.kind.stored_version;
     match &custom.conversion {
-        Some(conversion) if *stored != custom.kind.api_version => {
-            Box::pin(single(cluster, conversion, stored, object)).await.map(Some)
-        }
-        _ => Ok(None),
+        _ if *stored == custom.kind.api_version => Ok(None),
+        Some(conversion) => Box::pin(single(cluster, conversion, stored, object)).await.map(Some),
+        None => renamed(custom, object).map(Some),
     }
+}
+
+/// The same where nobody is asked.
+fn renamed(custom: &Custom, object: &Value) -> Result<Value, Status> {
+    let mut object = object.clone();
+    custom.kind.store(&mut object).map_err(Status::request_too_large)?;
+    Ok(object)
+}
+
+/// Whether an object that clients of this resource see as it was would be stored as it is: of a version that lacks fields of the
+/// stored one it may not be.
+pub(crate) fn keeps(resource: &Resource, record: &Arc<Record>, object: &Value) -> Result<bool, Status> {
+    let Some(custom) =
+        resource.custom.as_ref().filter(|custom| custom.conversion.is_none() && !custom.is_alike(record))
+    else {
+        return Ok(true);
+    };
+    let (mut renamed, mut stored) = (renamed(custom, object)?, Seen::new(resource, record).in_own_version()?);
+    // That is as it was, but for what is known by the record.
+    renamed["metadata"].take();
+    stored["metadata"].take();
+    Ok(renamed == stored)
 }
 
 /// An object of a resource in another of its versions.

@@ -504,9 +504,10 @@ mod tests {
     #[test]
     fn one_group_leaves_every_controller_a_worker() {
         use crate::queue::Reconciler;
-        use crate::{autoscaler, garbage, namespace, quota};
+        use crate::{autoscaler, disruption, garbage, namespace, quota};
         let workers = [
             autoscaler::Controller::WORKERS,
+            disruption::Controller::WORKERS,
             garbage::Controller::WORKERS,
             namespace::Controller::WORKERS,
             quota::Controller::WORKERS,

@@ -142,6 +142,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     let budgets = disruption::Controller::new(
         api.clone(),
         recorder.clone(),
+        discovery.clone(),
         &mut on.budgets,
         &mut on.pods,
         disruption::Workloads {

@@ -109,8 +109,9 @@ impl Reconciler for Controller {
             Task::Node(name) => self.orphans(&name).await?,
             Task::Pod(key) => {
                 let pod = self.pods.get(&key).filter(|pod| pod.deleting.is_some() && pod.node.is_none());
-                if let Some(pod) = pod.filter(|pod| pod.finalizers.is_empty()) {
-                    self.delete(&pod).await?;
+                // Also one that is held: who does (a Job that counts it) may wait for its end, of which no node tells.
+                if let Some(pod) = pod {
+                    self.lost(pod).await?;
                 }
             }
             Task::Finished => {
@@ -166,7 +167,7 @@ impl Controller {
         delete_disrupted(&self.client, &pod, status, Some(0)).await
     }
 
-    /// The pod ends on a node that will not say that it has.
+    /// The pod ends, and no node will say that it has.
     async fn lost(&self, pod: Arc<Pod>) -> Result<(), Error> {
         if pod.is_terminal() {
             return self.delete(&pod).await;

@@ -8,7 +8,7 @@
 //! A deadline is a moment of the world's, while it is waited for by a clock that stands still with a machine that sleeps: when the
 //! world's has gone on without it ([`GAP`]), all that have a deadline are looked at.
 //!
-//! Bounded by the number of keys, thus of objects.
+//! Bounded by the number of keys, thus of objects: deadlines that count no more are swept out ([`VOID_MAX`]).
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -40,6 +40,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const BEAT: Duration = Duration::from_secs(30);
 /// So much farther has the world's clock gone when the machine has slept, or when it was set.
 const GAP: SignedDuration = SignedDuration::from_secs(2);
+/// So many more deadlines than keys are kept, or as many more as there are keys. A key that keeps coming has an early one, and then
+/// its late one anew, again and again.
+const VOID_MAX: usize = 64;
 /// How long running work is waited for at shutdown.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -196,6 +199,12 @@ impl<K: Clone + Eq + Hash> State<K> {
         entry.due = Some(at);
         self.sequence += 1;
         self.delayed.push(Reverse(Delayed { at, sequence: self.sequence, key: key.clone() }));
+        if self.delayed.len() > 2 * self.entries.len() + VOID_MAX {
+            let entries = &self.entries;
+            let counts =
+                |delayed: &Delayed<K>| entries.get(&delayed.key).and_then(|entry| entry.due) == Some(delayed.at);
+            self.delayed.retain(|Reverse(delayed)| counts(delayed));
+        }
     }
 
     /// Whether the world's clock has gone on without ours since this was asked last.
@@ -430,6 +439,24 @@ mod tests {
     fn state() -> State<&'static str> {
         let (ready, delayed) = (VecDeque::new(), BinaryHeap::new());
         State { ready, entries: HashMap::new(), delayed, sequence: 0, clocks: None }
+    }
+
+    #[test]
+    fn deadlines_that_count_no_more_are_not_kept() {
+        let (mut state, begun) = (state(), Instant::now());
+        let year = Duration::from_secs(365 * 86_400);
+        for round in 0..1_000 {
+            let now = begun + Duration::from_millis(20 * round);
+            let soon = now + Duration::from_millis(10);
+            state.add_at(&"busy", now + year, now);
+            state.add_at(&"busy", soon, now);
+            state.wake(soon);
+            assert_eq!(state.take(soon, NONE), Some("busy"));
+            state.done(&"busy", &Ok(Next::After(year)), NONE, soon);
+        }
+        assert!(state.delayed.len() <= 2 + VOID_MAX, "{}", state.delayed.len());
+        assert_eq!(state.wake(begun + 2 * year), None, "and its last one came");
+        assert_eq!(state.take(begun + 2 * year, NONE), Some("busy"));
     }
 
     #[test]

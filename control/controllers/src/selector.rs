@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
 type Labels = BTreeMap<String, String>;
 
@@ -34,6 +34,21 @@ pub(crate) fn contains(labels: &Labels, wanted: &Labels) -> bool {
     wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
 
+/// A selector as Go prints it.
+pub(crate) fn printed(selector: &LabelSelector) -> String {
+    let labels = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}: {value},"));
+    let one = |it: &LabelSelectorRequirement| {
+        let values = it.values.as_ref().map(|values| values.join(" ")).unwrap_or_default();
+        format!("LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},", it.key, it.operator)
+    };
+    let expressions = selector.match_expressions.iter().flatten().map(one);
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{}}},MatchExpressions:[]LabelSelectorRequirement{{{}}},}}",
+        labels.collect::<String>(),
+        expressions.collect::<String>()
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,5 +68,16 @@ mod tests {
             let parsed = serde_json::from_value(selector.clone()).unwrap();
             assert_eq!(matches(&parsed, &labels), expected, "{selector}");
         }
+    }
+
+    #[test]
+    fn selectors_are_printed_as_go_does() {
+        let selector = serde_json::from_value(serde_json::json!({"matchLabels": {"a": "b"}, "matchExpressions": [
+            {"key": "k", "operator": "In", "values": ["x", "y"]}]}));
+        assert_eq!(
+            printed(&selector.unwrap()),
+            "&LabelSelector{MatchLabels:map[string]string{a: b,},MatchExpressions:[]LabelSelectorRequirement{\
+             LabelSelectorRequirement{Key:k,Operator:In,Values:[x y],},},}"
+        );
     }
 }

@@ -810,6 +810,43 @@ async fn disruption_says_how_many_may_go_and_waits_for_those_who_do() {
 }
 
 #[tokio::test]
+async fn disruption_asks_controllers_of_other_kinds_for_their_scale() {
+    let api = Scripted::new();
+    let widget = "/api/v1/namespaces/n/secrets/widget";
+    api.put(widget, json!({"spec": {"replicas": 5}}));
+    let uid = api.get(widget).expect("it is there")["metadata"]["uid"].clone();
+    let budget = |name: &str| format!("/apis/policy/v1/namespaces/n/poddisruptionbudgets/{name}");
+    for (app, owner) in [
+        ("scaled", json!({"apiVersion": "v1", "kind": "Secret", "name": "widget", "uid": uid})),
+        // Only called like one that is watched.
+        ("unserved", json!({"apiVersion": "apps.kruise.io/v1", "kind": "StatefulSet", "name": "s", "uid": "s"})),
+    ] {
+        let spec = json!({"maxUnavailable": "40%", "selector": {"matchLabels": {"app": app}}});
+        api.put(&budget(app), json!({ "spec": spec }));
+        for index in 0..3 {
+            let mut pod = ready_pod(app, "one", "10.0.0.1");
+            pod["metadata"]["ownerReferences"] = json!([owner]);
+            pod["metadata"]["ownerReferences"][0]["controller"] = true.into();
+            api.put(&format!("/api/v1/namespaces/n/pods/{app}-{index}"), pod);
+        }
+    }
+    let _world = start(&api, 600_000);
+    let status = |api: &Scripted, app: &str| Some(api.get(&budget(app))?["status"].clone());
+    api.until("three of five are there", |api| {
+        let status = status(api, "scaled")?;
+        let counts = ["currentHealthy", "desiredHealthy", "expectedPods", "disruptionsAllowed"];
+        (counts.map(|name| status[name].as_i64()) == [3, 3, 5, 0].map(Some)).then_some(())
+    })
+    .await;
+    api.until("who cannot be asked lets nobody go", |api| {
+        let condition = status(api, "unserved")?["conditions"][0].clone();
+        let why = "no matches for kind \"StatefulSet\" in version \"apps.kruise.io/v1\"";
+        (condition["reason"] == "SyncFailed" && condition["message"] == why).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn node_that_is_silent_is_unknown_and_back_at_once_when_it_speaks() {
     let api = Scripted::new();
     api.put("/api/v1/nodes/one", node("True"));
@@ -1055,8 +1092,14 @@ async fn pod_gc_removes_what_ends_without_a_node() {
     let path = "/api/v1/namespaces/n/pods/p";
     world.api.next(Method::DELETE, "/pods/p", Answer::LostButUnknown);
     let spec = json!({"containers": []});
-    world.api.put(path, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec}));
+    world.api.put(path, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec.clone()}));
     world.api.until("it is gone", |api| api.get(path).is_none().then_some(())).await;
+    // One that is held has failed: a Job counts it, and lets it go then.
+    let held = "/api/v1/namespaces/n/pods/held";
+    let metadata = json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a.b/c"]});
+    world.api.put(held, json!({"metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}));
+    world.api.until("it has failed", |api| (api.get(held)?["status"]["phase"] == "Failed").then_some(())).await;
+    assert_eq!(world.api.get(held).expect("it is held")["metadata"]["finalizers"], json!(["a.b/c"]));
 }
 
 #[tokio::test]

@@ -324,6 +324,18 @@ mod tests {
     }
 
     #[test]
+    fn a_start_waits_for_one_that_was_killed_and_has_not_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let killed = open(dir.path(), &Begin::Found).unwrap();
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(host::ENDS_WITHIN / 10);
+            drop(killed);
+        });
+        open(dir.path(), &Begin::Found).unwrap();
+        ends.join().unwrap();
+    }
+
+    #[test]
     fn another_format_is_refused_and_so_is_one_that_says_nothing() {
         let dir = tempfile::tempdir().unwrap();
         found(dir.path());

@@ -20,6 +20,12 @@ use rustix::fs::{FallocateFlags, FlockOperation};
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
+/// How long it is waited for a process that has a lock and may be ending: one that was killed keeps it until all of its memory is gone, and
+/// its last write has come back from the disk.
+pub const ENDS_WITHIN: Duration = Duration::from_secs(3);
+/// How often it is asked for the lock meanwhile.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+
 /// How a file is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum How {
@@ -72,7 +78,7 @@ pub trait Disk: Send + Sync + 'static {
     /// Returns when the names in a directory are on the disk: a file that was made, renamed or removed may be its old self
     /// after a power cut until then.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Locks `path`, a file made for it; leaves `word` there for others to read.
+    /// Locks `path`, a file made for it; leaves `word` there for others to read. Waits a moment for whoever has it and may be ending.
     fn lock(&self, path: &Path, word: &str) -> io::Result<Locked>;
     /// Bytes that could still be written below `dir`.
     fn free(&self, dir: &Path) -> io::Result<u64>;
@@ -344,14 +350,18 @@ impl Disk for RealDisk {
     fn lock(&self, path: &Path, word: &str) -> io::Result<Locked> {
         let mut file =
             File::options().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => (),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                let _ = file.read_to_string(&mut holder);
-                return Ok(Locked::Theirs(holder.trim().to_owned()));
+        let give_up = now() + ENDS_WITHIN;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if now() < give_up => std::thread::sleep(ASK_EVERY),
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let mut holder = String::new();
+                    let _ = file.read_to_string(&mut holder);
+                    return Ok(Locked::Theirs(holder.trim().to_owned()));
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
         }
         // Whoever had it meanwhile may have deleted the file: then the lock of that name is another one.
         let own = rustix::fs::fstat(&file)?;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
-use crate::raft::{Ask, Member, Refusal, Renewed, Told};
+use crate::raft::{Ask, LOOKS_AFTER, Member, Refusal, Renewed, Told};
 use crate::record::{Key, Record, Revision, TRANSACTION_BYTES_MAX, Value};
 use crate::state::{GuardFailed, State};
 use crate::{Keyspace, TransactError};
@@ -141,9 +141,13 @@ impl Member {
         if leader == Some(self.id()) { Ok(()) } else { Err(Refusal::NotLeader(leader)) }
     }
 
-    /// Takes a renewal, if this member leads.
+    /// Takes a renewal, if this member leads, and others follow it: one that is cut off from them may have been replaced, and whoever is
+    /// taken at its word by it does not look for the one that would hear it.
     pub(crate) fn renew(&self, renewal: &Renewal) -> Result<Told, Refusal> {
         self.leads()?;
+        if self.alone_for() >= LOOKS_AFTER {
+            return Err(Refusal::NotLeader(None));
+        }
         let state = self.machine().state.read();
         match self.machine().renewals.put(&state, renewal) {
             Ok(()) => Ok(Told::Renewed(Vec::new())),

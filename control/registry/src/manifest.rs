@@ -1,6 +1,6 @@
 //! What the registry reads in a manifest: its type, what it needs, and what it refers to. The rest is the author's.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use crate::name::Digest;
@@ -35,9 +35,9 @@ struct Manifest {
     media_type: Option<String>,
     artifact_type: Option<String>,
     config: Option<Descriptor>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "list")]
     layers: Vec<Descriptor>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "list")]
     manifests: Vec<Descriptor>,
     subject: Option<Descriptor>,
     annotations: Option<Map<String, Value>>,
@@ -49,8 +49,13 @@ struct Descriptor {
     #[serde(default)]
     media_type: String,
     digest: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "list")]
     urls: Vec<String>,
+}
+
+/// A list. Go writes one that nothing was put into as `null`.
+fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
 /// Reads and checks a manifest that was sent as `content_type`.
@@ -137,6 +142,9 @@ mod tests {
         let index = json!({"schemaVersion": 2, "manifests": [{"digest": digest(5).to_string()}]});
         let checked = check(None, index.to_string().as_bytes()).unwrap();
         assert_eq!((&*checked.media_type, &checked.manifests[..]), (INDEX, &[digest(5)][..]));
+        let empty = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": null, "layers": null});
+        let checked = check(Some(INDEX), empty.to_string().as_bytes()).unwrap();
+        assert!(checked.manifests.is_empty() && checked.blobs.is_empty());
     }
 
     #[test]

@@ -373,7 +373,14 @@ fn unschedulable(view: &ClusterView, uid: &Uid, class: &Arc<Class>, verdict: Opt
     }
     let mut waits = false;
     let preemption = match preempt::find(view, uid, class, verdict, &failures) {
-        Ok(preemption) => Some(preemption),
+        Ok(preemption) => {
+            let Preemption { node, victims } = &preemption;
+            let count = victims.len();
+            message.push_str(&format!(
+                " preemption: found a potential placement for pod on node {node}, preempting {count} victims"
+            ));
+            Some(preemption)
+        }
         Err(refusal) => {
             waits = matches!(refusal, Refusal::Waits(_));
             let (Refusal::Waits(words) | Refusal::Cannot(words)) = refusal;

@@ -201,6 +201,8 @@ impl Authority {
             params.key_usages =
                 vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
             validity(&mut params, SystemTime::now(), AUTHORITY_DAYS);
+            // Whatever it issues when the clock was set back is no older than it.
+            params.not_before = (SystemTime::now() - Duration::from_secs(AUTHORITY_DAYS as u64 * 86_400)).into();
             let certificate = params.self_signed(&key).map_err(|source| Error::Issue { name: "ca".into(), source })?;
             write(&token_path, new_key("service-account")?.serialize_pem().as_bytes())?;
             write(&key_path, key.serialize_pem().as_bytes())?;
@@ -249,12 +251,20 @@ impl Authority {
         const ED25519: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
         let key = [&ED25519[..], &seed].concat();
         let key = KeyPair::try_from(key.as_slice()).map_err(failed)?;
+        // As long as the cluster's: what is made here lives as long as the process, at whose start the clock may have been wrong.
+        let root = self.root();
+        let (_, root) =
+            x509_parser::parse_x509_certificate(&root).expect("a certificate that was parsed when it was loaded");
+        let life = root.validity();
+        let valid = |params: &mut CertificateParams| {
+            (params.not_before, params.not_after) = (life.not_before.to_datetime(), life.not_after.to_datetime());
+        };
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "coracle-front-proxy-ca");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        validity(&mut params, SystemTime::now(), AUTHORITY_DAYS);
+        valid(&mut params);
         let authority = params.self_signed(&key).map_err(failed)?.pem();
         let issuer = Issuer::new(params, key);
         let own = new_key(FrontProxy::NAME)?;
@@ -264,8 +274,8 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
         params.use_authority_key_identifier_extension = true;
-        // As long as the authority: it is in this process's memory only, and another one for each life of it.
-        validity(&mut params, SystemTime::now(), AUTHORITY_DAYS);
+        // In this process's memory only, and another one for each life of it.
+        valid(&mut params);
         let certificate = params.signed_by(&own, &issuer).map_err(failed)?.pem();
         Ok(FrontProxy { authority, shown: Arc::new(Shown { certificate, key: own.serialize_pem() }) })
     }
@@ -470,9 +480,10 @@ fn new_key(name: &str) -> Result<KeyPair, Error> {
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|source| Error::Issue { name: name.into(), source })
 }
 
-/// Valid from an hour before `now`, for clocks that differ, for `days`.
+/// Valid for `days` from `now` on, and from a day before, for clocks that differ: one that runs in another time zone is ahead by hours until
+/// it is set, and what was issued meanwhile would be good for nothing for as long.
 fn validity(params: &mut CertificateParams, now: SystemTime, days: i64) {
-    params.not_before = (now - Duration::from_secs(3600)).into();
+    params.not_before = (now - Duration::from_secs(86_400)).into();
     params.not_after = (now + Duration::from_secs(days as u64 * 86_400)).into();
 }
 
@@ -531,6 +542,11 @@ mod tests {
         let before = authority.issue(&server(&["localhost"]), ahead).unwrap();
         let after = authority.issue(&server(&["localhost"]), SystemTime::now()).unwrap();
         assert_ne!(before.certificate, after.certificate);
+        // The authority itself may have been founded by such a clock.
+        let root = authority.root();
+        let (_, root) = x509_parser::parse_x509_certificate(&root).unwrap();
+        let years_ago = unix(SystemTime::now()) - 5 * 365 * 86_400;
+        assert!(root.validity().not_before.timestamp() < years_ago);
     }
 
     #[test]
@@ -749,6 +765,13 @@ mod tests {
         let other = Authority::open(other.path(), false).unwrap().front_proxy().unwrap();
         assert!(!is_signed(&other.shown.certificate, &here.authority), "another cluster's is another");
         assert_ne!(here.shown.key, there.shown.key, "each server has a key of its own");
+        let life = |pem: &str| {
+            let der = der(pem);
+            let (_, certificate) = x509_parser::parse_x509_certificate(&der).unwrap();
+            (certificate.validity().not_before, certificate.validity().not_after)
+        };
+        let whole = life(authority.certificate());
+        assert_eq!([life(&here.authority), life(&here.shown.certificate)], [whole; 2], "whatever the clock says now");
     }
 
     #[test]

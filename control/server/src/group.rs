@@ -56,15 +56,18 @@ impl Peering {
         &self.address
     }
 
-    /// Keeps its port for the next start of the server of `data_dir`.
-    pub(crate) fn remember(&self, data_dir: &Path) -> Result<(), Error> {
+    /// Keeps its port for the next start of the server of `data_dir`. Where that cannot be done, a full disk say, another port is no reason
+    /// not to start.
+    pub(crate) fn remember(&self, data_dir: &Path) {
         let path = data_dir.join(PORT_FILE);
         let port = self.listener.local_addr().map(|bound| bound.port());
         let kept = port.and_then(|port| match port_before(data_dir) == Some(port) {
             true => Ok(()),
             false => founding::write(&path, format!("{port}\n").as_bytes()),
         });
-        kept.map_err(|source| Error::File { path, source })
+        if let Err(error) = kept {
+            tracing::error!(path = %path.display(), %error, "the port for other servers is not kept: the next start may take another one");
+        }
     }
 }
 
@@ -309,7 +312,7 @@ pub(crate) mod tests {
         let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
         let listen = async || Peering::listen(any, None, dir.path()).await.unwrap();
         let first = listen().await;
-        first.remember(dir.path()).unwrap();
+        first.remember(dir.path());
         let had = first.address().to_owned();
         // Somebody has it: another is as good.
         assert_ne!(listen().await.address(), had);

@@ -39,6 +39,9 @@ const BODY_MAX: Duration = Duration::from_secs(10);
 /// Requests at work at the same time, all of which have come: a signature is checked and another made for each. More are told to come
 /// again.
 const AT_WORK_MAX: usize = 16;
+/// Tokens that are looked up at the same time and that this server does not know: guesses, and those of a moment ago. They have places of
+/// their own, so that whoever guesses keeps out no one who has a token.
+const UNKNOWN_MAX: usize = 16;
 /// Longest name of a node (RFC 1123 label; the API would allow more, host names of machines do not).
 const NAME_CHARS_MAX: usize = 63;
 /// Labels and name prefix of the Secrets that hold tokens.
@@ -61,6 +64,7 @@ pub struct Joining {
     pub client: kube::Client,
     pub keyspace: Keyspace,
     places: Semaphore,
+    unknown: Semaphore,
 }
 
 /// Whom a token is for.
@@ -130,7 +134,8 @@ impl From<GroupError> for Refusal {
 
 impl Joining {
     pub fn new(authority: Arc<Authority>, client: kube::Client, keyspace: Keyspace) -> Arc<Joining> {
-        Arc::new(Joining { authority, client, keyspace, places: Semaphore::new(AT_WORK_MAX) })
+        let (places, unknown) = (Semaphore::new(AT_WORK_MAX), Semaphore::new(UNKNOWN_MAX));
+        Arc::new(Joining { authority, client, keyspace, places, unknown })
     }
 
     /// Routes that nobody authenticates before: whoever joins has nothing but a token.
@@ -170,14 +175,8 @@ impl Joining {
         }
     }
 
-    /// Whether the token that was shown is good, in one of the places, which is free again afterwards. It comes first: of whom has none
+    /// Whether the request shows a token that is one for `whom`. In a place, which is free again afterwards. It comes first: of whom has none
     /// nothing is read and kept, and who has one and sends half a request holds no place.
-    async fn admit_at_once(&self, headers: &HeaderMap, whom: For) -> Result<(), Refusal> {
-        let _place = self.places.try_acquire().map_err(|_| Refusal::Busy)?;
-        self.admit(headers, whom).await
-    }
-
-    /// Whether the token that the request shows is one for `whom`.
     async fn admit(&self, headers: &HeaderMap, whom: For) -> Result<(), Refusal> {
         let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let shown = shown.and_then(|text| text.strip_prefix("Bearer "));
@@ -186,16 +185,20 @@ impl Joining {
         if !is_plain(id) || !is_plain(secret) || id.is_empty() {
             return Err(Refusal::Token);
         }
-        let stored = self.read(&format!("{SECRETS}/{PREFIX}{id}")).await?.ok_or(Refusal::Token)?;
-        let text = |field: &str| {
+        let text = |stored: &Value, field: &str| {
             let encoded = stored["data"][field].as_str().unwrap_or_default();
             let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, encoded);
             bytes.ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
         };
         // Hashes are compared, so that the time it takes says nothing about the secret.
-        if text("hash") != hash(secret) {
-            return Err(Refusal::Token);
-        }
+        let is_shown = |stored: &Value| text(stored, "hash") == hash(secret);
+        let path = format!("{SECRETS}/{PREFIX}{id}");
+        // As it is here, for which nobody is asked and nobody waits: it may be an old one, and decides about the place alone.
+        let known = self.read(&format!("{path}?resourceVersion=0")).await?;
+        let places = if known.as_ref().is_some_and(is_shown) { &self.places } else { &self.unknown };
+        let _place = places.try_acquire().map_err(|_| Refusal::Busy)?;
+        let stored = self.read(&path).await?.filter(is_shown).ok_or(Refusal::Token)?;
+        let text = |field: &str| text(&stored, field);
         // Tokens from before there were others are nodes'.
         let is_for = match text("for").as_str() {
             "" | "node" => Some(For::Node),
@@ -356,7 +359,7 @@ async fn check_is_reached(address: &str) -> Result<(), Refusal> {
 
 async fn join(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Body) -> Response {
     let joined = async {
-        joining.admit_at_once(&headers, For::Node).await?;
+        joining.admit(&headers, For::Node).await?;
         let body = body(sent).await?;
         let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
         let (name, request) = (body["name"].as_str().unwrap_or_default(), body["request"].as_str().unwrap_or_default());
@@ -375,7 +378,7 @@ async fn join(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Bod
 
 async fn join_server(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Body) -> Response {
     let joined = async {
-        joining.admit_at_once(&headers, For::Server).await?;
+        joining.admit(&headers, For::Server).await?;
         let body = body(sent).await?;
         let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
         let text = |field: &str| body[field].as_str().unwrap_or_default();
@@ -465,19 +468,23 @@ async fn body(body: Body) -> Result<Value, Refusal> {
 
 /// A name of a machine (RFC 1123) in lower case, and no address: a certificate would be one for that address.
 fn check_name(name: &str) -> Result<(), String> {
+    match is_node_name(name) && name.parse::<IpAddr>().is_err() {
+        true => Ok(()),
+        false => Err(format!(
+            "{name:?} is no name for a machine: lower case letters, digits, '-' and '.', at most {NAME_CHARS_MAX}, and no address"
+        )),
+    }
+}
+
+/// Whether a Node can be called so: its name is the value of a label, too (RFC 1123).
+pub fn is_node_name(name: &str) -> bool {
     let label = |label: &str| {
         let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         ends(label.chars().next())
             && ends(label.chars().next_back())
             && label.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     };
-    let is_name = name.len() <= NAME_CHARS_MAX && name.split('.').all(label) && name.parse::<IpAddr>().is_err();
-    match is_name {
-        true => Ok(()),
-        false => Err(format!(
-            "{name:?} is no name for a machine: lower case letters, digits, '-' and '.', at most {NAME_CHARS_MAX}, and no address"
-        )),
-    }
+    name.len() <= NAME_CHARS_MAX && name.split('.').all(label)
 }
 
 /// What of a token's secret is kept: it has 128 random bits, so that a plain hash tells nothing.
@@ -609,6 +616,19 @@ mod tests {
         assert_eq!(stranger.status(), StatusCode::UNAUTHORIZED);
         let asked = read.load(std::sync::atomic::Ordering::SeqCst);
         assert_eq!(asked, AT_WORK_MAX, "of who has no token nothing is read");
+        // Whoever guesses keeps out others who do.
+        let _guesses = joining.unknown.acquire_many(UNKNOWN_MAX as u32).await.unwrap();
+        let show = |token: &str| {
+            let shown = HeaderMap::from_iter([(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())]);
+            join(State(joining.clone()), shown, Body::from("{}"))
+        };
+        for (token, expected) in [
+            ("ab.cd", StatusCode::BAD_REQUEST),
+            ("ab.ce", StatusCode::TOO_MANY_REQUESTS),
+            ("aa.cd", StatusCode::TOO_MANY_REQUESTS),
+        ] {
+            assert_eq!(show(token).await.status(), expected, "{token}");
+        }
         server.shutdown().await;
     }
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,10 +14,8 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::{Authority, Pair, Subject};
-use crate::{Error, MASTERS};
+use crate::{Error, MASTERS, tls};
 
-/// How often it is looked whether the administrator's certificate was issued again.
-const LOOK_EVERY: Duration = Duration::from_secs(12 * 3600);
 const USER: &str = "coracle-admin";
 /// Name of this server's entries; those of another are called so with its name behind.
 const CLUSTER: &str = "coracle";
@@ -87,7 +85,7 @@ impl Kubeconfig {
     pub async fn follow(self, stop: CancellationToken) {
         loop {
             // Before what it is to follow is looked at.
-            let watcher = self.keyspace.watch_group();
+            let (watcher, looked) = (self.keyspace.watch_group(), SystemTime::now());
             if let Err(error) = self.write() {
                 tracing::warn!(%error, "write the kubeconfig");
             }
@@ -104,7 +102,8 @@ impl Kubeconfig {
             // Waiting is all that is cut here.
             tokio::select! {
                 () = changes => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                // The administrator's certificate may be another one then.
+                () = tls::due(looked) => {}
                 () = stop.cancelled() => return,
             }
         }

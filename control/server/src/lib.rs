@@ -59,7 +59,7 @@ pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role, SecretKey};
 pub use coracle_scheduler::bench as placements_bench;
 pub use duties::Duties;
 pub use group::{Joining, Peering};
-pub use join::hash as join_token_hash;
+pub use join::{hash as join_token_hash, is_node_name};
 pub use listener::Listeners;
 pub use program::{Next, Program, Running, Version};
 
@@ -105,13 +105,19 @@ pub struct Config {
     pub duties: Duties,
 }
 
+/// What to do about an address that cannot be had.
+fn to_do(why: &io::Error, flag: &str) -> String {
+    match why.kind() {
+        io::ErrorKind::AddrNotAvailable => "choose an address of this machine with --bind".to_owned(),
+        _ => format!("is another program using it? choose another port with {flag}, or 0 for a free one"),
+    }
+}
+
 /// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A listener's address cannot be had.
-    #[error(
-        "listen at {address} for {what}: is another program using it? choose another port with {flag}, or 0 for a free one"
-    )]
+    #[error("listen at {address} for {what}: {}", to_do(source, flag))]
     Bind {
         /// Which listener.
         what: &'static str,
@@ -304,7 +310,7 @@ impl Server {
         let (cluster, member) = (prepared.cluster(), prepared.member());
         let (streams, called) = mpsc::channel(STREAMS_QUEUED);
         let peers = config.peers.take();
-        peers.as_ref().map(|peers| peers.remember(&dir)).transpose()?;
+        peers.iter().for_each(|peers| peers.remember(&dir));
         let peers = peers.map(|peers| group::peers(peers, &authority, &certificates, (cluster, member), streams));
         let peers = peers.transpose()?;
         let keyspace = prepared.start(peers).await.map_err(data_failed)?;

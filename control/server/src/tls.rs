@@ -13,8 +13,11 @@ use tokio_util::sync::CancellationToken;
 use crate::Error;
 use crate::authority::{Authority, Pair, Subject};
 
-/// How often it is looked whether a certificate must be issued again.
+/// How often it is looked whether a certificate must be issued again, by the clock that says when it ends...
 const LOOK_EVERY: Duration = Duration::from_secs(12 * 3600);
+/// ... and how often whether that was set: a machine whose clock does not run while it is off starts with one that is wrong by years, and
+/// what was issued by it has ended, or not begun, when the time is known.
+const LOOK_AT_CLOCK_EVERY: Duration = Duration::from_secs(5);
 
 /// A certificate of this server's, for all that show it: it is replaced while they run.
 pub struct Shown {
@@ -115,13 +118,15 @@ impl Certificates {
 
     /// Looks now and then, until `stop`.
     pub async fn keep(self: Arc<Certificates>, authority: Arc<Authority>, stop: CancellationToken) {
+        let mut looked = SystemTime::now();
         loop {
             // Waiting is all that is cut here.
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = due(looked) => {}
                 () = stop.cancelled() => return,
             }
-            self.renew(&authority, SystemTime::now());
+            looked = SystemTime::now();
+            self.renew(&authority, looked);
         }
     }
 
@@ -132,6 +137,18 @@ impl Certificates {
             }
         }
     }
+}
+
+/// Waits until certificates that were `looked` at then are to be looked at again.
+pub async fn due(looked: SystemTime) {
+    while !is_due(looked, SystemTime::now()) {
+        tokio::time::sleep(LOOK_AT_CLOCK_EVERY).await;
+    }
+}
+
+/// Whether they are `now`: also by a clock that went back.
+fn is_due(looked: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(looked).map_or(true, |passed| passed >= LOOK_EVERY)
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
@@ -172,5 +189,20 @@ mod tests {
         assert_eq!(before.cert, shown.get().cert);
         certificates.renew(&authority, days(300));
         assert_ne!(before.cert, shown.get().cert);
+    }
+
+    #[test]
+    fn certificates_are_looked_at_as_soon_as_the_clock_is_set() {
+        let looked = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
+        let minute = Duration::from_secs(60);
+        for (now, expected) in [
+            (looked, false),
+            (looked + minute, false),
+            (looked + LOOK_EVERY, true),
+            (looked + LOOK_EVERY * 3_650, true),
+            (looked - minute, true),
+        ] {
+            assert_eq!(is_due(looked, now), expected, "{now:?}");
+        }
     }
 }

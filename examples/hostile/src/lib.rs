@@ -9,6 +9,8 @@
 //! | `/log` | prints 64 KiB, for ever |
 //! | `/newlines` | prints empty lines, for ever |
 //! | `/flood?KIB` | writes so much to its output at once, without asking how much it may |
+//! | `/lists?N` | hands over lists of as many headers, and of as many values of one, and answers |
+//! | `/datagrams?N` | sends so many datagrams at once, which is more than it may |
 //! | `/poll` | waits for what is ready already, for ever |
 //! | `/memory?MIB` | takes so much memory and keeps it for a minute |
 //! | `/fields?N` | makes N lists of large headers and keeps them for a minute |
@@ -65,6 +67,25 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
             "/flood" => {
                 let written = wasip2::cli::stdout::get_stdout().write(&vec![b'\n'; number << 10]);
                 text(out, 200, &format!("{written:?}\n"));
+            }
+            "/lists" => {
+                let headers = vec![("a".to_owned(), vec![b'x']); number];
+                let values = vec![vec![b'x']; number];
+                let refused = [Fields::from_list(&headers).is_err(), Fields::new().set("a", &values).is_err()];
+                text(out, 200, &format!("{refused:?}\n"));
+            }
+            "/datagrams" => {
+                use wasip2::sockets::network::{IpAddressFamily, IpSocketAddress, Ipv4SocketAddress};
+                use wasip2::sockets::udp::OutgoingDatagram;
+                let at = |port| IpSocketAddress::Ipv4(Ipv4SocketAddress { port, address: (127, 0, 0, 1) });
+                let network = wasip2::sockets::instance_network::instance_network();
+                let socket = wasip2::sockets::udp_create_socket::create_udp_socket(IpAddressFamily::Ipv4).unwrap();
+                socket.start_bind(&network, at(0)).and_then(|()| socket.finish_bind()).unwrap();
+                let (_incoming, outgoing) = socket.stream(None).unwrap();
+                let one = |_| OutgoingDatagram { data: Vec::new(), remote_address: Some(at(9)) };
+                let datagrams: Vec<OutgoingDatagram> = (0..number).map(one).collect();
+                let sent = outgoing.check_send().and_then(|_| outgoing.send(&datagrams));
+                text(out, 200, &format!("{sent:?}\n"));
             }
             "/poll" => loop {
                 monotonic_clock::subscribe_duration(0).block();

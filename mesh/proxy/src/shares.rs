@@ -39,9 +39,25 @@ impl<K: Eq + Hash + Clone> Shares<K> {
 
     /// So much, if that is within its share.
     pub fn take(self: &Arc<Self>, by: K, amount: usize) -> Option<Share<K>> {
-        let mut taken = self.taken();
+        let taken = self.taken();
+        let most = self.most(&taken);
+        self.add(taken, by, amount, most)
+    }
+
+    /// So much, if it has no more than `most` with it, however much is free.
+    pub fn take_within(self: &Arc<Self>, by: K, amount: usize, most: usize) -> Option<Share<K>> {
+        self.add(self.taken(), by, amount, most)
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        mut taken: MutexGuard<'_, Taken<K>>,
+        by: K,
+        amount: usize,
+        most: usize,
+    ) -> Option<Share<K>> {
         let own = taken.by.get(&by).copied().unwrap_or_default();
-        if own.saturating_add(amount) > self.max.saturating_sub(taken.all) / PART {
+        if own.saturating_add(amount) > most {
             return None;
         }
         taken.all += amount;
@@ -54,6 +70,17 @@ impl<K: Eq + Hash + Clone> Shares<K> {
 impl<K: Eq + Hash> Shares<K> {
     fn taken(&self) -> MutexGuard<'_, Taken<K>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What anybody may have at most, as things are.
+    fn most(&self, taken: &Taken<K>) -> usize {
+        self.max.saturating_sub(taken.all) / PART
+    }
+
+    /// How much more this one may have.
+    pub fn left(&self, by: &K) -> usize {
+        let taken = self.taken();
+        self.most(&taken).saturating_sub(taken.by.get(by).copied().unwrap_or_default())
     }
 
     /// How much this one has.

@@ -15,7 +15,7 @@ use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::shares::Share;
+use crate::gateway::Place;
 
 /// A client for whom bytes are passed on, and none has moved for so long, gives way to others.
 pub(crate) const PASSING_REST: Duration = Duration::from_secs(60);
@@ -180,9 +180,9 @@ impl Passing {
     }
 }
 
-/// Of whose share a request is, until it is over. An answer brings it as an extension.
+/// The place of a request, until it is over. An answer brings it as an extension.
 #[derive(Debug, Clone)]
-pub(crate) struct Charged(#[expect(dead_code, reason = "it is held")] pub Arc<Share<Arc<str>>>);
+pub(crate) struct Charged(#[expect(dead_code, reason = "it is held")] pub Arc<Place>);
 
 /// A request under way.
 #[derive(Debug)]
@@ -199,7 +199,7 @@ impl Turn {
         Some(again)
     }
 
-    /// From now on it is of this share.
+    /// From now on it holds this place.
     pub fn charge(&mut self, charged: Option<Charged>) {
         self.charged = charged;
     }

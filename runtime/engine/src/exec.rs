@@ -10,6 +10,9 @@
 //! A lane is charged the CPU time of its polls, divided by its weight (from `requests.cpu`). A lane that rested begins
 //! where the others are: nothing is saved up. A poll lasts one slice (see [`crate::slice`]), which is how long anybody
 //! waits for a turn. Cancelling a task never waits for its poll: a thread drops it as soon as the poll returns.
+//!
+//! A single instruction that fills or copies a large memory cannot be divided, and lasts for seconds where the machine has much
+//! to do. While all threads are in such polls others stand in for them ([`Shared::stand_in`]), for the lanes that have none.
 
 use std::cell::Cell;
 use std::cmp::Reverse;
@@ -36,6 +39,13 @@ const THREADS_WAIT: Duration = Duration::from_secs(30);
 
 /// How much the guests' threads stand back, as for `nice`: gateway and control go first when the CPUs are taken.
 const NICE: i32 = 10;
+
+/// Nobody has begun a poll for so long although some wait: the threads are held up.
+const HELD_UP_AFTER: Duration = Duration::from_millis(20);
+/// Threads that stand in, at most. Each has one lane at a time that no other thread has.
+const STAND_INS_MAX: usize = 16;
+/// How long one stays when there is nothing to do for it.
+const STAND_IN_STAYS: Duration = Duration::from_secs(2);
 
 /// Weight of a lane that asked for nothing: as much as 100 thousandths of a CPU.
 const WEIGHT_DEFAULT: u64 = 100;
@@ -70,6 +80,9 @@ pub(crate) struct Executor {
 struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
+    /// The same for those who stand in.
+    spare_work: Condvar,
+    gateway: Handle,
 }
 
 #[derive(Default)]
@@ -81,6 +94,12 @@ struct Queue {
     /// Breaks ties in order of arrival.
     arrivals: u64,
     idle: usize,
+    /// Polls that have begun.
+    begun: u64,
+    /// Whether somebody looks whether polls begin.
+    is_watched: bool,
+    stand_ins: usize,
+    idle_stand_ins: usize,
     is_closed: bool,
 }
 
@@ -121,6 +140,8 @@ struct Waiting {
     had: u64,
     /// Whether it has a turn in the queue.
     is_queued: bool,
+    /// Threads that poll a task of it.
+    polled: usize,
 }
 
 impl Lane {
@@ -149,8 +170,34 @@ impl Queue {
     }
 }
 
+impl Queue {
+    /// The task of the lane that has had least; for one who stands in, of those that have no thread.
+    fn take(&mut self, stands_in: bool) -> Option<Arc<Task>> {
+        let (mut taken, mut passed) = (None, Vec::new());
+        while taken.is_none()
+            && let Some(Reverse(turn)) = self.ready.pop()
+        {
+            let mut waiting = turn.lane.state.lock();
+            if stands_in && waiting.polled > 0 {
+                drop(waiting);
+                passed.push(Reverse(turn));
+                continue;
+            }
+            self.floor = self.floor.max(turn.had);
+            waiting.is_queued = false;
+            taken = waiting.tasks.pop_front();
+            waiting.polled += usize::from(taken.is_some());
+            self.begun += u64::from(taken.is_some());
+            // Its other tasks may run beside this one, on other threads, after those who have had less.
+            self.enter(&turn.lane, &mut waiting);
+        }
+        self.ready.extend(passed);
+        taken
+    }
+}
+
 impl Shared {
-    fn schedule(&self, task: Arc<Task>) {
+    fn schedule(self: &Arc<Self>, task: Arc<Task>) {
         let mut queue = self.queue.lock();
         if queue.is_closed {
             return;
@@ -161,10 +208,17 @@ impl Shared {
             waiting.tasks.push_back(task);
             queue.enter(&lane, &mut waiting);
         }
-        let wake = queue.idle > 0;
+        let (wake, spare) = (queue.idle > 0, queue.idle_stand_ins > 0);
+        let is_first = !wake && !std::mem::replace(&mut queue.is_watched, true);
+        let begun = queue.begun;
         drop(queue);
-        if wake {
-            self.work.notify_one();
+        match (wake, spare) {
+            (true, _) => drop(self.work.notify_one()),
+            (false, true) => drop(self.spare_work.notify_one()),
+            (false, false) => {}
+        }
+        if is_first {
+            self.gateway.spawn(watch(Arc::downgrade(self), begun));
         }
     }
 
@@ -175,35 +229,90 @@ impl Shared {
             if queue.is_closed {
                 return None;
             }
-            if let Some(Reverse(turn)) = queue.ready.pop() {
-                queue.floor = queue.floor.max(turn.had);
-                let mut waiting = turn.lane.state.lock();
-                waiting.is_queued = false;
-                let task = waiting.tasks.pop_front();
-                // Its other tasks may run beside this one, on other threads, after those who have had less.
-                queue.enter(&turn.lane, &mut waiting);
-                drop(waiting);
-                if task.is_some() {
-                    return task;
-                }
-            } else {
-                queue.idle += 1;
-                self.work.wait(&mut queue);
-                queue.idle -= 1;
+            if let Some(task) = queue.take(false) {
+                return Some(task);
             }
+            queue.idle += 1;
+            self.work.wait(&mut queue);
+            queue.idle -= 1;
         }
     }
 
     fn work(&self) {
         while let Some(task) = self.next() {
-            slice::take_spent();
-            task.run();
-            let spent = u64::try_from(slice::take_spent().as_nanos()).unwrap_or(u64::MAX).max(POLL_NANOS_MIN);
-            let queue = self.queue.lock();
-            let mut waiting = task.lane.state.lock();
-            waiting.had = waiting.had.saturating_add(spent.saturating_mul(1000) / task.lane.weight);
-            drop(waiting);
-            drop(queue);
+            self.run(&task);
+        }
+    }
+
+    fn run(&self, task: &Arc<Task>) {
+        slice::take_spent();
+        task.run();
+        let spent = u64::try_from(slice::take_spent().as_nanos()).unwrap_or(u64::MAX).max(POLL_NANOS_MIN);
+        let queue = self.queue.lock();
+        let mut waiting = task.lane.state.lock();
+        waiting.polled -= 1;
+        waiting.had = waiting.had.saturating_add(spent.saturating_mul(1000) / task.lane.weight);
+        drop(waiting);
+        drop(queue);
+    }
+
+    /// Starts a thread that stands in if no poll has begun since `seen` were, and a lane waits that has no thread. `None` when
+    /// nobody waits: there is nothing to watch.
+    fn relieve(self: &Arc<Self>, seen: u64) -> Option<u64> {
+        let mut queue = self.queue.lock();
+        if queue.is_closed || queue.ready.is_empty() {
+            queue.is_watched = false;
+            return None;
+        }
+        let begun = queue.begun;
+        let waits = |Reverse(turn): &Reverse<Turn>| turn.lane.state.lock().polled == 0;
+        if begun != seen || queue.stand_ins >= STAND_INS_MAX || !queue.ready.iter().any(waits) {
+            return Some(begun);
+        }
+        queue.stand_ins += 1;
+        drop(queue);
+        let (shared, handle) = (self.clone(), self.gateway.clone());
+        let started = std::thread::Builder::new().name("guest-spare".to_owned()).spawn(move || {
+            stand_back();
+            let _context = handle.enter();
+            shared.stand_in();
+        });
+        if let Err(error) = started {
+            tracing::warn!(%error, "guests wait for others that cannot be interrupted");
+            self.queue.lock().stand_ins -= 1;
+        }
+        Some(begun)
+    }
+
+    /// Polls tasks of lanes that have no thread, until one of those who are there for it has nothing to do.
+    fn stand_in(&self) {
+        let mut queue = self.queue.lock();
+        while !queue.is_closed && queue.idle == 0 {
+            if let Some(task) = queue.take(true) {
+                drop(queue);
+                self.run(&task);
+                drop(task);
+                queue = self.queue.lock();
+                continue;
+            }
+            queue.idle_stand_ins += 1;
+            let is_over = self.spare_work.wait_for(&mut queue, STAND_IN_STAYS).timed_out();
+            queue.idle_stand_ins -= 1;
+            if is_over {
+                break;
+            }
+        }
+        queue.stand_ins -= 1;
+    }
+}
+
+/// Looks whether polls begin, for as long as some wait.
+async fn watch(shared: Weak<Shared>, mut seen: u64) {
+    loop {
+        tokio::time::sleep(HELD_UP_AFTER).await;
+        match shared.upgrade().and_then(|shared| shared.relieve(seen)) {
+            Some(begun) => seen = begun,
+            None => return,
         }
     }
 }
@@ -324,7 +433,12 @@ impl Executor {
         if is_late {
             return Err(std::io::Error::other("the gateway's threads do not start"));
         }
-        let shared = Arc::new(Shared { queue: Mutex::default(), work: Condvar::new() });
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            spare_work: Condvar::new(),
+            gateway: gateway.handle().clone(),
+        });
         for number in 0..threads {
             let (shared, handle) = (shared.clone(), gateway.handle().clone());
             std::thread::Builder::new().name(format!("guest-{number}")).spawn(move || {
@@ -364,6 +478,7 @@ impl Drop for Executor {
             queue.ready.drain().collect()
         };
         self.shared.work.notify_all();
+        self.shared.spare_work.notify_all();
         for Reverse(turn) in lanes {
             let tasks = std::mem::take(&mut turn.lane.state.lock().tasks);
             drop(tasks);
@@ -427,6 +542,33 @@ mod tests {
         let waited = receiver.recv_timeout(PATIENCE).unwrap() - before;
         assert!(waited <= 4, "{waited} slices of others went first");
         stop.store(true, Ordering::Relaxed);
+    }
+
+    /// As a guest that fills a large memory with one instruction.
+    #[test]
+    fn others_stand_in_for_threads_that_are_held_up_for_all_but_who_holds_them_up() {
+        let executor = Executor::start(1).unwrap();
+        let (hostile, neighbour) = (Lane::new(None), Lane::new(None));
+        let (begun, sees_begun) = mpsc::channel();
+        let mut ends = Vec::new();
+        for _ in 0..2 {
+            let (end, ended) = mpsc::channel::<()>();
+            let begun = begun.clone();
+            executor.spawn(&hostile, async move {
+                begun.send(()).unwrap();
+                let _ = ended.recv();
+            });
+            ends.push(end);
+        }
+        sees_begun.recv_timeout(PATIENCE).unwrap();
+        for _ in 0..3 {
+            let (sender, receiver) = mpsc::channel();
+            executor.spawn(&neighbour, async move { sender.send(()).unwrap() });
+            receiver.recv_timeout(PATIENCE).unwrap();
+        }
+        assert!(sees_begun.try_recv().is_err(), "who holds them up has no second one");
+        ends.clear();
+        sees_begun.recv_timeout(PATIENCE).unwrap();
     }
 
     #[test]

@@ -39,6 +39,9 @@ const LOOK_UPS_MAX: usize = 4;
 /// Files of one container that are worked on at the same time; more wait. All containers share the threads that may block.
 pub(crate) const FILE_TURNS_MAX: usize = 4;
 
+/// A memory that is larger can be filled or copied by one instruction for longer than the gateway's threads may be held up.
+const LARGE_BYTES: usize = 64 << 20;
+
 /// The account of one container, shared by its instances.
 pub(crate) struct Account {
     /// What nodes call it when they tell each other who has called whom: of all accounts of the cluster no other has it.
@@ -69,6 +72,8 @@ pub(crate) struct Account {
     pub(crate) quota: Option<Quota>,
     /// Its queue on the guests' threads.
     pub(crate) lane: Arc<Lane>,
+    /// Whether an instance has had a memory over [`LARGE_BYTES`].
+    is_large: AtomicBool,
     is_killed: AtomicBool,
     /// Ends all instances as out of memory.
     killer: Mutex<Option<Killer>>,
@@ -98,6 +103,7 @@ impl Account {
             outgoing: Semaphore::new(OUTGOING_MAX),
             quota: spec.cpu_millis_max.map(Quota::new),
             lane: Lane::new(spec.cpu_millis_request.or(spec.cpu_millis_max)),
+            is_large: AtomicBool::new(false),
             is_killed: AtomicBool::new(false),
             killer: Mutex::new(None),
         });
@@ -113,6 +119,11 @@ impl Account {
             memory_bytes: self.memory.load(Relaxed),
             memory_bytes_peak: self.memory_peak.load(Relaxed),
         }
+    }
+
+    /// Whether what its instances do may last longer than a slice: it is for the guests' threads from the beginning.
+    pub(crate) fn is_large(&self) -> bool {
+        self.is_large.load(Relaxed)
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -309,6 +320,9 @@ impl ResourceLimiter for Limiter {
         if maximum.is_some_and(|maximum| desired > maximum) {
             self.last = 0;
             return Ok(false);
+        }
+        if desired > LARGE_BYTES {
+            self.account.is_large.store(true, Relaxed);
         }
         self.grow(desired.saturating_sub(current) as u64)
     }

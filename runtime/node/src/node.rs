@@ -16,10 +16,11 @@ use coracle_discovery::Policies;
 use coracle_discovery::Protocol;
 use coracle_engine::Engine;
 use coracle_proxy::{Spans, Tracer};
+use coracle_tolerant::Tolerant;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Resource as _};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -379,27 +380,57 @@ fn on_change(pods: Weak<Pods>) -> OnChange {
     })
 }
 
+/// Those of a list.
+#[derive(Default)]
+struct Listed {
+    pods: Vec<Pod>,
+    /// Of all of them: one that cannot be read is there, too.
+    uids: HashSet<String>,
+}
+
+/// A pod that can be read. Another one is nobody's reason not to hear of the others: it is not run, and if it runs it goes on as it was.
+pub(crate) fn readable(pod: Tolerant<Pod>) -> Option<Pod> {
+    match pod {
+        Tolerant::Good(pod) => Some(pod),
+        Tolerant::Odd { meta, why } => {
+            tracing::warn!(namespace = meta.namespace, pod = meta.name, %why, "a pod of this node cannot be read");
+            None
+        }
+    }
+}
+
 /// Follows the pods that are bound to this node.
 async fn watch_pods(pods: Arc<Pods>, synced: &watch::Sender<bool>) {
     let context = &pods.context;
-    let api: Api<Pod> = Api::all(context.client.clone());
+    let api: Api<Tolerant<Pod>> = Api::all(context.client.clone());
     let fields = format!("spec.nodeName={}", context.config.name);
     let config = watcher::Config::default().streaming_lists().fields(&fields);
     let mut events = watcher(api, config).backoff(Again::new()).boxed();
-    let mut listed: Option<Vec<Pod>> = None;
+    let mut listed: Option<Listed> = None;
     loop {
         match events.try_next().await {
-            Ok(Some(watcher::Event::Init)) => listed = Some(Vec::new()),
-            Ok(Some(watcher::Event::InitApply(pod))) => match &mut listed {
-                Some(listed) => listed.push(pod),
-                None => pods.observe(pod),
-            },
+            Ok(Some(watcher::Event::Init)) => listed = Some(Listed::default()),
+            Ok(Some(watcher::Event::InitApply(pod))) => {
+                let uid = pod.meta().uid.clone();
+                match (&mut listed, readable(pod)) {
+                    (Some(listed), pod) => {
+                        listed.uids.extend(uid);
+                        listed.pods.extend(pod);
+                    }
+                    (None, Some(pod)) => pods.observe(pod),
+                    (None, None) => {}
+                }
+            }
             Ok(Some(watcher::Event::InitDone)) => {
                 take_list(&pods, listed.take().unwrap_or_default()).await;
                 synced.send_replace(true);
             }
-            Ok(Some(watcher::Event::Apply(pod))) => pods.observe(pod),
-            Ok(Some(watcher::Event::Delete(pod))) => pods.remove(pod.metadata.uid.as_deref().unwrap_or_default()),
+            Ok(Some(watcher::Event::Apply(pod))) => {
+                if let Some(pod) = readable(pod) {
+                    pods.observe(pod);
+                }
+            }
+            Ok(Some(watcher::Event::Delete(pod))) => pods.remove(pod.meta().uid.as_deref().unwrap_or_default()),
             Ok(None) => return,
             Err(error) => tracing::debug!(%error, "watch pods"),
         }
@@ -407,8 +438,7 @@ async fn watch_pods(pods: Arc<Pods>, synced: &watch::Sender<bool>) {
 }
 
 /// All pods of the node at one moment.
-async fn take_list(pods: &Arc<Pods>, mut list: Vec<Pod>) {
-    let uids: HashSet<String> = list.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+async fn take_list(pods: &Arc<Pods>, Listed { pods: mut list, uids }: Listed) {
     let addresses = list.iter().filter_map(|pod| pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok());
     pods.context.network.table.reserve_order(addresses);
     remove_orphans(pods, uids.clone()).await;

@@ -72,7 +72,7 @@ impl Process {
 
     /// What of its memory is resident.
     pub fn resident(&self) -> Result<Resident, Error> {
-        Resident::read(&std::fs::read_to_string(format!("/proc/{}/statm", self.id()?))?)
+        Resident::of(self.id()?)
     }
 
     /// Asks it to end and waits until it has.
@@ -96,6 +96,11 @@ pub struct Resident {
 }
 
 impl Resident {
+    /// Of a process.
+    pub fn of(process: u32) -> Result<Resident, Error> {
+        Resident::read(&std::fs::read_to_string(format!("/proc/{process}/statm"))?)
+    }
+
     /// Of a line of `/proc/PID/statm`.
     fn read(statm: &str) -> Result<Resident, Error> {
         let mut pages = statm.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
@@ -126,7 +131,7 @@ mod tests {
         let resident = Resident::read("5190000 11500 8200 28870 0 5130000 0\n").unwrap();
         assert_eq!(resident, Resident { all: 11_500 * page, own: 3_300 * page });
         assert!(Resident::read("5190000 11500").is_err());
-        let mine = Resident::read(&std::fs::read_to_string("/proc/self/statm").unwrap()).unwrap();
+        let mine = Resident::of(std::process::id()).unwrap();
         assert!(0 < mine.own && mine.own < mine.all);
     }
 }

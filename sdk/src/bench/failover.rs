@@ -51,7 +51,7 @@ pub async fn run(
         let seen = end_leader(&mut servers).await?;
         gaps.record(micros(seen.gap)?)?;
         for error in &seen.failed {
-            eprintln!("a write failed while the leader handed over: {error}");
+            tracing::warn!(error, "a write failed while the leader handed over");
         }
         failed += seen.failed.len();
     }

@@ -170,7 +170,9 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), 
         }
     }
     if peers.iter().any(Option::is_none) {
-        eprintln!("wasmtime is not in PATH: its figures are left out (cargo install wasmtime-cli --version 48.0.8)");
+        tracing::warn!(
+            "wasmtime is not in PATH: its figures are left out (cargo install wasmtime-cli --version 48.0.8)"
+        );
     }
     let nginx = nginx(address).await?;
     if let Some((child, address, _)) = &nginx {
@@ -178,7 +180,7 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), 
         pairs.push((2, servers.len()));
         servers.push(Server { name: "nginx", address: *address, host: HOST, process: id(child)? });
     } else {
-        eprintln!("nginx is not in PATH: its figures are left out");
+        tracing::warn!("nginx is not in PATH: its figures are left out");
     }
     for connections in [1, 64] {
         let mut measured = vec![Measured::default(); servers.len()];

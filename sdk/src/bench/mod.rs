@@ -10,6 +10,7 @@ mod failover;
 mod gigabyte;
 mod group;
 mod http;
+mod many_nodes;
 mod mesh;
 mod node_killed;
 mod rollout;
@@ -23,7 +24,7 @@ use serde::Serialize;
 pub use http::{Answer, http_get, http_get_ok, peer};
 
 /// The benchmarks' names, in the order in which all of them run.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     "keyspace",
     "engine",
     "neighbours",
@@ -36,6 +37,7 @@ pub const NAMES: [&str; 12] = [
     "group",
     "gigabyte",
     "node-killed",
+    "many-nodes",
 ];
 
 /// How often `failover` kills the leader, and has it hand over, unless somebody says otherwise.
@@ -127,6 +129,7 @@ pub async fn run(
         "group" => group::run(program, options.reference.as_deref(), &mut report, &mut doing).await?,
         "gigabyte" => gigabyte::run(program, &mut report, &mut doing).await?,
         "node-killed" => node_killed::run(program, &mut report, &mut doing).await?,
+        "many-nodes" => many_nodes::run(program, &mut report, &mut doing).await?,
         other => return Err(format!("no benchmark is called {other:?}; there are {}", NAMES.join(", ")).into()),
     }
     Ok(())

@@ -22,6 +22,7 @@ use http::Request;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +40,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(3600);
 const RENEWED_AT: f64 = 1.0 / 3.0;
 /// How often a server that does not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long it is waited for a node that has the directory and may be ending, since it was killed, and how often it is asked for meanwhile.
+const ENDS_WITHIN: Duration = Duration::from_secs(3);
+const ASK_EVERY: Duration = Duration::from_millis(20);
 /// By this a node asks for a range of addresses for its pods.
 pub(crate) const RANGE: &str = "coracle.dev/pod-range";
 
@@ -323,32 +327,46 @@ async fn identity(options: &WorkerOptions) -> Result<(Identity, File), WorkerErr
         Some(kept) => kept.left()? <= 0.0,
         None => false,
     };
-    let joined = match (&kept, join) {
-        // A cluster may have moved: the address that somebody writes holds, the token is not needed.
-        (Some(kept), join) if !is_over => {
-            let server = join.map_or_else(|| kept.server.clone(), |(server, _)| server.to_string());
-            Identity { server, ..kept.clone() }
-        }
-        (Some(kept), None) => return Err(WorkerError::Expired(kept.name.clone())),
+    match (&kept, &join) {
         (None, None) => return Err(WorkerError::NotJoined(dir.clone())),
-        (kept, Some((server, token))) => {
-            let named = kept.as_ref().map(|kept| kept.name.clone()).or_else(|| options.name.clone());
-            let listener = listen(options, &server).await;
-            let address = listener.as_ref().and_then(|listener| listener.local_addr().ok());
-            call::join(&server, &token, &named.unwrap_or_else(crate::cluster::machine_name), address).await?
-        }
-    };
-    let lock = lock(dir).map_err(|error| match error.kind() {
+        (Some(kept), None) if is_over => return Err(WorkerError::Expired(kept.name.clone())),
+        _ => {}
+    }
+    // Before the cluster is asked for a place: who could not keep one takes none.
+    let lock = lock(dir).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => taken("is used by a node that runs".to_owned()),
         _ => taken(format!("cannot be used: {error}")),
     })?;
-    if kept.as_ref() != Some(&joined) {
+    let place = async {
         if Identity::load(dir)? != kept {
             return Err(taken("was taken by another node meanwhile".to_owned()));
         }
-        joined.store(dir)?;
+        let joined = match (&kept, join) {
+            (Some(kept), None) => return Ok(kept.clone()),
+            // A cluster may have moved: the address that somebody writes holds, the token is not needed.
+            (Some(kept), Some((server, _))) if !is_over => Identity { server: server.to_string(), ..kept.clone() },
+            (kept, Some((server, token))) => {
+                let named = kept.as_ref().map(|kept| kept.name.clone()).or_else(|| options.name.clone());
+                let listener = listen(options, &server).await;
+                let address = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+                call::join(&server, &token, &named.unwrap_or_else(crate::cluster::machine_name), address).await?
+            }
+            (None, None) => return Err(WorkerError::NotJoined(dir.clone())),
+        };
+        if kept.as_ref() != Some(&joined) {
+            joined.store(dir)?;
+        }
+        Ok(joined)
+    };
+    match place.await {
+        Ok(joined) => Ok((joined, lock)),
+        Err(error) => {
+            if kept.is_none() {
+                let_go(dir, lock);
+            }
+            Err(error)
+        }
     }
-    Ok((joined, lock))
 }
 
 /// Listens where the node will, while it joins. What keeps it from that is told when it starts.
@@ -361,12 +379,34 @@ async fn listen(options: &WorkerOptions, server: &Server) -> Option<TcpListener>
 }
 
 /// Holds the directory for as long as the file lives.
-fn lock(dir: &Path) -> std::io::Result<File> {
-    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(dir.join("LOCK"))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
-    Ok(file)
+async fn lock(dir: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+    let path = dir.join("LOCK");
+    let give_up = Instant::now() + ENDS_WITHIN;
+    loop {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        let locked = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+        // Who had it may have let go just now, and somebody else have made another.
+        let is_there = std::fs::metadata(&path).is_ok_and(|there| {
+            file.metadata().is_ok_and(|held| (held.dev(), held.ino()) == (there.dev(), there.ino()))
+        });
+        match locked {
+            Ok(()) if is_there => return Ok(file),
+            Ok(()) | Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up => {
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+            Ok(()) => return Err(std::io::ErrorKind::WouldBlock.into()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Leaves nothing of a directory in which no node has a place; what somebody else keeps there stays.
+fn let_go(dir: &Path, lock: File) {
+    let _ = std::fs::remove_file(dir.join("LOCK"));
+    drop(lock);
+    let _ = std::fs::remove_dir(dir);
 }
 
 /// Makes the Node object where there is none, and says which range of addresses its pods have. Waits for a server that does
@@ -516,6 +556,13 @@ mod tests {
             let error = Worker::start(options).await.err().expect("it cannot join").to_string();
             assert!(error.contains(expected), "{error}");
             assert!(!dir.exists(), "{expected}");
+        }
+        // Nobody was asked who could not have kept the answer, nor beside a start that is under way.
+        let join = || Some(Join { server: format!("https://{free}"), token: token.clone() });
+        for dir in [Path::new("/proc/coracle-node"), &dir] {
+            let _held = lock(dir);
+            let error = Worker::start(WorkerOptions { join: join(), ..WorkerOptions::new(dir) }).await.err().unwrap();
+            assert!(matches!(error, WorkerError::Directory { .. }), "{error}");
         }
         std::fs::create_dir_all(dir.join("control")).unwrap();
         let error = Worker::start(WorkerOptions::new(&dir)).await.err().unwrap().to_string();

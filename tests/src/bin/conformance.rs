@@ -10,7 +10,7 @@
 //! The specs are linked from Kubernetes' Go module (`tests/conformance`), which takes some minutes the first time; `CORACLE_E2E_TEST`
 //! and `CORACLE_GINKGO` name programs that are built already. Their pods name images for which `examples/toolbox` stands in.
 //!
-//! One node runs all of them but two, which want a second one (`--workers 1`).
+//! There is one node beside the server's own, for the specs that want two (`--workers N`).
 //!
 //! The ledger, `tests/conformance/ledger.txt`, has a line for every spec of the conformance class: `passed`, `failed`,
 //! `out of reach: FEATURE` (what of Linux it needs) or `awaits: PART` (what is not built yet). The exit code is 0 when every
@@ -61,8 +61,8 @@ struct Arguments {
     passed: bool,
     all: bool,
     update: bool,
-    /// Nodes beside the server's own.
-    workers: usize,
+    /// Nodes beside the server's own; one, when it is not said.
+    workers: Option<usize>,
 }
 
 fn arguments() -> Result<Arguments, String> {
@@ -79,7 +79,7 @@ fn arguments() -> Result<Arguments, String> {
             "--timeout" => parsed.timeout = Some(value()?),
             "--output" => parsed.output = Some(PathBuf::from(value()?)),
             "--workers" => {
-                parsed.workers = value()?.parse().map_err(|e| format!("--workers: {e}"))?;
+                parsed.workers = Some(value()?.parse().map_err(|e| format!("--workers: {e}"))?);
             }
             "--passed" => parsed.passed = true,
             "--all" => parsed.all = true,
@@ -88,7 +88,7 @@ fn arguments() -> Result<Arguments, String> {
         }
     }
     let is_another = parsed.kubeconfig.is_some();
-    if is_another != parsed.registry.is_some() || (is_another && parsed.workers > 0) {
+    if is_another != parsed.registry.is_some() || (is_another && parsed.workers.is_some()) {
         return Err(format!("a cluster that runs has nodes of its own, and a registry with the images: {USAGE}"));
     }
     let ways = [parsed.passed, parsed.all, parsed.focus.is_some(), parsed.names.is_some()];
@@ -158,8 +158,9 @@ fn run(arguments: &Arguments, wanted: &BTreeSet<String>, work: &Path) -> Result<
     let package = "github.com/onsi/ginkgo/v2/ginkgo";
     let ginkgo = program("CORACLE_GINKGO", "ginkgo", &["build", "-ldflags", "-s -w"], package);
     let own = arguments.kubeconfig.is_none().then(Cluster::start);
-    let workers =
-        own.iter().flat_map(|cluster| (0..arguments.workers).map(|number| cluster.join(&format!("worker-{number}"))));
+    let workers = own.iter().flat_map(|cluster| {
+        (0..arguments.workers.unwrap_or(1)).map(|number| cluster.join(&format!("worker-{number}")))
+    });
     let _workers: Vec<_> = workers.collect();
     if let Some(cluster) = &own {
         for image in IMAGES {

@@ -8,14 +8,14 @@ use coracle_tests::root;
 const ARROWS: &[(&str, &str, &[&str])] = &[
     ("api", "api", &[]),
     ("gateway", "api/gateway", &["api"]),
+    // How whoever watches reads what it watches.
+    ("tolerant", "api/tolerant", &[]),
     ("keyspace", "control/keyspace", &[]),
     ("base2histogram", "control/keyspace/base2histogram", &[]),
     ("apiserver", "control/apiserver", &["api", "gateway", "keyspace"]),
     ("registry", "control/registry", &[]),
     ("scheduler", "control/scheduler", &["api", "scripted", "tolerant"]),
     ("controllers", "control/controllers", &["api", "gateway", "scripted", "tolerant"]),
-    // How the two above read what they watch.
-    ("tolerant", "control/tolerant", &[]),
     // An API server for tests of the two above; nothing but their tests may use it.
     ("scripted", "control/scripted", &[]),
     ("server", "control/server", &["api", "apiserver", "controllers", "keyspace", "registry", "scheduler"]),
@@ -23,7 +23,11 @@ const ARROWS: &[(&str, &str, &[&str])] = &[
     ("simulation", "control/simulation", &["apiserver", "keyspace", "server"]),
     ("engine", "runtime/engine", &[]),
     ("artifact", "runtime/artifact", &[]),
-    ("node", "runtime/node", &["api", "artifact", "discovery", "dns", "engine", "gateway", "policy", "proxy"]),
+    (
+        "node",
+        "runtime/node",
+        &["api", "artifact", "discovery", "dns", "engine", "gateway", "policy", "proxy", "tolerant"],
+    ),
     ("policy", "mesh/policy", &["api"]),
     ("dns", "mesh/dns", &["discovery"]),
     ("discovery", "mesh/discovery", &["api", "gateway", "policy"]),

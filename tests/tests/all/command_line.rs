@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use coracle_tests::{Cluster, coracle, guest, output, root};
+use coracle_tests::{Background, Cluster, coracle, guest, output, root};
 
 fn fails(arguments: &[&str]) -> String {
     let output = Command::new(coracle()).args(arguments).env_remove("KUBECONFIG").output().expect("run coracle");
@@ -117,7 +117,12 @@ fn a_cluster_in_the_background_is_started_stopped_forgotten_and_founded_again() 
         output(&mut command)
     };
     let manifest = dir.path().join("app.yaml");
-    std::fs::write(&manifest, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\n").expect("write a file");
+    // What is of a kind that is defined there, too, in whatever order.
+    let text = "apiVersion: example.org/v1\nkind: Gadget\nmetadata: {name: app}\n---\n\
+        apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: gadgets.example.org}\nspec:\n  \
+        group: example.org\n  names: {kind: Gadget, plural: gadgets}\n  scope: Namespaced\n  \
+        versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}]\n";
+    std::fs::write(&manifest, text).expect("write a file");
     // As people type it: the letters together.
     let up = ["up", "--api-port", "0", "--registry-port", "0", "-df", manifest.to_str().expect("a path")];
     for _ in 0..2 {
@@ -281,6 +286,38 @@ fn what_others_leave_in_the_environment_stops_no_start_and_no_command() {
         said(&printed)
     );
     assert!(coracle(&["down"]).status.success());
+}
+
+#[test]
+fn an_empty_variable_names_no_directory() {
+    let home = tempfile::tempdir().expect("a directory");
+    let mut status = Command::new(coracle());
+    status.arg("status").env("CORACLE_DATA_DIR", "").env("HOME", home.path());
+    let status = output(status.env_remove("KUBECONFIG").env_remove("XDG_DATA_HOME"));
+    let said = String::from_utf8_lossy(&status.stderr);
+    assert!(status.status.code() == Some(1) && said.contains("no cluster is known"), "{said}");
+}
+
+/// Whoever reads it may be gone before, as with `coracle up 2>&1 | tee log` at Ctrl-C, and the disk of a log may be full.
+#[test]
+fn nobody_has_to_hear_what_is_said_on_standard_error() {
+    let gone = || std::io::pipe().map(|(_, writer)| Stdio::from(writer)).expect("a pipe");
+    let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").expect("/dev/full"));
+    let dir = tempfile::tempdir().expect("a directory");
+    for (case, error) in [("gone", gone()), ("full", full())] {
+        let mut up = Command::new(coracle());
+        up.args(["up", "--api-port", "0", "--registry-port", "0", "--data-dir"]).arg(dir.path().join(case));
+        // Much is said from everywhere, and some of it when it ends.
+        up.env("CORACLE_LOG", "debug").env_remove("KUBECONFIG").stdin(Stdio::null());
+        let mut cluster = Background::start_telling(up, error);
+        cluster.line(|line| line == "ready");
+        assert_eq!(cluster.terminate(), Some(0), "{case}");
+    }
+    for error in [gone(), full()] {
+        let mut status = Command::new(coracle());
+        let status = status.args(["status", "--kubeconfig", "/none"]).stderr(error).status().expect("run coracle");
+        assert_eq!(status.code(), Some(1));
+    }
 }
 
 #[test]

@@ -286,12 +286,15 @@ async fn stored(at: &Attributes<'_>, (group, resource): (&str, &str), name: &str
 fn default_class(at: &Attributes<'_>) -> Result<Option<Value>, Status> {
     let Some(classes) = at.cluster.catalog.named("scheduling.k8s.io", "priorityclasses") else { return Ok(None) };
     let snapshot = at.cluster.store.keyspace.snapshot(classes.row.collection());
-    let marked: Result<Vec<Value>, Status> = crate::store::range(&snapshot.records, None, None)
-        // Hardly ever is one the default: the others are not read again for each pod.
-        .filter(|(_, record)| Seen::new(classes, record).facts().is_default)
-        .map(|(_, record)| Seen::new(classes, record).stored())
-        .collect();
-    Ok(marked?.into_iter().min_by_key(|class| class["value"].as_i64()))
+    let mut marked = Vec::new();
+    for (_, record) in crate::store::range(&snapshot.records, None, None) {
+        let seen = Seen::new(classes, record);
+        // Hardly ever is one the default: the others are not read again for each pod. What cannot be read may be it.
+        if seen.known_facts()?.is_default {
+            marked.push(seen.stored()?);
+        }
+    }
+    Ok(marked.into_iter().min_by_key(|class| class["value"].as_i64()))
 }
 
 /// A node that is not ready or not reachable for a while does not lose the pod at once.

@@ -70,16 +70,27 @@ pub(crate) fn object(
     object: &Value,
     include: table::Include,
 ) -> Result<Response, Status> {
+    shaped(form, code, &resource.row, object, |beta| table::of_value(resource, object, include, beta, true))
+}
+
+/// The same of an object whose table is made in a way of its own.
+pub(crate) fn shaped(
+    form: Form,
+    code: u16,
+    row: &Row,
+    object: &Value,
+    table: impl FnOnce(bool) -> Vec<u8>,
+) -> Result<Response, Status> {
     match form.shape {
         Shape::Whole => Ok(value(form, code, object)),
-        Shape::Table { beta } => Ok(json_text(form, code, table::of_value(resource, object, include, beta, true))),
+        Shape::Table { beta } => Ok(json_text(form, code, table(beta))),
         Shape::Metadata { beta } => {
             let partial = serde_json::json!({
                 "apiVersion": metadata::api_version(beta), "kind": metadata::KIND, "metadata": object["metadata"],
             });
             Ok(value(Form { shape: Shape::Whole, ..form }, code, &partial))
         }
-        Shape::MetadataList { .. } => Err(not_a_list(&resource.row)),
+        Shape::MetadataList { .. } => Err(not_a_list(row)),
     }
 }
 

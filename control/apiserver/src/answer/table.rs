@@ -1,6 +1,6 @@
 //! Tables: what `kubectl get` prints (kubernetes-api §12.1). Cells are computed once per record, ages when shown.
 
-use coracle_api::kinds::Row;
+use coracle_api::kinds::{Cell, Row};
 use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -112,16 +112,39 @@ pub(crate) fn of_value(
     beta: bool,
     with_columns: bool,
 ) -> Vec<u8> {
+    let columns = with_columns.then(|| columns(resource));
+    let mut stored = value.clone();
+    resource.row.strategy().to_storage(&mut stored);
+    with_row(columns.as_ref(), &store::Row::of(resource, &stored), value, include, beta)
+}
+
+/// A table of a scale.
+pub(crate) fn of_scale(scale: &Value, include: Include, beta: bool) -> Vec<u8> {
+    let column = |(name, kind): (&str, &str)| {
+        let description = super::columns::description("autoscaling", "scales", name);
+        json!({"name": name, "type": kind, "format": "", "priority": 0, "description": description})
+    };
+    let columns = [("Name", "string"), ("Desired", "integer"), ("Available", "integer"), ("Age", "string")];
+    let number = |value: &Value| Cell::Value(value.as_i64().unwrap_or(0).into());
+    let created = scale["metadata"]["creationTimestamp"].as_str().and_then(|time| time.parse().ok());
+    let cells = [
+        Cell::Value(scale["metadata"]["name"].clone()),
+        number(&scale["spec"]["replicas"]),
+        number(&scale["status"]["replicas"]),
+        Cell::Age(created),
+    ];
+    let columns: Value = columns.into_iter().map(column).collect();
+    with_row(Some(&columns), &store::Row::new(&cells, None), scale, include, beta)
+}
+
+fn with_row(columns: Option<&Value>, row: &store::Row, value: &Value, include: Include, beta: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(2048);
     let list_metadata = match value["metadata"]["resourceVersion"].as_str() {
         Some(version) => json!({"resourceVersion": version}),
         None => json!({}),
     };
-    let columns = with_columns.then(|| columns(resource));
-    begin(&mut out, columns.as_ref(), list_metadata.to_string().as_bytes(), beta);
-    let mut stored = value.clone();
-    resource.row.strategy().to_storage(&mut stored);
-    store::Row::of(resource, &stored).write(&mut out, Timestamp::now());
+    begin(&mut out, columns, list_metadata.to_string().as_bytes(), beta);
+    row.write(&mut out, Timestamp::now());
     match include {
         Include::Nothing => out.extend_from_slice(b"null"),
         Include::Metadata => metadata::write(&mut out, &value["metadata"].to_string().into(), beta),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use coracle_api::meta::names;
 use coracle_api::status::Status;
 use http::{HeaderMap, HeaderValue};
 
@@ -46,9 +47,10 @@ pub(super) fn apply(cluster: &Cluster, caller: &Identity, headers: &HeaderMap) -
     Ok(identity)
 }
 
-/// The namespace and the name of the account whose user this is.
+/// The namespace and the name of the account whose user this is: what no account can be called is a user like others.
 fn account(user: &str) -> Option<(&str, &str)> {
-    user.strip_prefix("system:serviceaccount:").and_then(|account| account.split_once(':'))
+    let (namespace, name) = user.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+    (names::dns_label(namespace).is_empty() && names::dns_subdomain(name).is_empty()).then_some((namespace, name))
 }
 
 /// As whom a request wants to act; the groups are those that it names.
@@ -113,5 +115,16 @@ mod tests {
             assert_eq!(ask(name, b"\xff"), Err(400), "{name}");
         }
         assert_eq!(ask("impersonate-user", "zoë".as_bytes()).unwrap(), "zoë");
+    }
+
+    #[test]
+    fn only_a_name_that_an_account_can_have_is_one() {
+        assert_eq!(account("system:serviceaccount:a:b.c"), Some(("a", "b.c")));
+        for user in ["a:b", "system:serviceaccount:a", "system:serviceaccount:a:", "system:serviceaccount::b"] {
+            assert_eq!(account(user), None, "{user}");
+        }
+        for name in ["x:y", "A B", "../b:default"] {
+            assert_eq!(account(&format!("system:serviceaccount:a:{name}")), None, "{name}");
+        }
     }
 }

@@ -5,9 +5,8 @@
 
 use std::sync::Arc;
 
-use coracle_api::custom::{CustomKind, TooMuch};
+use coracle_api::custom::CustomKind;
 use coracle_keyspace::{Guard, Op, Record, Revision};
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::hooks::Conversion;
@@ -28,6 +27,8 @@ pub(crate) struct Custom {
     pub conversion: Option<Arc<Conversion>>,
     /// How objects of this version begin: `{"kind":"Gadget","apiVersion":"example.com/v1",`.
     pub head: Arc<[u8]>,
+    /// How objects begin of all versions that have the schema of this one.
+    pub heads_alike: Arc<[Arc<[u8]>]>,
 }
 
 impl Custom {
@@ -46,8 +47,8 @@ impl Custom {
         self.conversion.as_ref().filter(|_| record.why_unreadable().is_none() && !record.bytes.starts_with(&self.head))
     }
 
-    /// Turns a stored object into what clients of this version see.
-    pub fn show(&self, object: &mut Value) -> Result<(), TooMuch> {
-        self.kind.show(object)
+    /// Whether a record has a version whose objects are those of this one: of another, fields may be left out here.
+    pub fn is_alike(&self, record: &Record) -> bool {
+        record.bytes.starts_with(&self.head) || self.heads_alike.iter().any(|head| record.bytes.starts_with(head))
     }
 }

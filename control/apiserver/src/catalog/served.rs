@@ -176,7 +176,11 @@ impl Standing {
             let conversion = self.made.conversion.get_or_init(read).clone();
             let (api_version, row) = (kind.api_version.clone(), Row::Custom(kind.clone()));
             let (head, stored_head) = (super::head(&row, &api_version), super::head(&row, &kind.stored_version));
+            let alike = self.kinds().iter().flatten().map(|(other, _)| other);
+            let alike = alike.filter(|other| kind.is_alike(&other.version.name));
+            let heads_alike = alike.map(|other| super::head(&Row::Custom(other.clone()), &other.api_version)).collect();
             let custom = Custom {
+                heads_alike,
                 kind,
                 number,
                 definition: self.record.clone(),

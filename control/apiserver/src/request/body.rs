@@ -91,5 +91,6 @@ pub(crate) fn object_in(
             )));
         }
     }
+    call.check_namespace(&value)?;
     Ok(value)
 }

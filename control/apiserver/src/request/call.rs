@@ -4,10 +4,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use coracle_api::meta;
 use coracle_api::meta::selector::FieldSelector;
 use coracle_api::status::Status;
 use http::{HeaderMap, Method, Uri, header};
 use parking_lot::Mutex;
+use serde_json::Value;
 
 use super::annotations::Annotations;
 use super::negotiate::{self, Form, Offer};
@@ -150,6 +152,32 @@ impl Call {
 
     pub fn namespace(&self) -> Option<&str> {
         self.target.namespace.as_deref()
+    }
+
+    /// An object in a body is of the path's namespace, or of none that it names.
+    pub fn check_namespace(&self, object: &Value) -> Result<(), Status> {
+        let given = object["metadata"]["namespace"].as_str().unwrap_or_default();
+        if given.is_empty() || self.namespace().is_none_or(|namespace| namespace == given) {
+            return Ok(());
+        }
+        let words = "the namespace of the provided object does not match the namespace sent on the request";
+        Err(Status::bad_request(words))
+    }
+
+    /// An object in a body has the path's name.
+    pub fn check_name(&self, object: &Value) -> Result<(), Status> {
+        let (given, name) = (meta::name(object), self.name());
+        if given.is_empty() {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+            )));
+        }
+        if given != name {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({given}) does not match the name on the URL ({name})"
+            )));
+        }
+        Ok(())
     }
 
     /// The object's name; paths without one are never given to the verbs that ask.

@@ -143,6 +143,11 @@ fn resource(group: &str, version: &str, segments: &[&str], path: &str) -> Route 
             found.subresource = Some((*sub).to_owned());
             &[]
         }
+        // Of no namespace in particular: so clients ask that were given an empty one.
+        ["namespaces", "", resource] => {
+            found.resource = text(resource);
+            &[]
+        }
         ["namespaces", namespace, resource, rest @ ..] => {
             found.namespace = Some(text(namespace));
             found.resource = text(resource);
@@ -204,6 +209,10 @@ mod tests {
             ("/api/v1/pods", "|v1|-|pods|-|-||false"),
             ("/api/v1/namespaces/a/pods/b/log", "|v1|a|pods|b|log||false"),
             ("/api/v1/namespaces", "|v1|-|namespaces|-|-||false"),
+            ("/api/v1/namespaces//pods", "|v1|-|pods|-|-||false"),
+            ("/api/v1/watch/namespaces//pods/", "|v1|-|pods|-|-||true"),
+            ("/api/v1/namespaces//pods/a", "Unknown"),
+            ("/api/v1/namespaces//", "Unknown"),
             ("/api/v1/namespaces/a", "|v1|-|namespaces|a|-||false"),
             ("/api/v1/namespaces/a/finalize", "|v1|-|namespaces|a|finalize||false"),
             ("/apis/apps/v1/namespaces/a/deployments/b/scale", "apps|v1|a|deployments|b|scale||false"),
@@ -235,6 +244,7 @@ mod tests {
             ("watch/namespaces/a/things", "watch/namespaces/a/things"),
             ("things/system:a%20b%3f%25", "things/system:a%20b%3F%25"),
             ("th%69ngs", "things"),
+            ("namespaces//things", "things"),
             ("things/b/proxy/", "things/b/proxy/"),
             ("things/b/proxy/x%20y/z/", "things/b/proxy/x%20y/z/"),
         ] {
@@ -242,7 +252,7 @@ mod tests {
         }
         for path in [
             "/things",
-            "namespaces//things",
+            "namespaces//things/b",
             "things//",
             "things/b//",
             "things/b%2Fscale",

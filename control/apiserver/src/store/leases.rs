@@ -2,11 +2,13 @@
 //! that it lives, and in the log that would be most of what is in it.
 //!
 //! A renewal is a write that changes when the lease was renewed and nothing else. It has no version of its own: the lease
-//! keeps its resourceVersion, by which it can be replaced as before, and a watch tells of it as of where the watch is. Every
-//! other write to a lease, and every lease elsewhere, goes through the log.
+//! keeps its resourceVersion, by which it can be replaced as before, and a watch tells of it as of where the watch is: that
+//! counts as its version, too, so that who follows leases can write what it has heard ([`is_version`]). Every other write to a
+//! lease, and every lease elsewhere, goes through the log.
 
 use std::sync::Arc;
 
+use coracle_api::meta;
 use coracle_keyspace::{Keyspace, Record, Records, Renewal, RenewalWatcher, TransactError};
 use serde_json::Value;
 
@@ -30,6 +32,13 @@ pub(crate) fn is_renewed(resource: &Resource, object: &Value, old: &Value) -> bo
     let mut before = old.clone();
     before["spec"]["renewTime"] = object["spec"]["renewTime"].clone();
     coracle_api::patch::apply::equal_but_times(object, &before)
+}
+
+/// Whether somebody who names this version means a node's lease as it is: a watch tells of it as of a later one than it has, and
+/// that is after whatever else changed.
+pub(crate) fn is_version(resource: &Resource, lease: &Value, asked: u64) -> bool {
+    let known = meta::resource_version(lease).parse::<u64>();
+    are(resource) && lease["metadata"]["namespace"] == NAMESPACE && known.is_ok_and(|known| known <= asked)
 }
 
 impl Store {

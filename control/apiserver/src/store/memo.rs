@@ -37,8 +37,8 @@ struct View {
     metadata_protobuf: OnceLock<Bytes>,
     metadata: OnceLock<Range<usize>>,
     json: OnceLock<Bytes>,
-    /// Of a custom resource: whether its definition would store it otherwise.
-    renewal: OnceLock<Option<bool>>,
+    /// Of a custom resource: whether it is shown otherwise than it is stored.
+    otherwise: OnceLock<Option<bool>>,
     /// The same: what a webhook made of it.
     converted: Arc<Converted>,
 }
@@ -46,6 +46,8 @@ struct View {
 /// Kinds for which something is kept with one record of a custom resource: versions that are asked for, and the definition
 /// before the last change.
 const VIEWS_MAX: usize = 4;
+/// The group of what says what pods are worth.
+const PRIORITIES: &str = "scheduling.k8s.io";
 
 /// What is kept with a record of a custom resource, by the number of the kind that computed it, the newest last.
 #[derive(Default)]
@@ -95,7 +97,8 @@ impl Row {
         Row::new(&strategy.cells(stored), (!conditions.is_null()).then_some(&conditions))
     }
 
-    fn new(cells: &[Cell], conditions: Option<&Value>) -> Row {
+    /// A row of these cells.
+    pub fn new(cells: &[Cell], conditions: Option<&Value>) -> Row {
         let (mut text, mut ages) = (Vec::with_capacity(128), Vec::new());
         text.extend_from_slice(b"{\"cells\":[");
         for (at, cell) in cells.iter().enumerate() {
@@ -177,16 +180,17 @@ impl<'a> Seen<'a> {
 
     fn renewed(&self, mut value: Value) -> Result<Value, Status> {
         if let Some(custom) = &self.resource.custom {
-            custom.show(&mut value).map_err(|error| self.unreadable(error))?;
+            custom.kind.show(&mut value).map_err(|error| self.unreadable(error))?;
         }
         Ok(value)
     }
 
     /// The same for whoever deletes it: what cannot be shown since its defaults are too much goes as it is stored, without
-    /// them. What configures admission goes although it is damaged: nothing else can be written until then.
-    /// So does what cannot be decrypted: it will never be read again.
+    /// them. What configures admission, and what says what pods are worth, goes although it is damaged: what it decides about cannot be
+    /// written until then. So does what cannot be decrypted: it will never be read again.
     pub fn to_remove(&self) -> Result<Value, Status> {
-        let goes = self.resource.row.group() == hooks::GROUP || self.record.why_unreadable().is_some();
+        let admits = matches!(self.resource.row.group(), hooks::GROUP | PRIORITIES);
+        let goes = admits || self.record.why_unreadable().is_some();
         let mut value = match self.parsed() {
             Err(_) if goes => {
                 let (namespace, name) = split(&self.record.key.name);
@@ -199,7 +203,7 @@ impl<'a> Seen<'a> {
             parsed => parsed?,
         };
         if let Some(custom) = &self.resource.custom {
-            let _ = custom.show(&mut value);
+            let _ = custom.kind.show(&mut value);
         }
         Ok(value)
     }
@@ -245,14 +249,18 @@ impl<'a> Seen<'a> {
     pub fn is_plain(&self) -> bool {
         match &self.resource.custom {
             None => !self.resource.is_view,
-            Some(custom) if custom.is_recent(self.record) => true,
-            Some(custom) => self.renewal(custom) == Some(false),
+            Some(custom) if custom.is_recent(self.record) && custom.is_alike(self.record) => true,
+            Some(custom) => self.is_shown_otherwise(custom) == Some(false),
         }
     }
 
-    /// Whether its definition would store a custom resource otherwise; `None` when it cannot be read.
-    fn renewal(&self, custom: &Custom) -> Option<bool> {
-        *self.view().renewal.get_or_init(|| custom.kind.renew(&mut self.parsed().ok()?).ok())
+    /// Whether clients of this version see a custom resource otherwise than it is stored, but for the version's name; `None` when it
+    /// cannot be read.
+    fn is_shown_otherwise(&self, custom: &Custom) -> Option<bool> {
+        *self.view().otherwise.get_or_init(|| {
+            let mut value = self.parsed().ok()?;
+            custom.kind.show(&mut value).ok()
+        })
     }
 
     /// Whether the stored bytes are what clients of this row see, whole.
@@ -263,7 +271,11 @@ impl<'a> Seen<'a> {
 
     /// Whether it is stored as it would be stored now, its version too.
     pub fn is_stored_now(&self) -> bool {
-        self.record.bytes.starts_with(&self.resource.stored_head) && (self.resource.custom.is_none() || self.is_plain())
+        self.record.bytes.starts_with(&self.resource.stored_head)
+            && self.resource.custom.as_ref().is_none_or(|custom| {
+                let is_complete = || custom.kind.renew(&mut self.parsed().ok()?).ok();
+                custom.is_recent(self.record) || is_complete() == Some(false)
+            })
     }
 
     /// What a webhook made of it for this version, while it is kept.
@@ -319,7 +331,9 @@ impl<'a> Seen<'a> {
     pub fn check_readable(&self) -> Result<(), Status> {
         check_opened(self.record)?;
         match &self.resource.custom {
-            Some(custom) if !custom.is_recent(self.record) && self.renewal(custom).is_none() => self.stored().map(drop),
+            Some(custom) if !custom.is_recent(self.record) && self.is_shown_otherwise(custom).is_none() => {
+                self.stored().map(drop)
+            }
             _ => Ok(()),
         }
     }

@@ -198,23 +198,19 @@ impl Store {
         Ok(after.pending().is_ok_and(|batch| !batch.events.is_empty() || batch.revision > revision))
     }
 
-    /// The bytes to store of an object as clients of this resource see it.
+    /// The bytes to store of an object as clients of this resource see it; a custom resource was [turned](crate::conversion::to_stored)
+    /// into what is stored.
     /// Every object that is stored comes by here, and is of the kind and the version that its resource is stored in.
     pub fn encode(resource: &Resource, object: &Value) -> Content {
+        let mut object = Cow::Borrowed(object);
         match &resource.custom {
-            None => {
-                let mut object = Cow::Borrowed(object);
-                if !resource.is_named(&object) {
-                    resource.name_type(object.to_mut());
-                }
-                object::encode(&object)
+            None if !resource.is_named(&object) => resource.name_type(object.to_mut()),
+            Some(custom) if object["apiVersion"] != custom.kind.stored_version => {
+                object.to_mut()["apiVersion"] = custom.kind.stored_version.as_str().into();
             }
-            Some(custom) => {
-                let mut object = object.clone();
-                custom.kind.store(&mut object);
-                object::encode(&object)
-            }
+            _ => {}
         }
+        object::encode(&object)
     }
 
     /// Carries out `ops` if their conditions hold. What is seen to be refused is not proposed: it would cost its size in

@@ -144,7 +144,7 @@ pub(super) fn bound(
     Ok(pod)
 }
 
-/// Sets the condition PodScheduled.
+/// Sets the condition PodScheduled; where room was made for it says nothing any more.
 fn scheduled(pod: &mut Value) {
     let now = time::format(Timestamp::now());
     if !pod["status"].is_object() {
@@ -158,12 +158,10 @@ fn scheduled(pod: &mut Value) {
             if known["status"] == "True" {
                 condition["lastTransitionTime"] = known["lastTransitionTime"].clone();
             }
-            if let Some(generation) = known.get("observedGeneration") {
-                condition["observedGeneration"] = generation.clone();
-            }
             *known = condition;
         }
         None => conditions.push(condition),
     }
     pod["status"]["conditions"] = conditions.into();
+    pod["status"].as_object_mut().map(|status| status.remove("nominatedNodeName"));
 }

@@ -76,7 +76,7 @@ pub(crate) async fn answer(
     let expected = Expected { api_version: &api_version, kind, schema: &schema };
     let mut asked = body::object(call, &request.body, &expected, options.validation)?;
     ownership::track_answer(&schema, &expected, "", &options.manager, &mut asked);
-    place(call.namespace(), &mut asked)?;
+    place(call.namespace(), &mut asked);
     let identity = &call.identity;
     match review {
         Review::Token => {
@@ -119,20 +119,15 @@ pub(crate) async fn answer(
 }
 
 /// A question is asked where its path says; what else the server says of an object nobody can ask with.
-fn place(namespace: Option<&str>, asked: &mut Value) -> Result<(), Status> {
+fn place(namespace: Option<&str>, asked: &mut Value) {
     let metadata = meta::metadata_mut(asked);
     for field in ["uid", "selfLink", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         metadata.remove(field);
     }
-    match (namespace, metadata.get("namespace").and_then(Value::as_str)) {
-        (Some(namespace), Some(given)) if given != namespace => {
-            let words = "the namespace of the provided object does not match the namespace sent on the request";
-            return Err(Status::bad_request(words));
-        }
-        (Some(namespace), _) => drop(metadata.insert("namespace".to_owned(), namespace.into())),
-        (None, _) => drop(metadata.remove("namespace")),
+    match namespace {
+        Some(namespace) => drop(metadata.insert("namespace".to_owned(), namespace.into())),
+        None => drop(metadata.remove("namespace")),
     }
-    Ok(())
 }
 
 fn texts(list: &Value) -> Vec<String> {

@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 
 use crate::admission::scale::{Paths, at, scale_of, set};
 use crate::answer::respond;
+use crate::answer::table::{self, Include};
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::request::body::{self, Expected};
-use crate::request::call::Request;
+use crate::request::call::{Call, Request};
 use crate::request::negotiate::Offer;
 use crate::request::options::write_options;
 use crate::store::Seen;
@@ -30,7 +31,11 @@ pub(super) async fn answer(
     verb: &str,
 ) -> Result<Response, Status> {
     let call = &request.call;
-    let form = call.form(Offer::Plain)?;
+    let (form, include) = (call.form(Offer::Stored)?, Include::of(&call.query)?);
+    let answer = |scale: &Value| {
+        let table = |beta| table::of_scale(scale, include, beta);
+        respond::shaped(form, 200, &resource.row, scale, table)
+    };
     let schema = schema::of_kind("autoscaling", "v1", "Scale")
         .ok_or_else(|| Status::internal_error("the type Scale is not known"))?;
     if verb == "get" {
@@ -41,7 +46,7 @@ pub(super) async fn answer(
             let path = coracle_api::meta::text::quote(&format!(".{}", spec.join(".")));
             return Err(Status::internal_error(format_args!("the spec replicas field {path} does not exist")));
         }
-        return Ok(respond::value(form, 200, &scale_of(resource, &object)));
+        return answer(&scale_of(resource, &object));
     }
     if verb == "patch" {
         patch::check_type(call, resource)?;
@@ -64,11 +69,11 @@ pub(super) async fn answer(
         let applied = ownership::read_applied(&write, of_parent(resource, config)?, problems.to_vec())?;
         let step = |old: &Value| {
             let object = ownership::apply(&write, Some(old), &applied)?;
-            check(call.name(), &scale_of(resource, &object))?;
+            check(call, &scale_of(resource, &object))?;
             Ok(Changed { object, owned: true, names_version: false })
         };
         let written = change(&write, step).await?;
-        return Ok(respond::value(form, 200, &scale_of(resource, &written.into_value(cluster, resource).await?)));
+        return answer(&scale_of(resource, &written.into_value(cluster, resource).await?));
     }
     let step = |old: &Value| {
         let shown = scale_of(resource, old);
@@ -77,7 +82,7 @@ pub(super) async fn answer(
             (None, Some(sent)) => sent.clone(),
             (None, None) => shown,
         };
-        check(call.name(), &scale)?;
+        check(call, &scale)?;
         let mut object = old.clone();
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         set(&mut object, &Paths::of(resource).spec, replicas.into());
@@ -92,7 +97,7 @@ pub(super) async fn answer(
         Ok(Changed { object, owned: false, names_version: patch.is_none() })
     };
     let written = change(&write, step).await?;
-    Ok(respond::value(form, 200, &scale_of(resource, &written.into_value(cluster, resource).await?)))
+    answer(&scale_of(resource, &written.into_value(cluster, resource).await?))
 }
 
 /// What an applied scale says of the object itself: that is where ownership is kept.
@@ -116,17 +121,13 @@ fn of_parent(resource: &Resource, scale: &Value) -> Result<Value, Status> {
     Ok(config)
 }
 
-fn check(name: &str, scale: &Value) -> Result<(), Status> {
-    let given = meta::name(scale);
-    if given != name {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({given}) does not match the name on the URL ({name})"
-        )));
-    }
+fn check(call: &Call, scale: &Value) -> Result<(), Status> {
+    call.check_name(scale)?;
+    call.check_namespace(scale)?;
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
     if replicas < 0 {
         let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
-        return Err(Status::invalid("autoscaling", "Scale", name, vec![error]));
+        return Err(Status::invalid("autoscaling", "Scale", call.name(), vec![error]));
     }
     Ok(())
 }

@@ -45,6 +45,11 @@ pub(super) async fn create(
     let expected = Expected { api_version: "authentication.k8s.io/v1", kind: "TokenRequest", schema: &schema };
     let mut asked = body::object(call, &request.body, &expected, options.validation)?;
     let namespace = call.namespace().unwrap_or_default();
+    let given = meta::name(&asked);
+    if !given.is_empty() && given != call.name() {
+        let error = FieldError::invalid("metadata.name", given, "must match the service account name if specified");
+        return Err(Status::invalid("authentication.k8s.io", "TokenRequest", call.name(), vec![error]));
+    }
     let record = cluster
         .store
         .read(resource, &resource.record_name(Some(namespace), call.name()))

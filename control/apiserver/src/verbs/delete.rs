@@ -24,7 +24,7 @@ use crate::request::call::{Call, Request};
 use crate::request::codec;
 use crate::request::negotiate::{self, Offer};
 use crate::request::options::{Admitted, DeleteOptions, Propagation};
-use crate::store::{self, Refused, Seen, Store, object};
+use crate::store::{self, Refused, Seen, Store, leases, object};
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
@@ -250,7 +250,12 @@ pub(crate) async fn remove_record(
         Step::Mark(object) => {
             // Of what cannot be read nothing else may be written: it goes, or stays as it is.
             store::check_opened(record)?;
-            let value = if is_converted { object::encode(object) } else { Store::encode(resource, object) };
+            let value = if is_converted {
+                object::encode(object)
+            } else {
+                let stored = conversion::to_stored(cluster, resource, object).await?;
+                Store::encode(resource, stored.as_ref().unwrap_or(object))
+            };
             vec![Op::Put { key, value, guard }]
         }
         Step::Remove => {
@@ -309,7 +314,10 @@ pub(crate) fn check_preconditions(resource: &Resource, old: &Value, options: &De
         ));
     }
     let revision = meta::resource_version(old);
-    if let Some(version) = options.resource_version.as_deref().filter(|version| *version != revision) {
+    let is_known = |version: &str| {
+        version == revision || version.parse().is_ok_and(|asked| leases::is_version(resource, old, asked))
+    };
+    if let Some(version) = options.resource_version.as_deref().filter(|version| !is_known(version)) {
         return Err(conflict(
             "ResourceVersion",
             version,

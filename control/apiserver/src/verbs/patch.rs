@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::response::Response;
 use coracle_api::codec::{DecodeError, json};
 use coracle_api::kinds::FieldError;
-use coracle_api::meta;
+use coracle_api::meta::{self, text};
 use coracle_api::patch;
 use coracle_api::schema::Object;
 use coracle_api::status::Status;
@@ -105,7 +105,10 @@ impl Patch {
             Kind::Apply => {}
         }
         let drops_owners = ownership::is_dropped(&object);
-        let shown = || object.to_string();
+        let shown = || match self.kind {
+            Kind::Strategic => text::sprint(&self.value),
+            _ => object.to_string(),
+        };
         let invalid = |detail: &str| {
             let error = FieldError::invalid("patch", shown().as_str(), detail);
             Status::invalid("", "", "", vec![error])
@@ -160,7 +163,7 @@ pub(crate) async fn run(write: &Write<'_>, body: &[u8]) -> Result<(u16, Written)
     if patch.kind != Kind::Apply {
         let step = |old: &Value| {
             let object = patch.apply_to(call, &resource.schema, write.options, old)?;
-            check_name(call, &object)?;
+            call.check_name(&object)?;
             Ok(Changed { object, owned: false, names_version: false })
         };
         return Ok((200, change(write, step).await?));
@@ -204,16 +207,4 @@ pub(crate) fn check_type(call: &Call, resource: &Resource) -> Result<(), Status>
             Err(Status::unsupported_media_type(&taken))
         }
     }
-}
-
-/// A patch cannot rename.
-fn check_name(call: &Call, object: &Value) -> Result<(), Status> {
-    let name = meta::name(object);
-    if name == call.name() {
-        return Ok(());
-    }
-    Err(Status::bad_request(format!(
-        "the name of the object ({name}) does not match the name on the URL ({})",
-        call.name()
-    )))
 }

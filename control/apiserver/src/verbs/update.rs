@@ -37,7 +37,7 @@ pub(crate) async fn update(
     let expected = Expected { api_version: &resource.api_version, kind: resource.row.kind(), schema: &resource.schema };
     let object = body::object(call, &request.body, &expected, options.validation)?;
     let write = Write { cluster, call, resource, options: &options, subresource };
-    check_name(&write, &object)?;
+    call.check_name(&object)?;
     let creates = subresource.is_empty() && resource.row.strategy().allows_create_on_update();
     let found = write.cluster.store.get(resource, &resource.record_name(call.namespace(), call.name()));
     if found.is_none() && creates && meta::resource_version(&object).is_empty() {
@@ -56,24 +56,6 @@ pub(crate) async fn update(
     };
     let written = change(&write, step).await?;
     written.respond(cluster, form, 200, resource, include).await
-}
-
-/// The name in the body is the path's.
-fn check_name(write: &Write<'_>, object: &Value) -> Result<(), Status> {
-    let name = meta::name(object);
-    if name.is_empty() {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({} based on URL) was undeterminable: name must be provided",
-            write.call.name()
-        )));
-    }
-    if name != write.call.name() {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            write.call.name()
-        )));
-    }
-    Ok(())
 }
 
 /// What a step made of an object.
@@ -162,7 +144,7 @@ async fn attempt(
     drop(view);
     row.strategy().to_storage(&mut object);
     write.take_place(&mut object)?;
-    let named = check_version(write, &object, record)? && names_version;
+    let named = check_version(write, &object, &old, record)? && names_version;
     check_uid(write, &object, &old, names_version)?;
     write.keep_metadata(&mut object, &old);
     meta::set_resource_version(&mut object, record.revision.get());
@@ -180,7 +162,8 @@ async fn attempt(
         admission::validate(&attributes, &object, Some(&old), write.options.dry_run).await?;
     }
     // What another version or another schema left is written anew.
-    if Seen::new(resource, record).is_stored_now() && ownership::is_unchanged(&object, &old) {
+    let is_unchanged = Seen::new(resource, record).is_stored_now() && ownership::is_unchanged(&object, &old);
+    if is_unchanged && conversion::keeps(resource, record, &object)? {
         return Ok(Written::Record(record.clone()));
     }
     let gone = is_finished(resource, &object, &old);
@@ -229,7 +212,7 @@ async fn attempt(
 }
 
 /// Whether the client named a version; it must be the record's.
-fn check_version(write: &Write<'_>, object: &Value, record: &Record) -> Result<bool, Status> {
+fn check_version(write: &Write<'_>, object: &Value, old: &Value, record: &Record) -> Result<bool, Status> {
     let version = meta::resource_version(object);
     let row = &write.resource.row;
     let asked = parse_resource_version(version).map_err(|error| {
@@ -243,7 +226,7 @@ fn check_version(write: &Write<'_>, object: &Value, record: &Record) -> Result<b
         }
         return Ok(false);
     }
-    if asked != record.revision.get() {
+    if asked != record.revision.get() && !leases::is_version(write.resource, old, asked) {
         return Err(write.resource.stale(write.call.name()));
     }
     Ok(true)

@@ -110,12 +110,7 @@ impl Write<'_> {
             Some(namespace) if given.is_empty() => {
                 metadata.insert("namespace".to_owned(), namespace.into());
             }
-            Some(namespace) if given != namespace => {
-                return Err(Status::bad_request(
-                    "the namespace of the provided object does not match the namespace sent on the request",
-                ));
-            }
-            Some(_) => {}
+            Some(_) => return self.call.check_namespace(object),
             None => drop(metadata.remove("namespace")),
         }
         Ok(())

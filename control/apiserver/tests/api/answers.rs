@@ -214,3 +214,18 @@ async fn nothing_is_made_in_a_namespace_that_cannot_be_read() {
     let message = answer["message"].as_str().unwrap_or_default();
     assert!(code == 500 && message.contains("the stored bytes of namespaces bad cannot be read"), "{answer}");
 }
+
+/// Passed over it would not be the class of pods that name none. It goes, for no pod could be made otherwise.
+#[tokio::test]
+async fn no_pod_is_made_while_the_class_of_those_that_name_none_may_be_one_that_cannot_be_read() {
+    let server = Server::start().await;
+    let text =
+        r#"{"kind":"PriorityClass","apiVersion":"scheduling.k8s.io/v1","metadata":{"name":"bad","resourceVersion":"""#;
+    server.put_record("priorityclasses.scheduling.k8s.io", "bad", text).await;
+    let (code, answer) = server.call("POST", PODS, pod("a")).await;
+    let message = answer["message"].as_str().unwrap_or_default();
+    assert!(code == 500 && message.contains("priorityclasses.scheduling.k8s.io bad cannot be read"), "{answer}");
+    let (code, answer) = server.call("DELETE", "/apis/scheduling.k8s.io/v1/priorityclasses/bad", Value::Null).await;
+    assert_eq!(code, 200, "{answer}");
+    server.make(PODS, pod("a")).await;
+}

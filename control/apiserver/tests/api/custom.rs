@@ -317,6 +317,49 @@ async fn versions_are_the_same_objects() {
     assert!(status["message"].as_str().unwrap().contains("v1 was previously a storage version"), "{status}");
 }
 
+/// Of a definition that converts nothing, too: a version has its own fields, and what is stored is complete in its own.
+#[tokio::test]
+async fn a_version_shows_its_own_fields() {
+    let server = Server::start().await;
+    let of =
+        |fields: Value| json!({"type": "object", "properties": {"spec": {"type": "object", "properties": fields}}});
+    let mut v1 = version("v1", of(json!({"a": {"type": "string"}, "own": {"type": "string"}})));
+    v1["storage"] = false.into();
+    v1["additionalPrinterColumns"] = json!([{"name": "B", "type": "string", "jsonPath": ".spec.b"}]);
+    let mut v2 = version("v2", of(json!({"a": {"type": "string"}, "b": {"type": "string", "default": "B"}})));
+    v2["storage"] = true.into();
+    define(&server, definition("gadgets", "Gadget", &[v1, v2])).await;
+    let at = |version: &str, rest: &str| format!("/apis/example.com/{version}/namespaces/default/gadgets{rest}");
+    let mut watch = Watch::open_at(&server, &at("v1", "?watch=1")).await;
+    let apply = async |a: &str| {
+        let object = gadget("x", json!({"a": a}));
+        let path = at("v1", "/x?fieldManager=m&fieldValidation=Strict");
+        let (code, answer) = server.call_as("PATCH", &path, "application/apply-patch+yaml", &object).await;
+        assert!([200, 201].contains(&code), "{answer}");
+        answer["metadata"]["resourceVersion"].clone()
+    };
+    for a in ["1", "2"] {
+        let written = apply(a).await;
+        let (_, seen) = server.get(&at("v1", "/x")).await;
+        assert_eq!(seen["spec"], json!({"a": a}));
+        assert_eq!(watch.next().await.unwrap()["object"]["spec"], seen["spec"]);
+        let (_, list) = server.get(&at("v1", "")).await;
+        assert_eq!(list["items"][0]["spec"], seen["spec"]);
+        let table = get_as(&server, &at("v1", ""), TABLE).await.json();
+        assert_eq!(table["rows"][0]["cells"], json!(["x", null]));
+        let (_, stored) = server.get(&at("v2", "/x")).await;
+        assert_eq!(stored["spec"], json!({"a": a, "b": "B"}), "complete, whoever wrote it");
+        assert_eq!(apply(a).await, written, "nothing would be stored otherwise");
+    }
+    let test = json!([{"op": "test", "path": "/spec/b", "value": "B"}]);
+    assert_eq!(server.call_as("PATCH", &at("v1", "/x"), "application/json-patch+json", &test).await.0, 422);
+    // What v1 does not know is lost when it is written there, as in the reference.
+    let set = json!({"spec": {"b": "mine"}});
+    server.call_as("PATCH", &at("v2", "/x"), "application/merge-patch+json", &set).await;
+    apply("2").await;
+    assert_eq!(server.get(&at("v2", "/x")).await.1["spec"], json!({"a": "2", "b": "B"}));
+}
+
 #[tokio::test]
 async fn a_changed_schema_holds_at_once_and_ends_watches() {
     let server = with_gadgets().await;

@@ -1,5 +1,6 @@
 //! The life of one object.
 
+use axum::body::Body;
 use coracle_api::schema;
 use http::Request;
 use serde_json::{Value, json};
@@ -218,4 +219,78 @@ async fn who_scales_writes_nothing_but_how_many() {
             assert!(after["metadata"].get(field).is_none(), "{media_type} wrote {field}: {after}");
         }
     }
+}
+
+/// `kubectl get --subresource=scale` asks for a table.
+#[tokio::test]
+async fn a_scale_is_shown_as_a_table_and_by_its_metadata() {
+    let server = Server::start().await;
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    let template =
+        json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "hello"}]}});
+    let spec = json!({"replicas": 2, "selector": {"matchLabels": {"a": "b"}}, "template": template});
+    server.make(deployments, json!({"metadata": {"name": "w"}, "spec": spec})).await;
+    let ask = async |kind: &str, query: &str| {
+        let request = Request::get(format!("{deployments}/w/scale{query}"))
+            .header("accept", format!("application/json;as={kind};v=v1;g=meta.k8s.io"))
+            .body(Body::empty());
+        server.send(Some(admin()), request.expect("a request")).await
+    };
+    let table = ask("Table", "").await.json();
+    let columns: Vec<_> =
+        table["columnDefinitions"].as_array().expect("columns").iter().map(|of| &of["name"]).collect();
+    assert_eq!(columns, ["Name", "Desired", "Available", "Age"], "{table}");
+    assert!(table["columnDefinitions"].as_array().is_some_and(|all| all.iter().all(|of| of["description"] != "")));
+    assert_eq!(
+        table["rows"][0]["cells"].as_array().map(|cells| &cells[..3]),
+        Some(&[json!("w"), json!(2), json!(0)][..])
+    );
+    assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
+    assert_eq!(ask("Table", "?includeObject=Object").await.json()["rows"][0]["object"]["kind"], "Scale");
+    let partial = ask("PartialObjectMetadata", "").await.json();
+    assert_eq!((&partial["kind"], &partial["metadata"]["name"]), (&json!("PartialObjectMetadata"), &json!("w")));
+}
+
+/// What is sent to one place does not say that it is of another.
+#[tokio::test]
+async fn what_hangs_below_an_object_is_of_its_namespace_and_has_its_name() {
+    let server = Server::start().await.with_account().await;
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    let template =
+        json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "hello"}]}});
+    let spec = json!({"replicas": 2, "selector": {"matchLabels": {"a": "b"}}, "template": template});
+    server.make(deployments, json!({"metadata": {"name": "w"}, "spec": spec})).await;
+    let (scale, token) = (format!("{deployments}/w/scale"), "/api/v1/namespaces/default/serviceaccounts/default/token");
+    let elsewhere = |name: &str| json!({"metadata": {"name": name, "namespace": "other"}, "spec": {"replicas": 1}});
+    let words = "the namespace of the provided object does not match the namespace sent on the request";
+    for (method, path, body) in [
+        ("PUT", scale.as_str(), elsewhere("w")),
+        ("PATCH", &scale, elsewhere("w")),
+        (
+            "POST",
+            "/api/v1/namespaces/default/pods/p/eviction",
+            json!({"metadata": {"name": "p", "namespace": "other"}}),
+        ),
+        ("POST", "/api/v1/namespaces/default/pods/p/binding", json!({"metadata": {"name": "p", "namespace": "other"}})),
+        ("POST", token, json!({"metadata": {"namespace": "other"}, "spec": {"audiences": ["a"]}})),
+    ] {
+        let (code, answer) = server.call(method, path, body).await;
+        assert_eq!((code, answer["message"].as_str()), (400, Some(words)), "{method} {path}");
+    }
+    let (code, answer) =
+        server.call("POST", token, json!({"metadata": {"name": "x"}, "spec": {"audiences": ["a"]}})).await;
+    assert_eq!((code, &answer["details"]["causes"][0]["field"]), (422, &json!("metadata.name")), "{answer}");
+    for (method, path, body) in [
+        ("PUT", scale.as_str(), json!({"spec": {"replicas": 1}})),
+        ("PATCH", &scale, json!({"metadata": null})),
+        ("PATCH", &format!("{deployments}/w"), json!({"metadata": {"name": null}})),
+    ] {
+        let (code, answer) = server.call(method, path, body).await;
+        let words = "the name of the object (w based on URL) was undeterminable: name must be provided";
+        assert_eq!((code, answer["message"].as_str()), (400, Some(words)), "{method} {path}");
+    }
+    // An empty namespace is any.
+    let (code, all) = server.get("/apis/apps/v1/namespaces//deployments").await;
+    assert_eq!((code, all["items"].as_array().map(Vec::len)), (200, Some(1)), "{all}");
+    assert_eq!(server.get("/apis/apps/v1/namespaces//deployments/w").await.0, 404);
 }

@@ -51,6 +51,9 @@ async fn many_pods_are_bound_at_once_and_each_has_its_answer() {
         server.make(PODS, pod(name)).await;
     }
     let bind = |name: &str, node: &str| json!({"namespace": "default", "name": name, "uid": "", "node": node});
+    let waited = json!({"type": "PodScheduled", "status": "False", "observedGeneration": 1});
+    let waited = json!({"status": {"nominatedNodeName": "n1", "conditions": [waited]}});
+    assert_eq!(server.call("PATCH", &format!("{PODS}/a/status"), waited).await.0, 200);
     let before = server.keyspace.revision().get();
     let body = json!({"bindings": [bind("a", "n1"), bind("none", "n1"), bind("b", "n2")]});
     let (code, answer) = server.call("POST", "/coracle/v1/bindings", body).await;
@@ -64,6 +67,8 @@ async fn many_pods_are_bound_at_once_and_each_has_its_answer() {
     assert_eq!(bound["spec"]["nodeName"], "n1");
     let condition = bound["status"]["conditions"].as_array().unwrap().iter().find(|one| one["type"] == "PodScheduled");
     assert_eq!(condition.unwrap()["status"], "True");
+    assert_eq!(condition.unwrap().get("observedGeneration"), None);
+    assert_eq!(bound["status"].get("nominatedNodeName"), None, "it is there");
     let (_, again) = server.call("POST", "/coracle/v1/bindings", json!({"bindings": [bind("a", "n2")]})).await;
     assert_eq!(again["results"][0]["code"], 409);
 

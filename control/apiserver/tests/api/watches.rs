@@ -334,7 +334,6 @@ async fn a_node_s_lease_is_renewed_without_the_log_and_all_who_look_see_it() {
     // As our nodes do it, and as kubelets do.
     let other = server.make(MAPS, config_map("a", json!({}))).await;
     let position = &other["metadata"]["resourceVersion"];
-    let revision = server.keyspace.revision();
     let renewal = json!({"spec": {"renewTime": time(2)}});
     let mut whole = made.clone();
     whole["spec"]["renewTime"] = time(3).into();
@@ -353,7 +352,22 @@ async fn a_node_s_lease_is_renewed_without_the_log_and_all_who_look_see_it() {
         let mut begun = Watch::open_at(&server, &by_name).await;
         assert_eq!(begun.next().await.unwrap()["object"]["spec"], renewed["spec"]);
     }
-    assert_eq!(server.keyspace.revision(), revision, "nothing was written");
+    // Who follows leases by a watch writes what it has heard (kwok's nodes), and not what came before or anything else.
+    let mut heard = whole.clone();
+    (heard["spec"]["renewTime"], heard["metadata"]["resourceVersion"]) = (time(5).into(), position.clone());
+    let (code, renewed) = server.call("PUT", &path, heard.clone()).await;
+    assert_eq!((code, &renewed["metadata"]["resourceVersion"]), (200, &version));
+    for watch in [&mut watch, &mut all, &mut named] {
+        assert_eq!(watch.heard().await, said("MODIFIED", "one"));
+    }
+    heard["metadata"]["resourceVersion"] = "1".into();
+    assert_eq!(server.call("PUT", &path, heard).await.0, 409);
+    let mut map = server.make(MAPS, config_map("b", json!({}))).await;
+    let later = server.make(MAPS, config_map("c", json!({}))).await;
+    map["metadata"]["resourceVersion"] = later["metadata"]["resourceVersion"].clone();
+    assert_eq!(server.call("PUT", &format!("{MAPS}/b"), map).await.0, 409, "any other object has one version");
+    let revision = server.keyspace.revision();
+    assert_eq!(server.get(&path).await.1["metadata"]["resourceVersion"], version, "nothing was written");
 
     // Whatever else changes is a change like any other, and ends what was renewed before.
     whole["spec"]["holderIdentity"] = "two".into();

@@ -12,7 +12,7 @@ use k8s_openapi::api::autoscaling::v2::{
     ResourceMetricStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use tokio::time::Instant;
 
 use super::limits::{Bounds, History, Rules};
@@ -20,9 +20,13 @@ use super::measure::{Measured, Measures};
 use super::others::{Others, Told};
 use super::replicas::{self, Proposal, Target, Tolerance, Wanted};
 use crate::informer::Pod;
+use crate::selector::printed;
 
 /// As far from the target as this is at it (`--horizontal-pod-autoscaler-tolerance`).
 const TOLERANCE: f64 = 0.1;
+/// Metrics of one autoscaler: each is asked for, looks at all pods, and is told of, every 15 seconds. One that has more scales
+/// nothing.
+const METRICS_MAX: usize = 100;
 
 pub(super) const ABLE: &str = "AbleToScale";
 pub(super) const ACTIVE: &str = "ScalingActive";
@@ -195,7 +199,7 @@ fn plain(autoscaler: &HorizontalPodAutoscaler, current: i32, was_zeroed: bool) -
 /// Whether pods and what they use have to be looked at.
 pub(super) fn needs_measures(autoscaler: &HorizontalPodAutoscaler, current: i32, now: Timestamp) -> bool {
     let was_zeroed = Conditions::of(autoscaler, now).is_true(ZERO);
-    matches!(plain(autoscaler, current, was_zeroed), Plain::ByMetrics)
+    metrics(autoscaler).len() <= METRICS_MAX && matches!(plain(autoscaler, current, was_zeroed), Plain::ByMetrics)
 }
 
 /// Whether what pods use is asked for by any of its metrics.
@@ -310,6 +314,12 @@ fn by_metrics(
 /// The highest number that a metric asks for, and that metric's words.
 fn recommend(seen: &Seen<'_>, now: Timestamp, decision: &mut Decision) -> Result<(i32, String), String> {
     let specs = metrics(seen.autoscaler);
+    if specs.len() > METRICS_MAX {
+        let why = format!("there are {} metrics, and no autoscaler has more than {METRICS_MAX}", specs.len());
+        let message = format!("the HPA was unable to compute the replica count: {why}");
+        decision.conditions.set(ACTIVE, false, "TooManyMetrics", message);
+        return Err(why);
+    }
     let pods = match seen.pods {
         Ok(pods) => pods,
         Err(wrong) => {
@@ -568,21 +578,6 @@ fn external_words(metric: &str, selector: Option<&LabelSelector>) -> String {
     format!("external metric {metric}({})", selector.map_or_else(|| "nil".to_owned(), printed))
 }
 
-/// A selector as Go prints it.
-fn printed(selector: &LabelSelector) -> String {
-    let labels = selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}: {value},"));
-    let one = |it: &LabelSelectorRequirement| {
-        let values = it.values.as_ref().map(|values| values.join(" ")).unwrap_or_default();
-        format!("LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},", it.key, it.operator)
-    };
-    let expressions = selector.match_expressions.iter().flatten().map(one);
-    format!(
-        "&LabelSelector{{MatchLabels:map[string]string{{{}}},MatchExpressions:[]LabelSelectorRequirement{{{}}},}}",
-        labels.collect::<String>(),
-        expressions.collect::<String>()
-    )
-}
-
 fn of_resource(
     resource: &str,
     container: Option<&str>,
@@ -820,6 +815,19 @@ mod tests {
     }
 
     #[test]
+    fn so_many_metrics_are_looked_at_and_no_more() {
+        let many = |count: usize| autoscaler(vec![cpu(50); count].into(), json!({}));
+        let used = [(1_000, "1Ki")];
+        for (count, desired, active, events) in [(METRICS_MAX, 2, "True", 0), (METRICS_MAX + 1, 1, "False", 1)] {
+            let autoscaler = many(count);
+            assert_eq!(needs_measures(&autoscaler, 1, at(0)), active == "True", "{count}");
+            let decision = decided(&autoscaler, 1, &used);
+            let (status, ..) = says(&decision, ACTIVE);
+            assert_eq!((decision.desired, &*status, decision.events.len()), (desired, active, events), "{count}");
+        }
+    }
+
+    #[test]
     fn statuses_say_what_is_used_as_kubernetes_writes_it() {
         let container = json!({"type": "ContainerResource", "containerResource": {"name": "memory", "container": "c",
             "target": {"type": "Utilization", "averageUtilization": 100}}});
@@ -970,16 +978,5 @@ mod tests {
         assert_eq!(conditions.list[0].reason.as_deref(), Some("Two"));
         conditions.no_scale("why");
         assert_eq!((conditions.list.len(), conditions.list[0].last_transition_time.clone()), (1, Some(Time(at(5)))));
-    }
-
-    #[test]
-    fn selectors_are_printed_as_go_does() {
-        let selector = serde_json::from_value(json!({"matchLabels": {"a": "b"}, "matchExpressions": [
-            {"key": "k", "operator": "In", "values": ["x", "y"]}]}));
-        assert_eq!(
-            printed(&selector.unwrap()),
-            "&LabelSelector{MatchLabels:map[string]string{a: b,},MatchExpressions:[]LabelSelectorRequirement{\
-             LabelSelectorRequirement{Key:k,Operator:In,Values:[x y],},},}"
-        );
     }
 }

@@ -1,5 +1,8 @@
 //! PodDisruptionBudgets: how many of their pods may be evicted now (the reference's disruption controller). The eviction
 //! subresource of the API takes from that number and notes who goes; this controller makes it right again.
+//!
+//! How many pods there should be is asked of their controllers: of those that are watched here by what is known of them, of any other
+//! (an operator's) by its scale.
 
 mod plan;
 
@@ -7,11 +10,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_tolerant::cut;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::autoscaling::v1::ScaleSpec;
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use serde::Deserialize;
 use serde_json::json;
 
-use crate::client::{Client, POD_DISRUPTION_BUDGETS};
+use crate::client::{self, Client, Meta, POD_DISRUPTION_BUDGETS};
+use crate::discovery::{Discovery, Kind};
+use crate::error::chain;
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Informer, Key, Object, Pod, Store, controller};
 use crate::queue::{Next, Queue, Reconciler};
@@ -20,12 +29,17 @@ use crate::{Error, now_in_seconds, selector};
 
 /// Between reconciliations of one budget in a storm.
 const SPACING: Duration = Duration::from_millis(100);
+/// Nobody tells of scales that change, nor of one that can be read again.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// Controllers of other kinds that the pods of one budget may have: each is asked.
+const OTHERS_MAX: usize = 100;
 const COMPONENT: &str = "controllermanager";
 
 /// The controller of budgets.
 pub(crate) struct Controller {
     client: Client,
     recorder: Recorder,
+    discovery: Discovery,
     queue: Queue<Key>,
     budgets: Arc<Store<PodDisruptionBudget>>,
     pods: Arc<Store<Pod>>,
@@ -43,18 +57,29 @@ pub(crate) struct Workloads<'a> {
     pub deployments: &'a mut Informer<Deployment>,
 }
 
+/// The scale of a controller.
+#[derive(Deserialize)]
+struct Scale {
+    #[serde(default)]
+    metadata: ObjectMeta,
+    spec: Option<ScaleSpec>,
+}
+
 /// How many pods the controllers of some want.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Wanted {
     pods: i32,
     /// Pods that nobody controls.
     unmanaged: usize,
+    /// Controllers of kinds that are not watched here.
+    others: usize,
 }
 
 impl Controller {
     pub(crate) fn new(
         client: Client,
         recorder: Recorder,
+        discovery: Discovery,
         budgets: &mut Informer<PodDisruptionBudget>,
         pods: &mut Informer<Pod>,
         workloads: Workloads<'_>,
@@ -126,6 +151,7 @@ impl Controller {
         Arc::new(Self {
             client,
             recorder,
+            discovery,
             queue,
             budgets: budgets.store(),
             pods: pods.store(),
@@ -164,7 +190,7 @@ impl Reconciler for Controller {
             self.tell(&budget, false, "NoPods", "No matching pods found".to_owned());
         }
         let wanted = match plan::asks_controllers(&budget) {
-            true => self.wanted(&pods),
+            true => self.wanted(&pods).await,
             false => Ok(Wanted::default()),
         };
         let (status, again) = match wanted {
@@ -172,12 +198,13 @@ impl Reconciler for Controller {
                 if wanted.unmanaged > 0 {
                     self.tell(&budget, true, "UnmanagedPods", unmanaged(&budget));
                 }
-                plan::status(&budget, &pods, wanted.pods, now_in_seconds())
+                let (status, again) = plan::status(&budget, &pods, wanted.pods, now_in_seconds());
+                (status, again.into_iter().chain((wanted.others > 0).then_some(LOOK_AGAIN)).min())
             }
             Err(why) => {
                 let message = format!("Failed to calculate the number of expected pods: {why}");
                 self.tell(&budget, true, "CalculateExpectedPodCountFailed", message);
-                (plan::failed(&budget, &why, now_in_seconds()), None)
+                (plan::failed(&budget, &why, now_in_seconds()), Some(LOOK_AGAIN))
             }
         };
         self.write(&budget, status).await?;
@@ -187,9 +214,9 @@ impl Reconciler for Controller {
 
 impl Controller {
     /// What the controllers of the pods want, each counted once: a ReplicaSet's Deployment, or what controls the pod itself.
-    fn wanted(&self, pods: &[&Pod]) -> Result<Wanted, String> {
+    async fn wanted(&self, pods: &[&Pod]) -> Result<Wanted, String> {
         let mut scales: HashMap<String, i32> = HashMap::new();
-        let mut unmanaged = 0;
+        let (mut unmanaged, mut others) = (0, 0);
         for pod in pods {
             let Some(owner) = controller(Some(&pod.owners)) else {
                 unmanaged += 1;
@@ -199,13 +226,45 @@ impl Controller {
                 continue;
             }
             let key = Key::new(&pod.key.namespace, &owner.name);
-            let (uid, replicas) = self
-                .scale(&key, &owner.kind, &owner.uid)
-                .ok_or_else(|| format!("found no controllers for pod {:?}", pod.key.name))?;
+            let found = match is_watched(owner) {
+                true => self.scale(&key, &owner.kind, &owner.uid),
+                false if others >= OTHERS_MAX => {
+                    return Err(format!("its pods have more than {OTHERS_MAX} controllers that are to be asked"));
+                }
+                false => {
+                    others += 1;
+                    self.ask(&key, owner).await?.map(|replicas| (owner.uid.clone(), replicas))
+                }
+            };
+            let (uid, replicas) = found.ok_or_else(|| format!("found no controllers for pod {:?}", pod.key.name))?;
             scales.insert(uid, replicas);
         }
         let pods = scales.into_values().fold(0, i32::saturating_add);
-        Ok(Wanted { pods, unmanaged })
+        Ok(Wanted { pods, unmanaged, others })
+    }
+
+    /// How many pods a controller of another kind wants, by its scale; `None` if it is not there any more.
+    async fn ask(&self, key: &Key, owner: &OwnerReference) -> Result<Option<i32>, String> {
+        let told = |error: kube::Error| cut(&chain(&error)).to_owned();
+        let found = self.discovery.find(group(owner), &owner.kind).await.map_err(told)?;
+        let kind =
+            found.ok_or_else(|| format!("no matches for kind {:?} in version {:?}", owner.kind, owner.api_version))?;
+        let no_scale = || Err(format!("{} does not implement the scale subresource", resource(&kind)));
+        if !kind.namespaced {
+            return no_scale();
+        }
+        let path = kind.path(&key.namespace, &key.name);
+        match self.client.get::<Scale>(&format!("{path}/scale")).await {
+            Ok(scale) if scale.metadata.uid.as_deref() != Some(&*owner.uid) => Ok(None),
+            Ok(scale) => Ok(Some(scale.spec.and_then(|spec| spec.replicas).unwrap_or(0))),
+            // Itself, or its scale.
+            Err(error) if client::is_not_found(&error) => match self.client.get::<Meta>(&path).await {
+                Ok(_) => no_scale(),
+                Err(error) if client::is_not_found(&error) => Ok(None),
+                Err(error) => Err(told(error)),
+            },
+            Err(error) => Err(told(error)),
+        }
     }
 
     /// How many pods this controller of one wants, or the one above it, by uid.
@@ -260,11 +319,28 @@ impl Controller {
     }
 }
 
+/// Whether this controller sees such an object.
+fn is_watched(owner: &OwnerReference) -> bool {
+    matches!((group(owner), &*owner.kind), ("apps", "ReplicaSet" | "StatefulSet") | ("", "ReplicationController"))
+}
+
+fn group(owner: &OwnerReference) -> &str {
+    owner.api_version.split_once('/').map_or("", |(group, _)| group)
+}
+
+/// `daemonsets.apps`
+fn resource(kind: &Kind) -> String {
+    match &*kind.group {
+        "" => kind.plural.to_string(),
+        group => format!("{}.{group}", kind.plural),
+    }
+}
+
 fn unmanaged(budget: &PodDisruptionBudget) -> String {
     let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-    let labels = selector.and_then(|selector| selector.match_labels.clone()).unwrap_or_default();
+    let selector = selector.map(selector::printed).unwrap_or_default();
     format!(
-        "Pods selected by this PodDisruptionBudget (selector: {labels:?}) were found to be unmanaged. As a result, the status of the \
+        "Pods selected by this PodDisruptionBudget (selector: {selector}) were found to be unmanaged. As a result, the status of the \
          PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods please set \
          \".spec.minAvailable\" field of the PDB to an integer value."
     )

@@ -43,7 +43,7 @@ pub(super) fn status(
         disruptions_allowed: Some(allowed),
         disrupted_pods: Some(disrupted).filter(|pods| !pods.is_empty()),
         observed_generation: budget.metadata.generation,
-        conditions: Some(conditions(budget, word, reason, "", now)),
+        conditions: Some(conditions(budget, word, reason, "", (budget.metadata.generation, now))),
     };
     (status, again)
 }
@@ -52,7 +52,8 @@ pub(super) fn status(
 pub(super) fn failed(budget: &PodDisruptionBudget, message: &str, now: Timestamp) -> PodDisruptionBudgetStatus {
     let mut status = budget.status.clone().unwrap_or_default();
     status.disruptions_allowed = Some(0);
-    status.conditions = Some(conditions(budget, "False", "SyncFailed", message, now));
+    // Of what was seen last.
+    status.conditions = Some(conditions(budget, "False", "SyncFailed", message, (status.observed_generation, now)));
     status
 }
 
@@ -99,7 +100,7 @@ fn conditions(
     status: &str,
     reason: &str,
     message: &str,
-    now: Timestamp,
+    (generation, now): (Option<i64>, Timestamp),
 ) -> Vec<Condition> {
     let mut all = budget.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
     let before = all.iter().find(|known| known.type_ == ALLOWED && known.status == status);
@@ -109,7 +110,7 @@ fn conditions(
         reason: reason.to_owned(),
         message: message.to_owned(),
         last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
-        observed_generation: budget.metadata.generation,
+        observed_generation: generation,
     };
     match all.iter_mut().find(|known| known.type_ == ALLOWED) {
         Some(known) => *known = condition,

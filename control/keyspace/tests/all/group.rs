@@ -238,6 +238,11 @@ async fn a_leader_that_is_cut_off_confirms_nothing_and_is_replaced() {
     let after = group.members[leader].transact(vec![put("b", "x", Guard::None)]).await.unwrap().revision;
     assert!(after > before);
     assert!(group.members[0].barrier().await.is_err(), "a read was confirmed without a majority");
+    let value = Value { bytes: "renewed".into(), revision_at: 0 };
+    let renewal = Renewal { key: Key::new("things", "a"), revision: before, value };
+    let renewed = tokio::time::timeout(Duration::from_millis(500), group.members[0].renew(renewal.clone())).await;
+    assert!(!matches!(renewed, Ok(Ok(()))), "who renews here would be heard by nobody");
+    group.members[leader].renew(renewal).await.unwrap();
     group.hub.isolate(1, false);
     tokio::time::timeout(LIMIT, group.members[0].wait_for(after)).await.unwrap().unwrap();
     let lost = alone.await.unwrap();

@@ -2,8 +2,8 @@
 //!
 //! A request or connection to any Service is counted from its begin to its end ([`Guard`]): when a Service becomes one whose pods are
 //! scaled by that, what is under way there counts, too. When nobody is there to answer it is held ([`Hold`]) until discovery knows of
-//! somebody: whoever makes pods hears at once that it waits ([`Demands::changed`]), and how much there was of it as often as it likes
-//! ([`Reader`]), however soon it was over.
+//! somebody: whoever makes pods hears at once that it waits, or does not any more ([`Demands::changed`]), and how much there was of it as
+//! often as it likes ([`Reader`]), however soon it was over.
 //!
 //! Held are so many, with so many bytes of their heads and of the begins of their bodies, of one Service and in all, for so long; and a
 //! namespace has its share of all ([`Shares`]), however many Services it has. Bodies are not read any further meanwhile: what a client has
@@ -214,7 +214,8 @@ impl Demands {
         }
     }
 
-    /// How often somebody has come to a Service of which nothing was asked when it was read last, or to one where there is no pod.
+    /// How often somebody has come to a Service of which nothing was asked when it was read last, or to one where there is no pod, and how
+    /// often nobody has waited any more.
     pub fn news(&self) -> u64 {
         self.shared.news.load(Relaxed)
     }
@@ -301,8 +302,11 @@ impl Guard {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        self.of.held.count.fetch_sub(1, Relaxed);
         self.of.held.bytes.fetch_sub(self.bytes, Relaxed);
+        // Who goes on believing that somebody waits wakes what was put to sleep meanwhile.
+        if self.of.held.count.fetch_sub(1, Relaxed) == 1 {
+            self.of.shared.tell();
+        }
     }
 }
 
@@ -409,9 +413,11 @@ mod tests {
         assert_eq!(demands.news(), seen, "the second is no news");
         let hold = guard.hold(0);
         demands.changed(seen).await;
+        let seen = demands.news();
+        drop(hold);
+        assert!(demands.news() > seen, "nobody waits any more");
         // Who comes and goes is no news before it was read that nobody is there.
         let (mut reader, seen) = (Reader::default(), demands.news());
-        drop(hold);
         drop((guard, second));
         assert_eq!(demands.read(&mut reader), [], "it begins to read");
         drop(demand.begin());

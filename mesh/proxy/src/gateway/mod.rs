@@ -18,6 +18,7 @@ mod mirror;
 mod ports;
 mod request;
 mod tls;
+mod under_way;
 
 use std::io;
 use std::net::SocketAddr;
@@ -34,18 +35,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::accept::{self, DRAIN, Door, RETRY_FIRST, RETRY_MAX};
-use crate::places::CONNECTIONS_MAX;
-use crate::shares::Shares;
 use crate::turns::Turns;
 use crate::{Body, BoxError, Proxy, serve, spare};
 
 pub(crate) use self::mirror::Mirrors;
 pub use self::ports::{Failed, GatewayRoutes, OwnPort};
 pub use self::tls::{Certificate, CertificateError, Certificates};
+pub(crate) use self::under_way::Place;
+#[cfg(test)]
+pub(crate) use self::under_way::REQUESTS_MAX;
+use self::under_way::UnderWay;
 
-/// Requests at a port under way, which the namespaces share whose routes take them; whose share is taken answers 503. As many as
-/// connections: a tenant whose pods answer slowly, or never, does not have all of those waiting for them.
-pub(crate) const REQUESTS_MAX: usize = if cfg!(test) { 48 } else { CONNECTIONS_MAX.port };
 /// A client ends its part of a TLS handshake within this time.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
@@ -76,8 +76,8 @@ struct Inbound {
     gateways: Option<GatewayRoutes>,
     tls: Option<TlsAcceptor>,
     port: u16,
-    /// Requests under way, of the namespaces whose routes have taken them.
-    requests: Arc<Shares<Arc<str>>>,
+    /// Requests that routes have taken.
+    requests: UnderWay,
     /// Where TLS is spoken, for who came without: 0 until it is open. `None` when nobody wants it to be spoken.
     secure_port: Option<Arc<AtomicU16>>,
     stop: CancellationToken,
@@ -118,7 +118,7 @@ impl Proxy {
                     gateways,
                     tls,
                     port,
-                    requests: Shares::new(REQUESTS_MAX),
+                    requests: UnderWay::default(),
                     secure_port,
                     stop: stop.clone(),
                 });

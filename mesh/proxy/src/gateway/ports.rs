@@ -17,11 +17,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Certificates, Inbound, REQUESTS_MAX, connection, tls};
+use super::under_way::UnderWay;
+use super::{Certificates, Inbound, connection, tls};
 use crate::Proxy;
 use crate::accept::{self, DRAIN, Door, RETRY_FIRST, RETRY_MAX};
 use crate::opening::Turn;
-use crate::shares::Shares;
 
 /// Routes of Gateways, and the certificates of their listeners.
 #[derive(Clone)]
@@ -263,7 +263,7 @@ impl Listeners {
             gateways: Some(self.of.clone()),
             tls,
             port,
-            requests: Shares::new(REQUESTS_MAX),
+            requests: UnderWay::default(),
             secure_port: None,
             stop: stop.clone(),
         });

@@ -19,6 +19,7 @@ use super::Inbound;
 use super::bounds::{self, Silence};
 use super::change::{self, Came};
 use super::grpc;
+use super::under_way::Full;
 use crate::http2::InHttp2;
 use crate::routes::{Route, Side};
 use crate::serve::{refuse, say, status_of};
@@ -134,9 +135,18 @@ impl Inbound {
             }
         };
         let namespace = &rule.origin.namespace;
-        let Some(share) = self.requests.take(namespace.clone(), 1) else {
-            count(StatusCode::SERVICE_UNAVAILABLE);
-            return Ok(later(&format!("namespace {namespace} has all requests under way here that it may have")));
+        let place = match self.requests.take(namespace, client.ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                count(StatusCode::SERVICE_UNAVAILABLE);
+                let who = match full {
+                    Full::Namespace => "it",
+                    Full::Client => "one client of it",
+                };
+                return Ok(later(&format!(
+                    "namespace {namespace} has all requests under way here that {who} may have"
+                )));
+            }
         };
         let local_port = self.port;
         // Before it is said who asks: what a client names as its connection's own is taken away, and that is not.
@@ -179,7 +189,7 @@ impl Inbound {
             {
                 response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts);
             }
-            response.extensions_mut().insert(Charged(Arc::new(share)));
+            response.extensions_mut().insert(Charged(Arc::new(place)));
             response
         })
     }

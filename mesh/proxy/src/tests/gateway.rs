@@ -94,6 +94,13 @@ impl Gateway {
         TcpStream::connect(self.plain).await.unwrap()
     }
 
+    /// As the client of this number.
+    async fn connect_as(&self, client: u8) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, client], 0).into()).unwrap();
+        socket.connect(self.plain).await.unwrap()
+    }
+
     async fn connect_tls(&self, name: &str, protocols: &[&str]) -> TlsStream<TcpStream> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder =
@@ -550,7 +557,9 @@ async fn each_namespace_has_its_own_share_of_the_way_to_another_node() {
 }
 
 #[tokio::test]
-async fn a_namespace_whose_pods_do_not_answer_has_no_more_than_its_share_of_a_port() {
+async fn a_namespace_whose_pods_do_not_answer_has_no_more_than_its_share_of_a_port_and_a_client_leaves_some_of_it() {
+    /// What one client may have under way.
+    const CLIENT: usize = 10;
     let reached = Arc::new(Mutex::new(0));
     let counted = reached.clone();
     let script = move |mut stream: TcpStream| {
@@ -571,13 +580,14 @@ async fn a_namespace_whose_pods_do_not_answer_has_no_more_than_its_share_of_a_po
     };
     let gateway = Gateway::new(listening(script).await.0).await;
     gateway.ingress("i", json!({}), json!({"rules": [rule("a.x", "web")]})).await;
-    let fast = async || {
-        let answer = exchange(&mut gateway.connect().await, "GET /fast HTTP/1.1\r\nhost: a.x\r\n", "").await;
-        answer[..12].to_owned()
+    let fast = async |client| {
+        let mut stream = gateway.connect_as(client).await;
+        exchange(&mut stream, "GET /fast HTTP/1.1\r\nhost: a.x\r\n", "").await
     };
     let mut waiting = Vec::new();
     for number in 1..=crate::gateway::REQUESTS_MAX / 3 {
-        let mut stream = gateway.connect().await;
+        let client = if number <= CLIENT { 1 } else { u8::try_from(number).unwrap() };
+        let mut stream = gateway.connect_as(client).await;
         let what = match number % 2 {
             0 => "GET /never HTTP/1.1\r\nhost: a.x\r\n\r\n",
             _ => "GET /chat HTTP/1.1\r\nhost: a.x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n",
@@ -593,13 +603,21 @@ async fn a_namespace_whose_pods_do_not_answer_has_no_more_than_its_share_of_a_po
             }
         };
         tokio::time::timeout(SOON, until).await.expect("it is there");
+        if number == CLIENT {
+            let answer = fast(1).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 503") && answer.contains("that one client of it may have"),
+                "{answer}"
+            );
+            assert!(fast(2).await.starts_with("HTTP/1.1 200"), "another has room");
+        }
     }
-    let answer = exchange(&mut gateway.connect().await, "GET /fast HTTP/1.1\r\nhost: a.x\r\n", "").await;
-    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("namespace n has all requests"), "{answer}");
+    let answer = fast(1).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("that it may have"), "{answer}");
     assert!(answer.to_lowercase().contains("retry-after: 1"), "{answer}");
     waiting.pop();
     waiting.remove(0);
-    let until = async { while fast().await != "HTTP/1.1 200" {} };
+    let until = async { while !fast(2).await.starts_with("HTTP/1.1 200") {} };
     tokio::time::timeout(SOON, until).await.expect("a share is given back");
 }
 

@@ -30,17 +30,23 @@ static OPEN: AtomicU32 = AtomicU32::new(0);
 /// Look-ups of names for one namespace that the machine's resolver works on at the same time; more wait.
 const LOOK_UPS_MAX: usize = 8;
 
+/// Files of one namespace that are worked on at the same time: half of the threads that look-ups leave. More wait.
+pub(super) const FILE_TURNS_MAX: usize = 16;
+
 /// What the containers of a namespace have together.
 #[derive(Debug)]
 pub(crate) struct Namespace {
     open: AtomicU32,
     /// Turns to have the machine's resolver look something up.
     pub(crate) look_ups: Arc<Semaphore>,
+    /// Turns to work on files.
+    pub(crate) file_turns: Arc<Semaphore>,
 }
 
 impl Default for Namespace {
     fn default() -> Namespace {
-        Namespace { open: AtomicU32::new(0), look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)) }
+        let turns = |max| Arc::new(Semaphore::new(max));
+        Namespace { open: AtomicU32::new(0), look_ups: turns(LOOK_UPS_MAX), file_turns: turns(FILE_TURNS_MAX) }
     }
 }
 

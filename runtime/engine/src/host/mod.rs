@@ -3,6 +3,7 @@
 mod body_end;
 mod descriptors;
 mod environment;
+mod fields;
 mod files;
 mod held;
 mod input;
@@ -55,6 +56,7 @@ fn add_p2(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
     body_end::add_to_linker(linker)?;
+    fields::add_to_linker(linker)?;
     p2::cli::environment::add_to_linker::<_, Environment>(linker, |guest| &*guest.spec)?;
     p2::sockets::tcp::add_to_linker::<_, Mesh>(linker, Guest::mesh)?;
     p2::sockets::udp::add_to_linker::<_, Mesh>(linker, Guest::mesh)?;
@@ -69,6 +71,7 @@ fn add_p2(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 fn add_p3(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     wasmtime_wasi::p3::add_to_linker(linker)?;
     wasmtime_wasi_http::p3::add_to_linker(linker)?;
+    fields::add_p3_to_linker(linker)?;
     p3::cli::environment::add_to_linker::<_, Environment>(linker, |guest| &*guest.spec)?;
     p3::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(linker, Guest::mesh)?;
     sockets_p3::add_to_linker(linker)?;

@@ -1,5 +1,6 @@
 //! Outgoing HTTP requests of guests: all of them go through the node's [`Outbound`].
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::str::FromStr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -20,6 +22,7 @@ use wasmtime_wasi_http::{
 use super::descriptors::Taken;
 use super::held;
 use super::read_ahead::{Held, read_ahead};
+use crate::exit::OverLimit;
 use crate::limits::Account;
 use crate::{Body, BoxError, NoNetwork};
 
@@ -264,18 +267,22 @@ impl WasiHttpHooks for Hooks {
             first_byte: options.first_byte_timeout,
             between_bytes: options.between_bytes_timeout,
         });
-        let mut request = request.map(|body| Lingering(Some(from_wasi(body))).boxed_unsync());
+        let mut request = request.map(from_wasi);
         request.extensions_mut().insert(timeouts);
         request.extensions_mut().insert(self.chain.with(&self.account));
         self.trace.go_on(request.headers_mut());
-        // A guest that sends all of a large body before it reads the answer, to one that answers as it reads: between
-        // sockets, the kernel's buffers take what comes meanwhile.
-        let reads_ahead = !request.body().is_end_stream();
         // Its handle is gone, and with it what was counted: an instance of 0.3 may wait for as many answers as it has handles.
         let bytes = held::CALL_BYTES + held::headers(request.headers()) + held::uri(request.uri());
         let asked = Held::take(&account, bytes);
         Box::new(async move {
-            let asked = asked.map_err(|over| WasiError::InternalError(Some(over.to_string())))?;
+            let over = |over: OverLimit| WasiError::InternalError(Some(over.to_string()));
+            let asked = asked.map_err(over)?;
+            let (head, body) = request.into_parts();
+            let body = Lingering::of(body, &account).map_err(over)?;
+            // A guest that sends all of a large body before it reads the answer, to one that answers as it reads: between
+            // sockets, the kernel's buffers take what comes meanwhile.
+            let reads_ahead = body.rest.is_some();
+            let request = Request::from_parts(head, body.boxed_unsync());
             let patience = timeouts.first_byte.unwrap_or(FIRST_BYTE_TIMEOUT);
             let sent = timeout(patience, async {
                 // The semaphore is never closed.
@@ -289,8 +296,7 @@ impl WasiHttpHooks for Hooks {
             let (response, socket) = sent.await.map_err(|_| WasiError::ConnectionReadTimeout)??;
             drop(asked);
             // Before the guest has looked at it, nobody else knows what is held for it.
-            let head = Held::take(&account, held::headers(response.headers()))
-                .map_err(|over| WasiError::InternalError(Some(over.to_string())))?;
+            let head = Held::take(&account, held::headers(response.headers())).map_err(over)?;
             let response = match timeouts.between_bytes {
                 Some(between_bytes) => response.map(|body| Paced::new(body, between_bytes).boxed_unsync()),
                 None => response,
@@ -318,35 +324,83 @@ const LINGER_BYTES_MAX: usize = 256 << 10;
 /// For how long.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Frames of a request's body that are taken before it is sent, if they are there: one, and whether it was all.
+const FRAMES_FIRST: usize = 2;
+
 /// The body of a guest's request. Whoever answers may do so without reading it, and be done before the guest has
 /// finished it: between sockets, the kernel would still take that, so the guest is not told of a reset here either.
-struct Lingering(Option<Body>);
+///
+/// A guest of 0.2 sends the head of its request first, and has ended a body of nothing, or of little, by the time at which that goes out: what
+/// is known to be whole needs no task that reads it, nor one that reads the answer meanwhile.
+struct Lingering {
+    first: VecDeque<(Result<Frame<Bytes>, BoxError>, Held)>,
+    /// What comes after it; `None` when that was all.
+    rest: Option<Body>,
+}
+
+impl Lingering {
+    fn of(mut body: Body, account: &Arc<Account>) -> Result<Lingering, OverLimit> {
+        let mut first = VecDeque::new();
+        while first.len() < FRAMES_FIRST {
+            match body.frame().now_or_never() {
+                Some(Some(frame)) => {
+                    let bytes = frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
+                    let is_last = frame.is_err();
+                    first.push_back((frame, Held::take(account, bytes as u64)?));
+                    if is_last {
+                        return Ok(Lingering { first, rest: None });
+                    }
+                }
+                Some(None) => return Ok(Lingering { first, rest: None }),
+                None => break,
+            }
+        }
+        let rest = (!body.is_end_stream()).then_some(body);
+        Ok(Lingering { first, rest })
+    }
+}
 
 impl http_body::Body for Lingering {
     type Data = Bytes;
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Some(body) = &mut self.0 else { return Poll::Ready(None) };
+        if let Some((frame, _held)) = self.first.pop_front() {
+            return Poll::Ready(Some(frame));
+        }
+        let Some(body) = &mut self.rest else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(body).poll_frame(context));
         if !matches!(frame, Some(Ok(_))) {
-            self.0 = None;
+            self.rest = None;
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(http_body::Body::is_end_stream)
+        self.first.is_empty() && self.rest.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+        let first = || self.first.iter().filter_map(|(frame, _)| frame.as_ref().ok());
+        let bytes: u64 = first().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        // Before trailers no length is said.
+        let rest = match &self.rest {
+            Some(rest) => rest.size_hint(),
+            None if first().any(Frame::is_trailers) => SizeHint::default(),
+            None => SizeHint::with_exact(0),
+        };
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(bytes));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(bytes));
+        }
+        hint
     }
 }
 
 impl Drop for Lingering {
     fn drop(&mut self) {
-        if let Some(mut body) = self.0.take()
+        if let Some(mut body) = self.rest.take()
             && !body.is_end_stream()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -456,6 +510,36 @@ mod tests {
         for nonsense in ["", ",", "1", "+000000000000001", "00000000000000fg", &format!("{many},00000000000000ff")] {
             assert_eq!(nonsense.parse::<Chain>().map(drop), Err(NoChain), "{nonsense}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_guest_has_sent_by_the_time_it_is_taken_is_known_to_be_all() {
+        use futures::{StreamExt as _, stream};
+        let account = Account::new(&Spec::new("a"), &NodeMemory::new(u64::MAX));
+        for (sent, is_ended, exact) in [
+            (&[][..], true, Some(0)),
+            (&["one"], true, Some(3)),
+            (&["one", "two"], true, None),
+            (&["one"], false, None),
+            (&[], false, None),
+        ] {
+            let frames = stream::iter(sent.to_vec()).map(|text| Ok(Frame::data(Bytes::from(text))));
+            let later = tokio::sync::oneshot::channel::<()>();
+            let end = stream::once(async move { if !is_ended { later.1.await.is_err() } else { true } });
+            let body = http_body_util::StreamBody::new(frames.chain(end.filter_map(async |_| None)));
+            let body = Lingering::of(BodyExt::boxed_unsync(body), &account).unwrap();
+            assert_eq!((body.size_hint().exact(), body.rest.is_none()), (exact, exact.is_some()), "{sent:?}");
+            assert_eq!(
+                (body.is_end_stream(), account.usage().memory_bytes),
+                (exact == Some(0), sent.concat().len() as u64)
+            );
+            drop(later.0);
+            assert_eq!(body.collect().await.unwrap().to_bytes(), sent.concat());
+            assert_eq!(account.usage().memory_bytes, 0);
+        }
+        let trailers = stream::iter([Ok(Frame::trailers(HeaderMap::new()))]);
+        let body = Lingering::of(BodyExt::boxed_unsync(http_body_util::StreamBody::new(trailers)), &account).unwrap();
+        assert!(body.rest.is_none() && body.size_hint().exact().is_none(), "no length goes before trailers");
     }
 
     /// Does not answer.

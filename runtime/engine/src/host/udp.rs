@@ -1,16 +1,20 @@
 //! `wasi:sockets/udp` of WASI 0.2: addresses go through the node, the rest is passed on.
 
 use wasmtime::component::Resource;
+use wasmtime::format_err;
 use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddressFamily, IpSocketAddress, Network};
 use wasmtime_wasi::p2::bindings::sockets::udp::{
     Host, HostIncomingDatagramStream, HostOutgoingDatagramStream, HostUdpSocket, IncomingDatagram,
     IncomingDatagramStream, OutgoingDatagram, OutgoingDatagramStream, UdpSocket,
 };
 use wasmtime_wasi::p2::bindings::sockets::udp_create_socket;
-use wasmtime_wasi::p2::{DynPollable, SocketResult};
+use wasmtime_wasi::p2::{DynPollable, SocketError, SocketResult};
 
 use super::MeshView;
-use crate::Protocol;
+use crate::{Protocol, slice};
+
+/// Datagrams that are sent at once, at most. Where each of them goes is asked of the kernel.
+const DATAGRAMS_MAX: usize = 16;
 
 impl Host for MeshView<'_> {}
 
@@ -126,7 +130,7 @@ impl HostIncomingDatagramStream for MeshView<'_> {
 
 impl HostOutgoingDatagramStream for MeshView<'_> {
     fn check_send(&mut self, stream: Resource<OutgoingDatagramStream>) -> SocketResult<u64> {
-        self.inner.check_send(stream)
+        Ok(self.inner.check_send(stream)?.min(DATAGRAMS_MAX as u64))
     }
 
     fn send(
@@ -134,6 +138,11 @@ impl HostOutgoingDatagramStream for MeshView<'_> {
         stream: Resource<OutgoingDatagramStream>,
         mut datagrams: Vec<OutgoingDatagram>,
     ) -> SocketResult<u64> {
+        // As `wasi:sockets/udp` has it: more than was permitted is a trap. It is one before anything is asked for them.
+        if datagrams.len() > DATAGRAMS_MAX {
+            return Err(SocketError::trap(format_err!("more datagrams than check-send had permitted")));
+        }
+        slice::is_long();
         for datagram in &mut datagrams {
             datagram.remote_address = datagram.remote_address.map(|remote| self.target(remote)).transpose()?;
         }

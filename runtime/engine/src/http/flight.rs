@@ -183,7 +183,7 @@ impl Flight {
 
     /// Waits for the head of the answer.
     pub(super) async fn head(self: &Arc<Self>) -> Result<Response<WasiBody>, RequestError> {
-        if self.service.is_heavy.load(Ordering::Relaxed) || !exec::is_gateway() {
+        if self.service.is_heavy.load(Ordering::Relaxed) || self.service.account.is_large() || !exec::is_gateway() {
             self.move_away();
         }
         poll_fn(|context| self.head.polled(context, |context| self.poll_head(context))).await
@@ -236,7 +236,8 @@ impl Flight {
                 self.ended(&outcome);
                 return Poll::Ready(outcome);
             }
-            Poll::Pending if metered.used > INLINE_MAX => {
+            // What fills a large memory is paid for before it begins, with the next slice.
+            Poll::Pending if metered.used > INLINE_MAX || self.service.account.is_large() => {
                 self.service.is_heavy.store(true, Ordering::Relaxed);
                 self.relocate(&mut state);
             }

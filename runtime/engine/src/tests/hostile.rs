@@ -118,6 +118,23 @@ async fn endless_guests_of_every_kind_are_ended_by_the_clock_and_stay_within_the
     }
 }
 
+/// On the gateway's threads, where time is measured by a clock that is cut off.
+#[tokio::test]
+async fn long_lists_are_paid_for_as_they_are() {
+    let service = hostile(Spec::new("a"), options(60_000)).await;
+    let cpu_of = async |path: &'static str, answer: &str| {
+        let (before, asked) = (service.usage().cpu, service.clone());
+        let answered = engine().gateway().spawn(async move { get(&asked, path).await });
+        assert_eq!(soon(answered).await.unwrap(), ok(answer), "{path}");
+        rest(&service).await;
+        service.usage().cpu - before
+    };
+    let short = cpu_of("/lists?1", "[false, false]\n").await;
+    let long = cpu_of("/lists?20000", "[true, true]\n").await;
+    // Else both polls of it are, and what the guest does beside that is next to nothing.
+    assert!(long > short + Duration::from_millis(1), "{long:?} beside {short:?}");
+}
+
 #[tokio::test]
 async fn a_kill_does_not_wait_for_guests_that_never_rest() {
     for path in ["/spin", "/random?65536", "/clock"] {

@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Printed, component, engine, soon, spec};
-use crate::{Command, Exit, Network, Protocol, Refused, Resolved, SocketUse, Spec};
+use super::{Printed, component, engine, get, ok, soon, spec};
+use crate::{Command, Exit, HttpOptions, Network, Protocol, Refused, RequestError, Resolved, SocketUse, Spec};
 
 /// A pod that is 10.244.0.N to others and 127.77.0.N to the kernel; `server.default.svc` is 10.96.0.1, and leads to pod 2.
 struct Pod(u8);
@@ -73,6 +74,37 @@ async fn pods_reach_each_other_by_name_and_see_pod_addresses() {
     assert_eq!(server_printed.text(), "listening on 10.244.0.2:18123\nconnection from 10.244.0.3\n");
     server.kill();
     soon(server.wait()).await;
+}
+
+/// A call that is a trap anyway asks nothing before: it would hold its thread for as long as that takes.
+#[tokio::test]
+async fn more_datagrams_than_may_be_sent_at_once_ask_for_no_way() {
+    struct Counted(Pod, AtomicU32);
+    impl Network for Counted {
+        fn bind(&self, wanted: SocketAddr, protocol: Protocol) -> Result<SocketAddr, Refused> {
+            self.0.bind(wanted, protocol)
+        }
+
+        fn connect(&self, wanted: SocketAddr, _: Protocol) -> Result<SocketAddr, Refused> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Ok((twin(4), wanted.port()).into())
+        }
+
+        fn resolve(&self, name: &str) -> Resolved {
+            self.0.resolve(name)
+        }
+
+        fn permits(&self, actual: SocketAddr, usage: SocketUse) -> bool {
+            self.0.permits(actual, usage)
+        }
+    }
+    let network = Arc::new(Counted(Pod(5), AtomicU32::new(0)));
+    let spec = Spec { network: network.clone(), ..Spec::new("a") };
+    let service = engine().start_http(&component("hostile").await, spec, HttpOptions::default()).await.unwrap();
+    assert_eq!(get(&service, "/datagrams?16").await, ok("Ok(16)\n"));
+    assert_eq!(network.1.swap(0, Ordering::Relaxed), 16);
+    assert!(matches!(get(&service, "/datagrams?17").await, Err(RequestError::Trap(_))));
+    assert_eq!(network.1.load(Ordering::Relaxed), 0);
 }
 
 /// Who looks for its peers wants all of them.

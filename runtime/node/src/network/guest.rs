@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use async_trait::async_trait;
 use coracle_discovery::Resolved as Name;
@@ -24,8 +25,10 @@ const CLUSTER_DOMAIN: &str = ".cluster.local";
 /// Why a connection was refused, for those who look for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// No pod may go there, or this one was not granted it.
+    /// It is outside of the cluster, which the pod was not granted.
     NotGranted,
+    /// No pod may go there.
+    Near,
     /// Network policies do not allow it, its own or those of who is called.
     Policies,
 }
@@ -43,8 +46,8 @@ pub struct GuestNetwork {
     pub namespace: Arc<str>,
     /// The pod's own name, and the names of `hostAliases`.
     pub hosts: Vec<(String, IpAddr)>,
-    /// Whether it may leave the cluster.
-    pub egress: bool,
+    /// Whether it may leave the cluster; what its object says at present.
+    pub egress: AtomicBool,
     /// Told about what is denied.
     pub denied: Denied,
     /// What was told.
@@ -55,7 +58,7 @@ pub struct GuestNetwork {
 
 impl GuestNetwork {
     fn deny(&self, destination: &str) {
-        self.tell(destination, Why::NotGranted);
+        self.tell(destination, if self.may_leave() { Why::Near } else { Why::NotGranted });
     }
 
     fn tell(&self, destination: &str, why: Why) {
@@ -64,6 +67,16 @@ impl GuestNetwork {
             drop(told);
             (self.denied)(destination, why);
         }
+    }
+
+    /// Whether the pod may leave the cluster.
+    pub fn may_leave(&self) -> bool {
+        self.egress.load(Relaxed)
+    }
+
+    /// It may from now on, or may not: connections that are there stay, as when policies change.
+    pub fn grant(&self, egress: bool) {
+        self.egress.store(egress, Relaxed);
     }
 
     /// The pod, as one who calls.
@@ -125,13 +138,15 @@ impl GuestNetwork {
                 self.network.made(wanted, endpoint, &self.namespace).ok_or(Refused::NoEndpoint)
             }
             Some(Err(_)) => Err(Refused::NoEndpoint),
-            None if self.egress && self.network.gate.permits(wanted.ip()) => match self.may_connect(wanted, protocol) {
-                true => Ok(wanted),
-                false => {
-                    self.tell(&wanted.to_string(), Why::Policies);
-                    Err(Refused::NoEndpoint)
+            None if self.may_leave() && self.network.gate.permits(wanted.ip()) => {
+                match self.may_connect(wanted, protocol) {
+                    true => Ok(wanted),
+                    false => {
+                        self.tell(&wanted.to_string(), Why::Policies);
+                        Err(Refused::NoEndpoint)
+                    }
                 }
-            },
+            }
             None => {
                 self.deny(&wanted.to_string());
                 Err(Refused::Denied)
@@ -249,7 +264,7 @@ impl coracle_engine::Network for GuestNetwork {
             Some(addresses) if addresses.is_empty() => Resolved::Unknown,
             Some(addresses) => Resolved::Addresses(addresses),
             None if name.ends_with(CLUSTER_DOMAIN) => Resolved::Unknown,
-            None if self.egress => Resolved::System,
+            None if self.may_leave() => Resolved::System,
             None => {
                 self.deny(name);
                 Resolved::Unknown
@@ -291,7 +306,8 @@ impl coracle_engine::Network for GuestNetwork {
                 let shown = || self.shown(actual);
                 is_own
                     || (self.network.table.pod_of_twin(address).is_some() && is_allowed(shown()))
-                    || ((self.egress && self.network.gate.permits(address) || self.network.is_service_endpoint(actual))
+                    || ((self.may_leave() && self.network.gate.permits(address)
+                        || self.network.is_service_endpoint(actual))
                         && is_allowed(actual))
             }
         }
@@ -338,7 +354,7 @@ impl coracle_engine::Outbound for GuestNetwork {
                     classify(error)
                 })
             }
-            Destination::Outside(_) if !self.egress => {
+            Destination::Outside(_) if !self.may_leave() => {
                 self.deny(authority.as_str());
                 Err(OutboundError::Denied)
             }
@@ -369,7 +385,7 @@ impl coracle_engine::Outbound for GuestNetwork {
                 let host = address.map_or(host, |address| address.to_string());
                 self.network.proxy.is_dialled(&host, uri.port_u16().unwrap_or(80), &self.namespace)
             }
-            Destination::Outside(_) => self.egress,
+            Destination::Outside(_) => self.may_leave(),
         }
     }
 }

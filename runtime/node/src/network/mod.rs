@@ -234,7 +234,7 @@ mod tests {
             address,
             namespace: "n".into(),
             hosts: Vec::new(),
-            egress: false,
+            egress: false.into(),
             denied: Box::new(move |to, _| denied.lock().push(to.to_owned())),
             told: Default::default(),
             flows: Default::default(),

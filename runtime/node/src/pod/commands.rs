@@ -130,25 +130,25 @@ impl Pods {
                 hosts.extend(alias.hostnames.iter().flatten().map(|name| (name.clone(), ip)));
             }
         }
-        // What is wrong with the annotations is told when a container is started.
-        let egress = Wishes::of(pod).is_ok_and(|wishes| wishes.egress);
         let (pods, told) = (Arc::downgrade(self), Arc::downgrade(slot));
         let denied = Box::new(move |destination: &str, why: Why| {
             if let (Some(pods), Some(slot)) = (pods.upgrade(), told.upgrade()) {
-                if why == Why::Policies {
-                    let message =
-                        format!("A connection to {destination} was refused: network policies do not allow it");
-                    return pods.event(&slot, None, true, "PolicyDenied", message);
-                }
-                let why = match egress {
-                    true => "it leads to the node's own machine or near it, where no pod may go".to_owned(),
-                    false => {
+                let (reason, why) = match why {
+                    Why::Policies => ("PolicyDenied", "network policies do not allow it".to_owned()),
+                    Why::Near => (
+                        "EgressDenied",
+                        "it leads to the node's own machine or near it, where no pod may go".to_owned(),
+                    ),
+                    Why::NotGranted => {
                         let annotation = crate::annotations::EGRESS;
-                        format!("it is outside of the cluster, and the pod has no annotation {annotation}: \"true\"")
+                        let why = format!(
+                            "it is outside of the cluster, and the pod has no annotation {annotation}: \"true\""
+                        );
+                        ("EgressDenied", why)
                     }
                 };
                 let message = format!("A connection to {destination} was refused: {why}");
-                pods.event(&slot, None, true, "EgressDenied", message);
+                pods.event(&slot, None, true, reason, message);
             }
         });
         Ok(Arc::new(GuestNetwork {
@@ -156,7 +156,7 @@ impl Pods {
             address,
             namespace: slot.namespace.clone(),
             hosts,
-            egress,
+            egress: may_leave(pod).into(),
             denied,
             told: Default::default(),
             flows: Default::default(),
@@ -205,4 +205,9 @@ impl Pods {
             files.map(|files| crate::beneath::remove_tree(&files))
         });
     }
+}
+
+/// Whether a pod may leave the cluster. What is wrong with its annotations is told when a container is started.
+pub(super) fn may_leave(pod: &Pod) -> bool {
+    Wishes::of(pod).is_ok_and(|wishes| wishes.egress)
 }

@@ -401,7 +401,7 @@ async fn dial(
     let shown = shown(host, port);
     let Some(local) = local else {
         // A probe is no way around what the pod may not reach.
-        if !asker.network.egress {
+        if !asker.network.may_leave() {
             return Err(format!(
                 "dial tcp {shown}: connect: permission denied: it is outside of the cluster, and the pod has no annotation {}: \"true\"",
                 crate::annotations::EGRESS

@@ -6,19 +6,22 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use coracle_policy::Workload;
+use coracle_tolerant::Tolerant;
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
 use kube::api::ListParams;
+use kube::{Api, Resource as _};
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
 use super::admission::Room;
+use super::commands::may_leave;
 use super::core::{Core, Input, ProbeKind};
 use super::ends;
 use super::report::Reports;
 use super::slot::{Slot, State};
 use crate::context::Context;
 use crate::logs;
+use crate::node::readable;
 use crate::timers::Timers;
 
 /// Why a pod's timer rings.
@@ -137,17 +140,16 @@ impl Pods {
     /// when; this is asked before the node says that it is back. Pods that are new here meanwhile are the watch's.
     pub async fn end_replaced(self: &Arc<Self>) -> Result<(), kube::Error> {
         let here = self.all();
-        let api: Api<Pod> = Api::all(self.context.client.clone());
+        let api: Api<Tolerant<Pod>> = Api::all(self.context.client.clone());
         let of_this_node = ListParams::default().fields(&format!("spec.nodeName={}", self.context.config.name));
         let listed = api.list(&of_this_node).await?;
-        let mut there: HashMap<String, Pod> =
-            listed.items.into_iter().filter_map(|pod| Some((pod.metadata.uid.clone()?, pod))).collect();
+        let mut there: HashMap<String, Option<Pod>> =
+            listed.items.into_iter().filter_map(|pod| Some((pod.meta().uid.clone()?, readable(pod)))).collect();
+        let is_going = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
         for slot in here {
             match there.remove(&*slot.uid) {
                 None => self.input(&slot, Input::Removed),
-                Some(pod) if pod.metadata.deletion_timestamp.is_some() && !slot.with_core(|core| core.is_ending()) => {
-                    self.observe(pod);
-                }
+                Some(Some(pod)) if is_going(&pod) && !slot.with_core(|core| core.is_ending()) => self.observe(pod),
                 Some(_) => {}
             }
         }
@@ -243,6 +245,7 @@ impl Pods {
                 inputs.extend(self.execute(slot, &mut state, command));
             }
             if relabeled && let Some(network) = &state.network {
+                network.grant(may_leave(state.core.pod()));
                 let workload = Workload::of(state.core.pod(), network.address.pod);
                 self.context.network.table.identify(workload);
             }

@@ -252,6 +252,46 @@ async fn a_guest_reaches_pods_by_address_and_nothing_outside() {
     world.status("client", "told", |_| denied(world.api.reasons("client"))).await;
 }
 
+/// Whatever is not allowed any more is not begun any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn egress_is_given_and_taken_away_while_a_pod_runs() {
+    let world = World::start().await;
+    let probe = json!({"tcpSocket": {"host": "192.0.2.1", "port": 9}, "periodSeconds": 1});
+    let spec = json!({"containers": [{"image": "hello:1", "readinessProbe": probe}]});
+    // Whether a probe has failed for want of the grant, or otherwise.
+    let has_failed = |name: &str, is_granted: bool| {
+        let mut messages = world.api.messages(name).into_iter().filter(|message| message.starts_with("Readiness"));
+        messages.any(|message| message.contains("has no annotation") != is_granted)
+    };
+    for (name, is_granted) in [("given", false), ("taken", true)] {
+        let annotation = |is: bool| json!({"coracle.dev/egress": is.to_string()});
+        world.run_annotated(name, annotation(is_granted), spec.clone());
+        until(name, || has_failed(name, is_granted)).await;
+        assert!(!has_failed(name, !is_granted), "{name}");
+        world.api.modify(name, |pod| pod["metadata"]["annotations"] = annotation(!is_granted));
+        until(name, || has_failed(name, !is_granted)).await;
+    }
+}
+
+/// An object that somebody has stored in a form that this node does not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_cannot_be_read_keeps_no_other_from_running_and_goes_on_as_it_was() {
+    let world = World::start().await;
+    world.api.create("odd", json!({}), json!({"nodeName": "n1", "containers": 3}));
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    world.api.modify("web", |pod| pod["spec"]["containers"] = json!(3));
+    world.run("next", json!({"image": "hello:1"}));
+    world.ready("next").await;
+    // All are listed again.
+    world.give_up().await;
+    assert!(world.pods().find("default", "web").is_some_and(|slot| slot.address().is_some()));
+    world.api.delete("web", 0);
+    world.api.lose("web");
+    world.give_up().await;
+    until("it is gone", || world.pods().find("default", "web").is_none()).await;
+}
+
 /// A guest's links lead nowhere: what is mounted, read and removed for it stays beneath its own directories.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn links_do_not_lead_out_of_a_volume() {

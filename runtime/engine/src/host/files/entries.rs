@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
 use super::Opened;
+use super::turns::Permit;
 
 /// Entries that are read at a time.
 const PART: usize = 128;
@@ -71,7 +71,7 @@ impl Entries {
                     (self.source, self.part) = (dir.map_or(Source::Ended, Source::Opened), part);
                 }
                 Source::Unopened(_) | Source::Opened(_) => {
-                    let Some(turn) = ready!(self.open.turns.poll_acquire(cx)) else { return Poll::Ready(None) };
+                    let Some(turn) = ready!(self.open.turns.poll_next(cx)) else { return Poll::Ready(None) };
                     self.source = match std::mem::replace(&mut self.source, Source::Ended) {
                         Source::Unopened(dir) => reading(turn, move || open(&dir)),
                         Source::Opened(dir) => reading(turn, || Ok(dir)),
@@ -81,9 +81,14 @@ impl Entries {
             }
         }
     }
+
+    /// Nobody waits for the next one any more.
+    pub fn leave(&mut self) {
+        self.open.turns.leave();
+    }
 }
 
-fn reading(turn: OwnedSemaphorePermit, open: impl FnOnce() -> io::Result<Dir> + Send + 'static) -> Source {
+fn reading(turn: Permit, open: impl FnOnce() -> io::Result<Dir> + Send + 'static) -> Source {
     Source::Read(tokio::task::spawn_blocking(move || {
         let _turn = turn;
         match open() {

@@ -1,7 +1,8 @@
 //! Files of guests: what is open is counted, and what is worked on at the same time is bounded.
 //!
 //! The work is done on threads that may block, which all guests share; a container has few of them at a time
-//! ([`FILE_TURNS_MAX`](crate::limits::FILE_TURNS_MAX)) and waits for its own work, not for others'. A turn is held while a
+//! ([`FILE_TURNS_MAX`](crate::limits::FILE_TURNS_MAX)), and its namespace some ([`turns`]): it waits for its own work, not for that of
+//! others. A turn is held while a
 //! thread works, never by what rests, and also where nobody waits for that work any more: a thread cannot be stopped. So the
 //! turn belongs to the thread and not to the call ([`Turn::work`]), and there wasmtime's functions do their work at once, as they
 //! do where a guest may block its thread.
@@ -9,14 +10,13 @@
 mod entries;
 mod p3;
 mod streams;
+mod turns;
 
 use std::fs::File as Handle;
 use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 
 use futures::executor::block_on;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::PollSemaphore;
 use wasmtime::component::{
     Accessor, FutureReader, Linker, LinkerInstance, Resource, ResourceTable, ResourceType, StreamReader,
 };
@@ -34,6 +34,7 @@ use wasmtime_wasi::{WasiCtxBuilder, WasiView};
 use self::entries::{Entries, Failure};
 use self::p3::{Listing, Outcome, Place, Reader, Writer};
 use self::streams::{Reading, Writing};
+use self::turns::{Permit, Queue, Turns};
 use super::descriptors::Taken;
 use super::held::CALL_BYTES;
 use super::read_ahead::Held;
@@ -49,32 +50,27 @@ const PATH_BYTES_MAX: usize = 4096;
 
 type File = Resource<Descriptor>;
 
-/// A turn of the container. The semaphore is never closed.
-async fn turn(turns: Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    turns.acquire_owned().await.ok()
-}
-
 /// A call that waits for its turn. What it was given is the container's memory: one instance of 0.3 may have as many calls under way as
 /// it has handles.
 struct Call {
-    turns: Arc<Semaphore>,
+    turns: Turns,
     held: Held,
 }
 
 impl Call {
     /// An error when the container has no more memory.
     fn begin(account: &Arc<Account>, bytes: u64) -> wasmtime::Result<Call> {
-        Ok(Call { turns: account.file_turns.clone(), held: Held::take(account, CALL_BYTES + bytes)? })
+        Ok(Call { turns: Turns::of(account), held: Held::take(account, CALL_BYTES + bytes)? })
     }
 
     async fn turn(self) -> Turn {
-        Turn { _turn: turn(self.turns).await, _held: self.held }
+        Turn { _turn: self.turns.next().await, _held: self.held }
     }
 }
 
 /// A call whose turn it is.
 struct Turn {
-    _turn: Option<OwnedSemaphorePermit>,
+    _turn: Option<Permit>,
     _held: Held,
 }
 
@@ -403,7 +399,7 @@ fn kind_of_p3(kind: rustix::fs::FileType) -> types::DescriptorType {
 
 /// What an open stream has of its container: a descriptor, memory, and turns.
 struct Opened {
-    turns: PollSemaphore,
+    turns: Queue,
     _descriptor: Taken,
     _memory: Held,
 }
@@ -412,12 +408,12 @@ impl Opened {
     /// `None` when no more may be open; an error when the container has no more memory.
     fn new(account: &Arc<Account>, bytes: u64) -> wasmtime::Result<Option<Opened>> {
         let Some(descriptor) = Taken::take(account) else { return Ok(None) };
-        let turns = PollSemaphore::new(account.file_turns.clone());
+        let turns = Queue::new(Turns::of(account));
         Ok(Some(Opened { turns, _descriptor: descriptor, _memory: Held::take(account, bytes)? }))
     }
 
-    fn turns(&self) -> Arc<Semaphore> {
-        self.turns.clone_inner()
+    fn turns(&self) -> Turns {
+        self.turns.turns.clone()
     }
 }
 

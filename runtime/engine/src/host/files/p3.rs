@@ -70,7 +70,10 @@ impl StreamProducer<Guest> for Reader {
         }
         // What a thread has read while nobody wanted it is there for the next one.
         let read = match self.poll_read(cx) {
-            Poll::Pending if finish => return Poll::Ready(Ok(StreamResult::Cancelled)),
+            Poll::Pending if finish => {
+                self.open.turns.leave();
+                return Poll::Ready(Ok(StreamResult::Cancelled));
+            }
             polled => ready!(polled),
         };
         match read {
@@ -91,7 +94,7 @@ impl Reader {
         let task = match &mut self.task {
             Some(task) => task,
             None => {
-                let turn = ready!(self.open.turns.poll_acquire(cx));
+                let turn = ready!(self.open.turns.poll_next(cx));
                 let (file, offset) = (self.file.clone(), self.offset);
                 self.task.insert(spawn_blocking(move || {
                     let _turn = turn;
@@ -136,8 +139,11 @@ impl StreamConsumer<Guest> for Writer {
     ) -> Poll<wasmtime::Result<StreamResult>> {
         let mut from = from.as_direct(store);
         if self.task.is_none() {
-            let turn = match self.open.turns.poll_acquire(cx) {
-                Poll::Pending if finish => return Poll::Ready(Ok(StreamResult::Cancelled)),
+            let turn = match self.open.turns.poll_next(cx) {
+                Poll::Pending if finish => {
+                    self.open.turns.leave();
+                    return Poll::Ready(Ok(StreamResult::Cancelled));
+                }
                 polled => ready!(polled),
             };
             let (file, place) = (self.file.clone(), self.place);
@@ -192,7 +198,10 @@ impl StreamProducer<Guest> for Listing {
             return Poll::Ready(Ok(StreamResult::Completed));
         }
         let next = match self.entries.poll_next(cx) {
-            Poll::Pending if finish => return Poll::Ready(Ok(StreamResult::Cancelled)),
+            Poll::Pending if finish => {
+                self.entries.leave();
+                return Poll::Ready(Ok(StreamResult::Cancelled));
+            }
             polled => ready!(polled),
         };
         let result = match next {

@@ -12,7 +12,7 @@ use wasmtime_wasi::p2::{
 };
 use wasmtime_wasi::runtime::spawn_blocking;
 
-use super::{Opened, turn};
+use super::Opened;
 
 /// Read for a guest that waits without having said how much it wants.
 const READ_AHEAD: usize = 4096;
@@ -36,7 +36,7 @@ impl<S: Send + 'static, T: Send + 'static> Work<S, T> {
             Work::Idle(stream) => {
                 let open = open.clone();
                 Work::Busy(tokio::spawn(async move {
-                    let turn = turn(open.turns()).await;
+                    let turn = open.turns().next().await;
                     let working = spawn_blocking(move || {
                         let _turn = turn;
                         block_on(work(stream))

@@ -144,7 +144,7 @@ impl Core {
             }
             State::Ended { terminated, finished } => {
                 let (terminated, code, finished) = (terminated.clone(), terminated.code, *finished);
-                if !changed && !container.restarts_after(code) {
+                if container.is_over(code) {
                     return;
                 }
                 let wait = container.crashes.wait(finished).filter(|_| !changed);
@@ -256,7 +256,7 @@ impl Core {
         let failed_init = self.containers.iter().any(|container| {
             container.kind == Kind::Init
                 && matches!(&container.state, State::Ended { terminated, .. }
-                    if terminated.code != 0 && !container.restarts_after(terminated.code))
+                    if terminated.code != 0 && container.is_over(terminated.code))
         });
         if failed_init && !self.initialized {
             return Some("Failed");
@@ -266,7 +266,7 @@ impl Core {
         for container in self.containers.iter().filter(|container| container.kind == Kind::Regular) {
             any = true;
             match &container.state {
-                State::Ended { terminated, .. } if !container.restarts_after(terminated.code) => {
+                State::Ended { terminated, .. } if container.is_over(terminated.code) => {
                     all_well &= terminated.code == 0;
                 }
                 _ => return None,

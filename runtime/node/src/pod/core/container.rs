@@ -244,6 +244,11 @@ impl Container {
         }
     }
 
+    /// Whether it has ended with this code for good. Another image is started whatever the policy says.
+    pub fn is_over(&self, code: i32) -> bool {
+        self.image == self.wanted_image && !self.restarts_after(code)
+    }
+
     /// Whether something of it is under way or runs.
     pub fn is_alive(&self) -> bool {
         matches!(self.state, State::Starting { .. } | State::Running { .. } | State::Stopping { .. })

@@ -450,14 +450,16 @@ fn deadline() {
 }
 
 #[test]
-fn a_new_image_restarts_the_container() {
-    let mut world = World::running(one("Always"), &["a"]);
-    world.object["spec"]["containers"][0]["image"] = json!("i:2");
-    assert_eq!(world.observe(), ["!Killing", "stop a#1 30"]);
-    assert_eq!(world.exited("a", 143), ["start a#2"]);
-    world.started("a");
-    assert_eq!(world.status()["containerStatuses"][0]["image"], "i:2");
-    assert_eq!(world.shown(), "Running True a:running/-/1");
+fn a_new_image_restarts_the_container_whatever_the_policy() {
+    for policy in ["Always", "Never"] {
+        let mut world = World::running(one(policy), &["a"]);
+        world.object["spec"]["containers"][0]["image"] = json!("i:2");
+        assert_eq!(world.observe(), ["!Killing", "stop a#1 30"]);
+        assert_eq!(world.exited("a", 143), ["start a#2"], "{policy}");
+        world.started("a");
+        assert_eq!(world.status()["containerStatuses"][0]["image"], "i:2");
+        assert_eq!(world.shown(), "Running True a:running/-/1");
+    }
 }
 
 #[test]

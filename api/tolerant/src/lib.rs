@@ -1,7 +1,7 @@
 //! One odd object must not stop the watch of its kind: what does not decode is kept as what could be read of it.
 //!
 //! A watch whose event does not decode is an error to the kube runtime, which backs off; a handful of such objects would
-//! hold up everything else of the kind for minutes. Controllers and scheduler both read what they watch through this.
+//! hold up everything else of the kind for minutes. Controllers, scheduler and nodes (their pods) read what they watch through this.
 
 use std::borrow::Cow;
 use std::sync::Arc;
