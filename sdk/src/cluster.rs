@@ -228,12 +228,15 @@ impl Cluster {
     pub async fn ended(&self) -> String {
         let node_ended = async {
             match &self.parts().node {
-                Some(node) => node.ended.cancelled().await,
+                Some(node) => {
+                    node.ended.cancelled().await;
+                    why_ended(&node.node)
+                }
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = node_ended => "the node ended by itself".to_owned(),
+            why = node_ended => why,
             why = self.parts().server.failed() => why,
         }
     }
@@ -431,6 +434,11 @@ async fn start_node(server: &Server, options: &Options, name: &str) -> Result<No
     });
     let ahead = tokio::spawn(prepare_ahead(server.registry().clone(), node.clone(), stop.clone()));
     Ok(NodeParts { node, running, stop, ended, ahead })
+}
+
+/// Why a node has ended that nobody stopped.
+pub(crate) fn why_ended(node: &Node) -> String {
+    node.replaced().unwrap_or_else(|| "the node ended by itself".to_owned())
 }
 
 /// The machine's name as a node can have it (RFC 1123: lower case, letters, digits, '-' and '.').

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::{Request, StatusCode};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod};
 use kube::api::ListParams;
 use kube::client::Body;
 use kube::config::{Context, KubeConfigOptions, Kubeconfig, NamedContext};
@@ -424,6 +424,7 @@ impl Remote {
             if state == State::Ready {
                 status.ingress.extend(ingress_urls(&node));
             }
+            let state = unreached(&node).filter(|_| state == State::Ready).map_or(state, State::NotReady);
             status.say(|| format!("node/{}", node.name_any()), state);
         }
         status.ingress.sort_unstable();
@@ -485,9 +486,19 @@ fn ingress_urls(node: &Node) -> Vec<String> {
     said.map(|said| said.split(',').map(str::to_owned).collect()).unwrap_or_default()
 }
 
+fn condition<'a>(node: &'a Node, type_: &str) -> Option<&'a NodeCondition> {
+    let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.find(|condition| condition.type_ == type_)
+}
+
+/// Why a node that is ready is of no use to other machines.
+fn unreached(node: &Node) -> Option<String> {
+    let network = condition(node, "NetworkUnavailable").filter(|network| network.status != "False")?;
+    Some(first_of([network.message.as_ref(), network.reason.as_ref(), None], "its network is not available"))
+}
+
 fn node_state(node: &Node) -> State {
-    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    match conditions.into_iter().find(|condition| condition.type_ == "Ready") {
+    match condition(node, "Ready") {
         Some(ready) if ready.status == "True" => State::Ready,
         Some(ready) => State::NotReady(first_of([ready.message.as_ref(), ready.reason.as_ref(), None], "not ready")),
         None => State::NotReady("it has not reported yet".to_owned()),
@@ -532,6 +543,23 @@ mod tests {
 
     fn pod(status: serde_json::Value) -> State {
         pod_state(&serde_json::from_value(serde_json::json!({"metadata": {"name": "p"}, "status": status})).unwrap())
+    }
+
+    #[test]
+    fn a_node_that_is_ready_and_not_reached_is_told_of() {
+        let node = |status: &str| -> Node {
+            let network =
+                serde_json::json!({"type": "NetworkUnavailable", "status": status, "message": "it is behind NAT"});
+            let ready = serde_json::json!({"type": "Ready", "status": "True"});
+            serde_json::from_value(serde_json::json!({"metadata": {}, "status": {"conditions": [ready, network]}}))
+                .unwrap()
+        };
+        for (status, expected) in
+            [("True", Some("it is behind NAT")), ("Unknown", Some("it is behind NAT")), ("False", None)]
+        {
+            assert_eq!(unreached(&node(status)).as_deref(), expected, "{status}");
+            assert_eq!(node_state(&node(status)), State::Ready);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Each is a pure core that turns what is observed into a plan, and a thin shell that carries it out. They share
 //! informers (one watch and one decode per kind), a driver (one queue of keys each, per-key serialisation, back-off) and
-//! the recorder of events; `kinds` has a row for each kind that is watched. Nothing polls; nothing is kept that the API does not have.
+//! the recorder of events; `kinds` has a row for each kind that is watched. Nothing polls but nodes whether they are reached (`node`); nothing is kept that the API does not have.
 
 mod autoscaler;
 mod certificates;
@@ -178,14 +178,16 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         &mut on.root_cas,
     );
     let namespaces = namespace::Controller::new(api.clone(), discovery.clone(), &mut on.namespaces);
+    let own = config.node;
     let nodes = node::Controller::new(
         api.clone(),
         recorder.clone(),
-        (config.node_monitor_grace, config.node),
+        (config.node_monitor_grace, own.clone()),
         &mut on.nodes,
         &mut on.leases,
         on.pods.store(),
     );
+    let reach = node::Reach::new(api.clone(), recorder.clone(), on.nodes.store(), own);
     let evictions = node::Evictions::new(api.clone(), recorder.clone(), nodes.watch(), &mut on.nodes, &mut on.pods);
     let job_orphans = job::Orphans::new(api.clone(), &mut on.jobs, &mut on.pods);
     let finished_jobs = ttl_after_finished::Controller::new(api.clone(), &mut on.jobs);
@@ -248,6 +250,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(accounts, shutdown.clone()));
     tasks.spawn(queue::drive(namespaces, shutdown.clone()));
     tasks.spawn(queue::drive(nodes, shutdown.clone()));
+    tasks.spawn(reach.run(shutdown.clone()));
     tasks.spawn(queue::drive(evictions, shutdown.clone()));
     tasks.spawn(queue::drive(pod_gc, shutdown.clone()));
     tasks.spawn(queue::drive(certificates, shutdown.clone()));

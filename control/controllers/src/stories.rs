@@ -881,6 +881,41 @@ async fn node_that_is_silent_is_unknown_and_back_at_once_when_it_speaks() {
 }
 
 #[tokio::test]
+async fn node_that_is_not_reached_takes_no_more_pods_until_it_is() {
+    let world = world();
+    let api = &world.api;
+    let (far, near) = ("/nodes/far/proxy/healthz", "/nodes/near/proxy/healthz");
+    for path in [far, near] {
+        api.always(Method::GET, path, Answer::NotReached);
+    }
+    for name in ["far", "near"] {
+        api.put(&format!("/api/v1/nodes/{name}"), concurrency::telling());
+    }
+    // The kubelets of others say nothing at such a path, perhaps.
+    api.put("/api/v1/nodes/other", node("True"));
+    let far = "/api/v1/nodes/far";
+    let said = |wanted: &'static str| {
+        move |api: &Scripted| (condition(&api.get(far)?, "NetworkUnavailable") == wanted).then_some(())
+    };
+    let taints = |api: &Scripted| api.get(far).unwrap()["spec"]["taints"].as_array().map_or(0, Vec::len);
+    api.until("no node is reached: it is rather us", said("Unknown")).await;
+    assert_eq!(taints(api), 0);
+    api.relent();
+    api.stream(&format!("/api/v1{near}"));
+    api.always(Method::GET, "/nodes/far/proxy/healthz", Answer::NotReached);
+    api.until("it is not reached, and another is", said("True")).await;
+    api.until("it takes no pods", |api| (taints(api) == 1).then_some(())).await;
+    let told = |_: &Scripted| world.events("NodeNotReached").pop();
+    let told = api.until("it is told", told).await;
+    assert!(told.contains("at 192.0.2.1:10250: connection timed out. ") && told.contains("--address"), "{told}");
+    api.relent();
+    api.stream("/api/v1/nodes/far/proxy/healthz");
+    api.until("it is reached", said("False")).await;
+    api.until("it takes pods", |api| (taints(api) == 0).then_some(())).await;
+    assert!(api.requests(&Method::GET, "/nodes/other/proxy").is_empty());
+}
+
+#[tokio::test]
 async fn node_that_fails_has_all_its_pods_marked_at_the_same_time() {
     let api = Scripted::new();
     api.put("/api/v1/nodes/one", node("True"));

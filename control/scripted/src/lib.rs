@@ -34,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub enum Answer {
     /// Nothing is done; a Status of this code and reason.
     Refused(u16, &'static str),
+    /// A node is not reached, as an API server says it.
+    NotReached,
     /// It is done, and the answer is a 504: the client cannot know.
     DoneButUnknown,
     /// It is not done, and the answer is a 504: the client cannot know.
@@ -273,6 +275,10 @@ impl Scripted {
         let done = match answer {
             Some(Answer::Silence) => std::future::pending().await,
             Some(Answer::Refused(code, reason)) => Err((code, reason, "told to refuse".to_owned())),
+            Some(Answer::NotReached) => {
+                let message = "error dialing backend 192.0.2.1:10250: connection timed out";
+                Err((503, "ServiceUnavailable", message.to_owned()))
+            }
             Some(Answer::LostButUnknown) => Err((504, "Timeout", "nobody knows".to_owned())),
             Some(Answer::DoneButUnknown) => {
                 drop(self.answer(&seen, media));

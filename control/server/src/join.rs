@@ -13,7 +13,7 @@
 //! is that of a node that is Ready, or was given a moment ago: the join itself makes the Node, so that two machines that ask
 //! at once do not both get it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ const GIVEN: &str = coracle_apiserver::JOINED;
 const RANGE: &str = "coracle.dev/pod-range";
 /// A name that was given is no other machine's for this long, in seconds; by then its node is Ready, or gone.
 const GIVEN_FOR: u64 = 60;
-/// How long it may take to reach a new server.
+/// How long it may take to reach a new server or node.
 const REACH_MAX: Duration = Duration::from_secs(3);
 
 /// What the routes need.
@@ -310,10 +310,7 @@ impl Joining {
             )));
         }
         self.check_node_of(name).await?;
-        let reach = tokio::time::timeout(REACH_MAX, tokio::net::TcpStream::connect(address)).await;
-        if let Err(why) = reach.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
-            let why = why.to_string();
-            let why = why.split(" (os error").next().unwrap_or_default().to_owned();
+        if let Some(why) = unreached(address).await {
             return Err(Refusal::Name(format!(
                 "this server cannot reach the new one at {address} ({why}): servers call each other there. Open the port, or say \
                  with --peer-address and --peer-port where it is reached"
@@ -339,12 +336,37 @@ impl Joining {
     }
 }
 
+/// Why nobody is reached at an address, if that is so.
+async fn unreached(address: &str) -> Option<String> {
+    let reach = tokio::time::timeout(REACH_MAX, tokio::net::TcpStream::connect(address)).await;
+    let why = reach.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).err()?.to_string();
+    Some(why.split(" (os error").next().unwrap_or_default().to_owned())
+}
+
+/// Refuses a node that this server does not reach: nobody would hear of its pods but itself.
+async fn check_is_reached(address: &str) -> Result<(), Refusal> {
+    if address.parse::<SocketAddr>().is_err() {
+        return Err(Refusal::Request(format!("{address:?} is no address and port of a node")));
+    }
+    match unreached(address).await {
+        None => Ok(()),
+        Some(why) => Err(Refusal::Name(format!(
+            "this server cannot reach the node at {address} ({why}): servers and other nodes call it there. Open the port, or say with \
+             --address and --port where it is reached; a node behind NAT is not, and cannot join"
+        ))),
+    }
+}
+
 async fn join(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Body) -> Response {
     let joined = async {
         joining.admit(&headers, For::Node).await?;
         let body = body(sent).await?;
         let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
         let (name, request) = (body["name"].as_str().unwrap_or_default(), body["request"].as_str().unwrap_or_default());
+        // Where it listens already. Nodes of earlier versions do not say it.
+        if let Some(address) = body["address"].as_str() {
+            check_is_reached(address).await?;
+        }
         // What cannot be signed takes no name.
         let signed = check_name(name).map_err(Refusal::Request).and_then(|()| joining.sign(name, request))?;
         joining.give_name(name, request).await?;
@@ -607,6 +629,45 @@ mod tests {
         ] {
             assert_eq!(show(token).await.status(), expected, "{token}");
         }
+        server.shutdown().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_that_no_server_reaches_does_not_join_and_leaves_no_name_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = crate::Server::start(crate::tests::config(dir.path())).await.unwrap();
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": format!("{PREFIX}ab")},
+            "stringData": {"hash": hash("cd"), "ends": (seconds_now() + 1_000).to_string(), "for": "node"},
+        });
+        let joining = Joining::new(server.authority.clone(), server.admin(), server.keyspace().clone());
+        joining.write(Method::POST, SECRETS, &secret).await.unwrap();
+        let invited = HeaderMap::from_iter([(header::AUTHORIZATION, "Bearer ab.cd".parse().unwrap())]);
+        let params = rcgen::CertificateParams::new(vec!["laptop".to_owned()]).unwrap();
+        let request = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+        let ask = async |address: Option<String>| {
+            let body = json!({"name": "laptop", "request": request, "address": address}).to_string();
+            let answer = join(State(joining.clone()), invited.clone(), Body::from(body)).await;
+            let code = answer.status();
+            let answer: Value =
+                serde_json::from_slice(&to_bytes(answer.into_body(), BODY_BYTES_MAX).await.unwrap()).unwrap();
+            (code, answer["message"].as_str().unwrap_or_default().to_owned())
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let (code, said) = ask(Some(address.clone())).await;
+        assert_eq!(code, StatusCode::CONFLICT);
+        let told = [format!("cannot reach the node at {address} ("), "--address and --port".to_owned()];
+        assert!(told.iter().all(|told| said.contains(told)), "{said}");
+        // Names are looked up for nobody.
+        assert_eq!(ask(Some("localhost:1".to_owned())).await.0, StatusCode::BAD_REQUEST);
+        assert!(joining.read("/api/v1/nodes/laptop").await.unwrap().is_none());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        assert_eq!(ask(Some(address)).await, (StatusCode::OK, String::new()));
+        // A node of an earlier version.
+        assert_eq!(ask(None).await, (StatusCode::OK, String::new()));
         server.shutdown().await;
     }
 

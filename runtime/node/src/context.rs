@@ -49,6 +49,8 @@ pub struct Context {
     pub wall: Wall,
     /// Counts jumps of time.
     pub jumps: watch::Sender<u64>,
+    /// Why this process ends: another one is the node. From then on it says nothing of its pods.
+    pub replaced: watch::Sender<Option<String>>,
     /// Open log files.
     pub open_logs: OpenFiles,
     /// Where logs are.

@@ -101,6 +101,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Another process is the same node.
+    #[error("{0}")]
+    Replaced(String),
     /// The certificate for hosts that have none.
     #[error("make a certificate for hosts that have none")]
     Certificate(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -194,6 +197,7 @@ impl Node {
                 disk: Disk::new(config.data_dir.clone(), config.min_free_bytes),
                 wall: clock::Wall::default(),
                 jumps: watch::Sender::new(0),
+                replaced: watch::Sender::new(None),
                 open_logs: OpenFiles::default(),
                 logs_dir: config.data_dir.join("logs"),
                 pods_dir: config.data_dir.join("pods"),
@@ -246,6 +250,11 @@ impl Node {
         self.inner.pods.context.gateway.tried().await;
     }
 
+    /// Why it ends, or has ended, when that is because another process is the same node.
+    pub fn replaced(&self) -> Option<String> {
+        self.inner.pods.context.replaced.borrow().clone()
+    }
+
     /// Where it serves Ingresses, as URLs; complete when it is ready.
     pub fn ingress_urls(&self) -> Vec<String> {
         self.inner.pods.context.gateway.urls()
@@ -262,7 +271,8 @@ impl Node {
         self.inner.pods.context.images.prepare("", image, PullPolicy::IfNotPresent, &[], &|_| {}).await.map(drop)
     }
 
-    /// Runs pods until `shutdown`, then stops them and leaves their objects to the next start. Call it once.
+    /// Runs pods until `shutdown`, then stops them and leaves their objects to the next start; until another process is the same node,
+    /// too, which fails. Call it once.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let Inner { pods, registration, listener, peers, names, names_at: _, traces, synced, stop_watching } =
             &*self.inner;
@@ -300,8 +310,8 @@ impl Node {
         context.tasks.spawn(async move { recorder.run(token).await });
         let serve = kubelet::serve(listener, pods.clone(), until("kubelet"));
         let watch = async {
-            // No pod runs before it is known what it may do.
-            network.policies.synced().await;
+            // No pod runs before it is known what it may do, nor where another process may run it.
+            tokio::join!(network.policies.synced(), registration.claim());
             watch_pods(pods.clone(), synced).await;
         };
         let register = async {
@@ -312,6 +322,7 @@ impl Node {
         };
         context.node_event(false, "Starting", "Starting kubelet.".to_owned());
         tokio::pin!(serve);
+        let mut replaced = context.replaced.subscribe();
         {
             // Dropping the watch loses nothing: the next start lists.
             tokio::select! {
@@ -319,11 +330,15 @@ impl Node {
                 () = watch => {}
                 () = async { tokio::join!(register, std::future::pending::<()>()); } => {}
                 () = &mut serve => {}
+                Ok(_) = replaced.wait_for(Option::is_some) => {}
             }
         }
+        let replaced = self.replaced();
         tracing::info!(node = %context.config.name, pods = pods.len(), "node is stopping");
         let stopping = async {
-            registration.leave().await;
+            if replaced.is_none() {
+                registration.leave().await;
+            }
             pods.stop_all(context.config.stop_grace).await;
         };
         tokio::select! {
@@ -337,7 +352,7 @@ impl Node {
         if tokio::time::timeout(std::time::Duration::from_secs(5), ended).await.is_err() {
             tracing::warn!(tasks = context.tasks.len(), "some of the node's tasks have not ended");
         }
-        Ok(())
+        replaced.map_or(Ok(()), |why| Err(Error::Replaced(why)))
     }
 }
 

@@ -5,10 +5,13 @@
 //! node in a while has marked it as gone), the status is written, and every five minutes if nothing changes (kubelet:
 //! `nodeStatusReportFrequency`). A node that was taken for gone first ends the pods that were replaced.
 //!
+//! Of two processes that are the same node the newer stays, and the older ends ([`hold`]).
+//!
 //! Where it serves, it says in annotations, after its status and apart from it: what others make of them, or a server that does not take
 //! them, is no reason to write the status again.
 
 mod attempts;
+mod hold;
 mod object;
 
 use std::sync::Arc;
@@ -28,6 +31,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use self::attempts::Attempts;
+use self::hold::{Hold, Step};
 pub use self::object::Facts;
 use crate::balancer;
 use crate::context::Context;
@@ -39,6 +43,8 @@ use crate::text;
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// How long a Lease is good: of a node that is silent for longer it is not known whether it lives.
 const LEASE_SECONDS: u32 = 4;
+/// Where the Leases of nodes are.
+const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
 /// How long the answer to a renewal is waited for: two more come before the Lease is over.
 const RENEWED_WITHIN: Duration = Duration::from_millis(1500);
 /// How often the machine is looked at.
@@ -68,6 +74,7 @@ pub struct Registration {
     registered: watch::Sender<bool>,
     /// Why the servers refused it last, as far as it was told.
     refused: Mutex<String>,
+    hold: Mutex<Hold>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -92,13 +99,10 @@ impl Error {
 impl Registration {
     /// Nothing is told before [`Registration::run`].
     pub fn new(pods: Arc<Pods>, facts: Facts) -> Self {
-        Self {
-            context: pods.context.clone(),
-            pods,
-            facts,
-            registered: watch::Sender::new(false),
-            refused: Mutex::default(),
-        }
+        let context = pods.context.clone();
+        let before = std::fs::read_to_string(context.config.data_dir.join(hold::FILE)).ok();
+        let hold = Mutex::new(Hold::new((context.config.node_ip, facts.port).into(), before));
+        Self { context, pods, facts, registered: watch::Sender::new(false), refused: Mutex::default(), hold }
     }
 
     /// Whether the node has been registered as Ready.
@@ -130,6 +134,22 @@ impl Registration {
             () = self.live() => {}
             () = self.follow(&seen) => {}
             () = shutdown.cancelled() => {}
+        }
+    }
+
+    /// Returns when this process is the node: before, it runs no pods. That there is no Lease yet, or none that can be read, holds up
+    /// nothing; it never returns when another process is the node ([`Context::replaced`]).
+    pub async fn claim(&self) {
+        let mut wait = RETRY.0;
+        loop {
+            match self.look().await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) if !matches!(error.code(), 0 | 409 | 429 | 503 | 504) => return,
+                Err(error) => tracing::debug!(%error, "lease is not claimed yet"),
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RENEW_EVERY);
         }
     }
 
@@ -315,33 +335,103 @@ impl Registration {
             let ended = tokio::time::timeout(ANSWER_MAX, self.pods.end_replaced()).await;
             ended.map_err(|_| Error::Late)?.map_err(Error::Transport)?;
         }
-        let patch = json!({"status": self.facts.status(&self.context, &old["status"])});
+        let patch = json!({"status": self.facts.status_patch(&self.context, &old["status"])});
         let path = format!("{path}/status");
         self.send(Method::PATCH, &path, "application/strategic-merge-patch+json", &patch).await.map(drop)
     }
 
     async fn renew(&self) -> Result<(), Error> {
+        let held = self.hold.lock().renewal();
+        let renewed = match held {
+            Some(metadata) => self.write_lease(metadata).await,
+            None => self.look().await.map(drop),
+        };
+        match renewed {
+            // Somebody else has written it.
+            Err(error) if error.code() == 409 => self.look().await.map(drop),
+            Err(error) if error.code() == 404 => self.make_lease().await,
+            other => other,
+        }
+    }
+
+    /// Looks whose the Lease is, and claims it if it may; says whether it is this process's now.
+    async fn look(&self) -> Result<bool, Error> {
+        let lease = self.send(Method::GET, &self.lease(), "application/json", &Value::Null).await?;
+        let step = self.hold.lock().judge(&lease, Instant::now());
+        match step {
+            Step::Claim(version) => {
+                let metadata = self.hold.lock().claim(version.as_deref());
+                self.write_lease(metadata).await?;
+                self.keep_incarnation().await;
+                Ok(true)
+            }
+            Step::Wait => Ok(false),
+            Step::Over(other) => {
+                self.replaced_by(hold::address(&other));
+                Ok(false)
+            }
+        }
+    }
+
+    fn lease(&self) -> String {
+        format!("{LEASES}/{}", self.context.config.name)
+    }
+
+    async fn write_lease(&self, metadata: Value) -> Result<(), Error> {
+        let (spec, renewed) = self.lease_spec();
+        let patch = json!({"metadata": metadata, "spec": spec});
+        let lease = self.send(Method::PATCH, &self.lease(), "application/merge-patch+json", &patch).await?;
+        self.hold.lock().holds(&lease, renewed);
+        Ok(())
+    }
+
+    async fn make_lease(&self) -> Result<(), Error> {
+        let name = &self.context.config.name;
+        let node = self.send(Method::GET, &format!("/api/v1/nodes/{name}"), "application/json", &Value::Null).await?;
+        let owner = json!({"apiVersion": "v1", "kind": "Node", "name": name, "uid": node["metadata"]["uid"]});
+        let mut metadata = self.hold.lock().claim(None);
+        metadata["name"] = json!(name);
+        metadata["namespace"] = json!("kube-node-lease");
+        metadata["ownerReferences"] = json!([owner]);
+        let (spec, renewed) = self.lease_spec();
+        let kind = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec});
+        let lease = self.send(Method::POST, LEASES, "application/json", &kind).await?;
+        self.hold.lock().holds(&lease, renewed);
+        self.keep_incarnation().await;
+        Ok(())
+    }
+
+    /// What a Lease says that is renewed now, and when that is.
+    fn lease_spec(&self) -> (Value, String) {
         let name = &self.context.config.name;
         let renewed = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
-        let spec = json!({"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": renewed});
-        let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
-        let patch = json!({"spec": spec});
-        let patched =
-            self.send(Method::PATCH, &format!("{leases}/{name}"), "application/merge-patch+json", &patch).await;
-        match patched {
-            Err(error) if error.code() == 404 => {
-                let node =
-                    self.send(Method::GET, &format!("/api/v1/nodes/{name}"), "application/json", &Value::Null).await?;
-                let owner = json!({"apiVersion": "v1", "kind": "Node", "name": name, "uid": node["metadata"]["uid"]});
-                let lease = json!({
-                    "apiVersion": "coordination.k8s.io/v1",
-                    "kind": "Lease",
-                    "metadata": {"name": name, "namespace": "kube-node-lease", "ownerReferences": [owner]},
-                    "spec": spec,
-                });
-                self.send(Method::POST, leases, "application/json", &lease).await.map(drop)
-            }
-            other => other.map(drop),
+        (json!({"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": renewed}), renewed)
+    }
+
+    /// Keeps which incarnation this is, for the next one. Without it the next one waits a moment before it begins.
+    async fn keep_incarnation(&self) {
+        let (own, dir) = (self.hold.lock().own().to_owned(), self.context.config.data_dir.clone());
+        let kept = tokio::task::spawn_blocking(move || {
+            let part = dir.join(format!("{}.part", hold::FILE));
+            std::fs::write(&part, own)?;
+            std::fs::rename(&part, dir.join(hold::FILE))
+        });
+        if let Ok(Err(error)) = kept.await {
+            tracing::debug!(%error, "the incarnation is not kept");
+        }
+    }
+
+    /// Another process is the node: this one ends, and says why.
+    fn replaced_by(&self, other: &str) {
+        let config = &self.context.config;
+        let (name, own) = (&config.name, std::net::SocketAddr::new(config.node_ip, self.facts.port));
+        let message = format!(
+            "another process runs as node {name}, at {other}, and has the same identity: this one, at {own}, ends, for one of the two \
+             is a copy, which must not run. Where the copy is, stop it, `coracle reset` its data directory and join with another --name and a \
+             new token; the one that is left can be started again then"
+        );
+        if self.context.replaced.send_if_modified(|why| why.is_none().then(|| why.replace(message.clone())).is_some()) {
+            self.context.node_event(true, "NodeReplaced", message);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Calls to the cluster's API from another machine: before there is an identity, and with one.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -133,10 +134,18 @@ pub async fn join_server(
     joining.ok_or_else(|| strange(server, "what it gives is no place in a cluster"))
 }
 
-/// Joins as a node.
-pub async fn join(server: &Server, token: &Token, name: &str) -> Result<Identity, WorkerError> {
+/// Joins as a node that listens at `address`, where the server tries whether it is reached.
+pub async fn join(
+    server: &Server,
+    token: &Token,
+    name: &str,
+    address: Option<SocketAddr>,
+) -> Result<Identity, WorkerError> {
     let (key, request) = request()?;
-    let body = json!({"name": name, "request": request});
+    let mut body = json!({"name": name, "request": request});
+    if let Some(address) = address {
+        body["address"] = json!(address);
+    }
     let (authority, answer) = prove(server, token, "/coracle/v1/join", &body).await?;
     let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
     Ok(Identity::new(name, &server.to_string(), authority, text("certificate"), key)?)

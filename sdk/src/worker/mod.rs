@@ -20,6 +20,7 @@ use coracle_node::{Cidr, IngressPorts, Node, Otlp};
 use coracle_server::Program;
 use http::Request;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -284,7 +285,7 @@ impl Worker {
     pub async fn ended(&self) -> WorkerError {
         tokio::select! {
             () = self.expired.cancelled() => WorkerError::Expired(self.name.clone()),
-            () = self.ended.cancelled() => StartError::Ended("the node ended by itself".to_owned()).into(),
+            () = self.ended.cancelled() => StartError::Ended(crate::cluster::why_ended(&self.node)).into(),
         }
     }
 
@@ -346,7 +347,9 @@ async fn identity(options: &WorkerOptions) -> Result<(Identity, File), WorkerErr
             (Some(kept), Some((server, _))) if !is_over => Identity { server: server.to_string(), ..kept.clone() },
             (kept, Some((server, token))) => {
                 let named = kept.as_ref().map(|kept| kept.name.clone()).or_else(|| options.name.clone());
-                call::join(&server, &token, &named.unwrap_or_else(crate::cluster::machine_name)).await?
+                let listener = listen(options, &server).await;
+                let address = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+                call::join(&server, &token, &named.unwrap_or_else(crate::cluster::machine_name), address).await?
             }
             (None, None) => return Err(WorkerError::NotJoined(dir.clone())),
         };
@@ -364,6 +367,15 @@ async fn identity(options: &WorkerOptions) -> Result<(Identity, File), WorkerErr
             Err(error)
         }
     }
+}
+
+/// Listens where the node will, while it joins. What keeps it from that is told when it starts.
+async fn listen(options: &WorkerOptions, server: &Server) -> Option<TcpListener> {
+    let address = match options.address {
+        Some(address) => address,
+        None => address_towards(&[server.to_string()]).await.ok()?,
+    };
+    TcpListener::bind((address, options.port)).await.ok()
 }
 
 /// Holds the directory for as long as the file lives.

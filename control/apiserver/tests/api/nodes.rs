@@ -250,3 +250,29 @@ async fn a_node_reads_policies_and_what_namespaces_are_called_and_changes_neithe
         assert_eq!(ask(&server, method, &path, &body).await.0, 403, "{method} {path}");
     }
 }
+
+/// By this a node hears that another process has its identity.
+#[tokio::test]
+async fn a_lease_is_renewed_in_the_version_that_its_holder_wrote_and_in_no_older_one() {
+    let server = Server::start().await;
+    let path = format!("{LEASES}/mine");
+    let version = async || server.get(&path).await.1["metadata"]["resourceVersion"].clone();
+    let renewed = |second: u32| json!({"renewTime": format!("2026-01-01T00:00:0{second}.000000Z")});
+    let claimed = |who: &str| json!({"coracle.dev/incarnation": who});
+    let lease = json!({"metadata": {"name": "mine", "annotations": claimed("one")}, "spec": renewed(1)});
+    assert_eq!(ask(&server, "POST", LEASES, &lease).await.0, 201);
+    let first = version().await;
+    let renew = async |version: &Value, second: u32| {
+        let patch = json!({"metadata": {"resourceVersion": version}, "spec": renewed(second)});
+        ask(&server, "PATCH", &path, &patch).await.0
+    };
+    assert_eq!(renew(&first, 2).await, 200);
+    assert_eq!(version().await, first, "a renewal makes no version");
+    let claim = json!({"metadata": {"annotations": claimed("two")}, "spec": renewed(3)});
+    assert_eq!(ask(&server, "PATCH", &path, &claim).await.0, 200);
+    let second = version().await;
+    assert_ne!(second, first);
+    assert_eq!((renew(&first, 4).await, renew(&second, 5).await), (409, 200));
+    let lease = server.get(&path).await.1;
+    assert_eq!((&lease["spec"]["renewTime"], version().await), (&renewed(5)["renewTime"], second));
+}

@@ -43,6 +43,7 @@ use crate::queue::{Next, Queue, Reconciler};
 use crate::replica_set::{Replication, Set as _};
 use crate::{Error, selector};
 use plan::{Memory, Seen};
+pub(crate) use reports::is_ours;
 use reports::{News, Reports};
 use settings::Settings;
 
@@ -362,7 +363,7 @@ impl Controller {
         sources.nodes.on_change({
             let controller = controller.clone();
             move |change| {
-                let is_to_be_heard = |node: &Node| (reports::tells(node), is_ready(node));
+                let is_to_be_heard = |node: &Node| (is_ours(node), is_ready(node));
                 let before = change.before().map(|before| is_to_be_heard(before));
                 let is_gone = matches!(change, Change::Deleted(_));
                 if is_gone || before != Some(is_to_be_heard(change.object())) {
@@ -429,7 +430,7 @@ impl Controller {
         loop {
             let is_wanted = !self.lives.lock().is_empty();
             let nodes = if is_wanted { self.nodes.all() } else { Vec::new() };
-            let tell = nodes.iter().filter(|node| reports::tells(node));
+            let tell = nodes.iter().filter(|node| is_ours(node));
             let names: HashSet<Arc<str>> = tell.map(|node| node.key().name).collect();
             for (node, stop) in self.reports.follow(&names) {
                 let this = self.clone();
@@ -495,7 +496,7 @@ impl Controller {
         };
         self.refused.lock().remove(&id);
         let nodes = self.nodes.all();
-        let must_tell = nodes.iter().filter(|node| reports::tells(node) && is_ready(node));
+        let must_tell = nodes.iter().filter(|node| is_ours(node) && is_ready(node));
         let heard_since = self.reports.heard_since(must_tell.filter_map(|node| node.metadata.name.as_deref()));
         let now = Instant::now();
         let asked = self.reports.asked(&services, now);

@@ -266,8 +266,8 @@ async fn line(lines: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<Option
     }
 }
 
-/// Whether a node has something to tell.
-pub(super) fn tells(node: &Node) -> bool {
+/// Whether a node is one of ours, which tells.
+pub(crate) fn is_ours(node: &Node) -> bool {
     let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
     info.is_some_and(|info| info.kubelet_version.contains(TELLS))
 }
@@ -371,7 +371,7 @@ mod tests {
                 "kubeProxyVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": ""});
             serde_json::from_value(serde_json::json!({"metadata": {}, "status": {"nodeInfo": info}})).unwrap()
         };
-        assert!(tells(&node("v1.37.0+coracle.0.1.0")) && !tells(&node("v1.37.0")) && !tells(&Node::default()));
+        assert!(is_ours(&node("v1.37.0+coracle.0.1.0")) && !is_ours(&node("v1.37.0")) && !is_ours(&Node::default()));
     }
 
     #[tokio::test]

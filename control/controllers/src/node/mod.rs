@@ -1,7 +1,7 @@
 //! The life of nodes as the control plane sees it (kubernetes-api §20.8): silence becomes `Ready=Unknown`, conditions
 //! become taints, taints drive pods out when their tolerations end.
 //!
-//! Nothing is polled: each sign of life sets the deadline of its node anew. Signs are dated by our own clock when we see
+//! No sign of life is polled: each sets the deadline of its node anew. Signs are dated by our own clock when we see
 //! them, so clocks of nodes do not matter; and whoever slept ([`watchful`]) first watches for a whole period.
 //!
 //! A node that dies is left at three speeds. Who calls it leaves out endpoints that do not answer, at once (the mesh). When
@@ -12,6 +12,7 @@
 mod eviction;
 mod met;
 pub(crate) mod plan;
+mod reach;
 mod signs;
 mod watchful;
 mod zones;
@@ -38,6 +39,7 @@ use crate::{Error, now_in_seconds};
 
 pub(crate) use eviction::{Evictions, delete_disrupted};
 use plan::Drive;
+pub(crate) use reach::Reach;
 use signs::{Signs, Silence};
 use watchful::Watchful;
 use zones::{Pace, Zones};

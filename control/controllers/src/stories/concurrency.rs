@@ -19,7 +19,7 @@ fn service() -> Value {
 }
 
 /// One of our own, which tells.
-fn telling() -> Value {
+pub(super) fn telling() -> Value {
     let mut telling = node("True");
     telling["status"]["nodeInfo"] = json!({
         "kubeletVersion": "v1.37.0+coracle.0.1.0", "architecture": "", "bootID": "", "containerRuntimeVersion": "",

@@ -270,7 +270,9 @@ impl Pods {
     #[allow(clippy::type_complexity, reason = "used once, right above")]
     fn next_body(&self, slot: &Slot) -> Option<(Option<Vec<u8>>, u64, bool)> {
         let mut state = slot.lock();
-        if !state.report.is_dirty || state.core.is_forgotten() {
+        // Of the pods of a node that is another process says how they are.
+        let is_told = self.context.replaced.borrow().is_none();
+        if !state.report.is_dirty || state.core.is_forgotten() || !is_told {
             state.report.is_under_way = false;
             self.retries(&mut state.report, false);
             return None;

@@ -120,6 +120,15 @@ impl Facts {
         })
     }
 
+    /// The same as the body of a strategic merge patch: addresses, which would be merged by their types, are these and no others.
+    pub fn status_patch(&self, context: &Context, old: &Value) -> Value {
+        let mut status = self.status(context, old);
+        if let Some(addresses) = status["addresses"].as_array_mut() {
+            addresses.insert(0, json!({"$patch": "replace"}));
+        }
+        status
+    }
+
     /// Whether a status that the API server has shown says what is true, but for the times in it.
     pub fn agrees(&self, context: &Context, seen: &Value) -> bool {
         let shown = seen["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();

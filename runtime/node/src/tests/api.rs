@@ -35,6 +35,8 @@ struct State {
     revision: u64,
     pods: BTreeMap<String, Value>,
     node: Value,
+    /// The node's Lease, once it is made; a renewal does not change its version.
+    lease: Value,
     /// Status writes by pod, with their moments.
     writes: Vec<(String, Instant, Value)>,
     created: BTreeMap<String, Instant>,
@@ -81,6 +83,35 @@ impl Api {
 
     pub fn node(&self) -> Value {
         self.state.lock().node.clone()
+    }
+
+    /// The node's Lease.
+    pub fn lease(&self) -> Value {
+        self.state.lock().lease.clone()
+    }
+
+    /// Another process renews the node's Lease.
+    pub fn hold_lease(&self, incarnation: &str) {
+        let mut state = self.state.lock();
+        let metadata = json!({"annotations": {"coracle.dev/incarnation": incarnation}});
+        self.write_lease(
+            &mut state,
+            &json!({"metadata": metadata, "spec": {"renewTime": jiff::Timestamp::now().to_string()}}),
+        );
+    }
+
+    fn write_lease(&self, state: &mut State, patch: &Value) -> Response<Body> {
+        let version = state.lease["metadata"]["resourceVersion"].clone();
+        if patch["metadata"].get("resourceVersion").is_some_and(|named| *named != version) {
+            return answer(StatusCode::CONFLICT, &json!({"message": "it is another version by now"}));
+        }
+        coracle_api::patch::merge(&mut state.lease, patch).unwrap();
+        if patch["metadata"].get("annotations").is_some() {
+            state.revision += 1;
+            state.lease["metadata"]["resourceVersion"] = json!(state.revision.to_string());
+        }
+        self.changed.notify_waiters();
+        answer(StatusCode::OK, &state.lease)
     }
 
     /// Puts a ConfigMap or Secret.
@@ -384,6 +415,16 @@ impl Api {
                 streamed(all.map(|object| json!({"type": "MODIFIED", "object": object})))
             }
             (&Method::GET, _) if is_watch => streamed(stream::pending()),
+            (method, ["apis", "coordination.k8s.io", "v1", "namespaces", "kube-node-lease", "leases", rest @ ..]) => {
+                let mut state = self.state.lock();
+                match (method, rest, state.lease.is_object()) {
+                    (&Method::GET, [_], true) => answer(StatusCode::OK, &state.lease),
+                    (&Method::PATCH, [_], true) => self.write_lease(&mut state, &body),
+                    (&Method::POST, [], false) => self.write_lease(&mut state, &body),
+                    (&Method::POST, [], true) => answer(StatusCode::CONFLICT, &json!({})),
+                    _ => answer(StatusCode::NOT_FOUND, &not_found()),
+                }
+            }
             (&Method::GET, ["api", "v1", "nodes", _]) => answer(StatusCode::OK, &self.node()),
             (&Method::GET, ["api", "v1", "namespaces", _, kind @ ("configmaps" | "secrets")]) => {
                 let found = self.state.lock().objects.get(&format!("{kind}/{}", named(&query))).cloned();
@@ -479,9 +520,8 @@ impl Api {
             (&Method::PATCH, ["api", "v1", "nodes", _, "status"]) => {
                 let mut state = self.state.lock();
                 state.node_writes[0] += 1;
-                for (field, value) in body["status"].as_object().unwrap() {
-                    state.node["status"][field] = value.clone();
-                }
+                let nodes = coracle_api::schema::of_kind("", "v1", "Node").unwrap();
+                coracle_api::patch::strategic(&mut state.node, &body, &nodes).unwrap();
                 self.store_node(&mut state);
                 answer(StatusCode::OK, &json!({}))
             }
@@ -512,8 +552,10 @@ impl Api {
             return answer(code, &json!({ "message": message }));
         }
         let mut status = patch["status"].clone();
-        if let Some(addresses) = status["podIPs"].as_array_mut() {
-            addresses.retain(|address| address.get("$patch").is_none());
+        for list in ["podIPs", "hostIPs"] {
+            if let Some(addresses) = status.get_mut(list).and_then(Value::as_array_mut) {
+                addresses.retain(|address| address.get("$patch").is_none());
+            }
         }
         status.as_object_mut().unwrap().retain(|_, value| !value.is_null());
         pod["status"] = status.clone();

@@ -94,6 +94,13 @@ impl World {
     }
 
     async fn start_node(&mut self) {
+        self.launch_node().await;
+        let ready = self.node.as_ref().expect("it was launched").node.ready();
+        tokio::time::timeout(PATIENCE, ready).await.expect("the node becomes ready");
+    }
+
+    /// The same without waiting for it.
+    async fn launch_node(&mut self) {
         let config = Config {
             registry: Some(self.registry.clone()),
             capacity: Capacity { pods: Some(50), ..Capacity::default() },
@@ -104,7 +111,6 @@ impl World {
         let node = Node::new(self.api.client(), config).await.unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(node.clone().run(stop.clone()));
-        tokio::time::timeout(PATIENCE, node.ready()).await.expect("the node becomes ready");
         self.node = Some(Running { node, stop, task });
     }
 

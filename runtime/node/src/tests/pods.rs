@@ -436,6 +436,67 @@ async fn a_node_that_comes_back_ends_what_was_replaced_before_it_is_ready() {
     world.ready("stays").await;
 }
 
+/// Somebody has copied the machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_older_of_two_that_are_the_same_node_ends_and_says_nothing_more_of_its_pods() {
+    let mut world = World::start().await;
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    until("it holds the lease", || world.api.lease().is_object()).await;
+    // Killed and started again it is the same node, at once.
+    let held = world.api.lease()["metadata"]["annotations"].clone();
+    world.stop_node().await;
+    world.start_node().await;
+    world.ready("web").await;
+    assert_ne!(world.api.lease()["metadata"]["annotations"], held, "another process");
+    let newer = "0a 192.0.2.7:10250";
+    let ended = async |node: super::Running| {
+        let ended = tokio::time::timeout(super::PATIENCE, node.task).await.expect("it ends");
+        ended.unwrap().unwrap_err().to_string()
+    };
+    world.api.hold_lease(newer);
+    let why = ended(world.node.take().unwrap()).await;
+    assert!(why.contains("another process runs as node n1, at 192.0.2.7:10250") && why.contains("--name"), "{why}");
+    assert!(super::is_ready(&world.api.pod_status("web")), "it is the other's to say how it is");
+    assert!(super::is_ready(&world.api.node()["status"]));
+    assert!(world.api.reasons("n1").contains(&"NodeReplaced".to_owned()), "{:?}", world.api.reasons("n1"));
+    // Whoever starts it again finds the other there; it runs nothing.
+    world.launch_node().await;
+    let again = world.node.take().unwrap();
+    let pods = again.node.pods().clone();
+    let renewing = async {
+        loop {
+            world.api.hold_lease(newer);
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    let why = tokio::select! {
+        why = ended(again) => why,
+        () = renewing => unreachable!(),
+    };
+    assert!(why.contains("at 192.0.2.7:10250") && pods.all().is_empty(), "{why}");
+    // The other does not run any more.
+    world.start_node().await;
+    world.ready("web").await;
+}
+
+/// Addresses that others wrote are no reason to write the status again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_addresses_of_a_node_are_what_it_says_and_no_others() {
+    let world = World::start().await;
+    until("the status is written", || world.api.node_writes()[0] >= 2).await;
+    let own = world.api.node()["status"]["addresses"].clone();
+    world.api.modify_node(|node| {
+        let more = [
+            json!({"type": "ExternalIP", "address": "192.0.2.1"}),
+            json!({"type": "InternalIP", "address": "192.0.2.2"}),
+        ];
+        node["status"]["addresses"].as_array_mut().unwrap().extend(more);
+    });
+    let is_own = world.api.node_is(|node| node["status"]["addresses"] == own);
+    tokio::time::timeout(super::PATIENCE, is_own).await.expect("it says its addresses");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_who_do_not_agree_go_slowly() {
     let world = World::start().await;

@@ -2,7 +2,8 @@
 //! `kubelet_pods.go`), as the body of a strategic merge patch.
 //!
 //! The patch is complete and does not depend on what was written before: what must not be there is `null`, the
-//! container statuses are atomic lists, and conditions are merged by type, so those of others stay. Messages are cut at a bound: a
+//! container statuses are atomic lists, addresses replace those of before (they would be merged by the address), and
+//! conditions are merged by type, so those of others stay. Messages are cut at a bound: a
 //! status that is too large for the API server is one that nobody ever sees.
 
 use serde_json::{Map, Value, json};
@@ -51,7 +52,7 @@ impl Core {
             "reason": reason,
             "message": message,
             "hostIP": self.host_address,
-            "hostIPs": [{"ip": self.host_address}],
+            "hostIPs": [{"$patch": "replace"}, {"ip": self.host_address}],
             "startTime": self.start_time.map(second),
             "qosClass": self.qos_class(),
             "containerStatuses": self.container_statuses(|kind| kind == Kind::Regular, true),

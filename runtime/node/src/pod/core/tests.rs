@@ -800,3 +800,21 @@ fn an_end_that_nobody_was_told_of_is_taken_up_from_what_was_kept() {
     let last = restored.status()["containerStatuses"][0]["lastState"]["terminated"].clone();
     assert_eq!((&last["exitCode"], &last["containerID"]), (&json!(255), &json!(id(2))));
 }
+
+#[test]
+fn addresses_of_an_earlier_life_of_the_node_are_replaced_and_not_added_to() {
+    let pods = coracle_api::schema::of_kind("", "v1", "Pod").unwrap();
+    let mut world = World::running(one("Always"), &["a"]);
+    let list = |address: &str| json!([{"ip": address}]);
+    let mut object = json!({"status": {
+        "hostIP": "192.168.0.9", "hostIPs": list("192.168.0.9"), "podIP": "10.244.9.9", "podIPs": list("10.244.9.9"),
+        "conditions": [{"type": "others", "status": "True"}],
+    }});
+    for _ in 0..2 {
+        coracle_api::patch::strategic(&mut object, &json!({"status": world.status()}), &pods).unwrap();
+        let status = &object["status"];
+        assert_eq!((&status["hostIP"], &status["hostIPs"]), (&json!("192.168.0.1"), &list("192.168.0.1")));
+        assert_eq!((&status["podIP"], &status["podIPs"]), (&json!("10.244.0.2"), &list("10.244.0.2")));
+        assert!(status["conditions"].as_array().unwrap().iter().any(|condition| condition["type"] == "others"));
+    }
+}
