@@ -59,8 +59,8 @@ pub struct Service {
     pub affinity: Option<Duration>,
     /// Addresses of ready endpoints, sorted, each once: what the name of a headless Service stands for.
     pub ready: Arc<[IpAddr]>,
-    /// Addresses of endpoints with a host name of their own (`web-0.web.default`).
-    pub hosts: HashMap<Arc<str>, IpAddr>,
+    /// Addresses of ready endpoints with a host name (`web-0.web.default`), sorted, each once: several may have the same.
+    pub hosts: HashMap<Arc<str>, Vec<IpAddr>>,
 }
 
 /// `spec.type`.
@@ -244,7 +244,7 @@ impl Snapshot {
     }
 
     fn host(&self, host: &str, service: &str, namespace: &str) -> Option<Resolved> {
-        self.service(namespace, service)?.hosts.get(host).map(|address| Resolved::Addresses(vec![*address]))
+        self.service(namespace, service)?.hosts.get(host).cloned().map(Resolved::Addresses)
     }
 
     fn of_service(&self, service: &str, namespace: &str) -> Option<Resolved> {

@@ -200,6 +200,16 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
     let mut ready: Vec<IpAddr> = all_ready().map(|endpoint| endpoint.address).collect();
     ready.sort_unstable();
     ready.dedup();
+    let mut hosts: HashMap<Arc<str>, Vec<IpAddr>> = HashMap::new();
+    for endpoint in all_ready() {
+        if let Some(host) = &endpoint.host {
+            hosts.entry(host.clone()).or_default().push(endpoint.address);
+        }
+    }
+    for addresses in hosts.values_mut() {
+        addresses.sort_unstable();
+        addresses.dedup();
+    }
     let kind = match spec.type_.as_deref() {
         Some("NodePort") => ServiceKind::NodePort,
         Some("LoadBalancer") => ServiceKind::LoadBalancer,
@@ -224,7 +234,7 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
         activates: object.metadata.annotations.as_ref().is_some_and(|said| said.contains_key(ACTIVATES)),
         affinity: affinity(spec.session_affinity.as_deref(), spec.session_affinity_config.as_ref()),
         ready: ready.into(),
-        hosts: all_ready().filter_map(|endpoint| Some((endpoint.host.clone()?, endpoint.address))).collect(),
+        hosts,
     }
 }
 
@@ -334,6 +344,9 @@ mod tests {
         assert_eq!(second.resolve("web-0.other", "n"), Some(address));
         assert_eq!(second.resolve("web.n", "n"), Some(Resolved::Service(web.clone())));
         assert_eq!(second.resolve("web-0.other", "x"), None);
+        // Pods of a Deployment that says a host name have it all.
+        let both = ["10.244.0.2", "10.244.0.3"].map(|address| address.parse().unwrap());
+        assert_eq!(second.resolve("web-0.web.n", "x"), Some(Resolved::Addresses(both.to_vec())));
 
         table.take(Change::SliceGone(slice("s1", "web", &[])));
         let third = table.snapshot(&second);

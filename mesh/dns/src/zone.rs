@@ -1,7 +1,7 @@
 //! What the names of the cluster's domain mean, as `dns-specification.md` of kubernetes/dns says it, and addresses of Services in
 //! the reverse zones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -235,8 +235,9 @@ fn services(
                 targets.extend(number.map(|number| (number, own, vec![served_at.unwrap_or(address)])));
             }
             None => {
-                let hosts: HashMap<IpAddr, &Arc<str>> =
-                    service.hosts.iter().map(|(host, address)| (*address, host)).collect();
+                let hosts = service.hosts.iter();
+                let hosts = hosts.flat_map(|(host, of)| of.iter().map(move |address| (*address, host)));
+                let hosts: HashMap<IpAddr, &Arc<str>> = hosts.collect();
                 let mut endpoints: Vec<_> = found.ready.iter().collect();
                 let (some, _) = endpoints.partial_shuffle(&mut rand::rng(), ANSWERS_MAX);
                 for endpoint in some {
@@ -252,13 +253,17 @@ fn services(
                 }
             }
         }
+        // Several endpoints may have one name.
+        let mut told = HashSet::new();
         for (port, target, addresses) in targets {
             // What does not mean anything to whoever asks next is not told.
             if snapshot.meaning(&target).is_none() {
                 continue;
             }
             additional.extend(addresses.into_iter().map(|address| (target.clone(), Data::Address(address))));
-            records.push((name.to_owned(), Data::Srv { port, target }));
+            if told.insert((port, target.clone())) {
+                records.push((name.to_owned(), Data::Srv { port, target }));
+            }
         }
     }
     Answer::Records { zone, records, additional }
@@ -366,7 +371,10 @@ mod tests {
     fn world() -> Snapshot {
         let mut named =
             service("sets", None, vec![port("web", 80, None, Protocol::Tcp, &["10.244.0.2", "10.244.0.3"])]);
-        named.hosts.insert("sets-0".into(), address("10.244.0.2"));
+        named.hosts.insert("sets-0".into(), vec![address("10.244.0.2")]);
+        let mut twins =
+            service("twins", None, vec![port("web", 80, None, Protocol::Tcp, &["10.244.0.2", "10.244.0.3"])]);
+        twins.hosts.insert("twin".into(), vec![address("10.244.0.2"), address("10.244.0.3")]);
         Snapshot::of([
             service("db", Some("10.96.0.9"), vec![port("sql", 5432, None, Protocol::Tcp, &["10.244.0.2"])]),
             service("six", Some("fd00::9"), vec![port("", 80, None, Protocol::Tcp, &[])]),
@@ -380,6 +388,7 @@ mod tests {
                 ],
             ),
             named,
+            twins,
             service("empty", None, vec![port("web", 80, None, Protocol::Tcp, &[])]),
             alias("outside", "Example.com."),
             alias("inside", "db.n.svc.cluster.local"),
@@ -433,6 +442,11 @@ mod tests {
             ),
             ("sets-0.sets.n.svc.cluster.local", Kind::A, "sets-0.sets.n.svc.cluster.local 10.244.0.2"),
             ("sets-9.sets.n.svc.cluster.local", Kind::A, NONE),
+            (
+                "twin.twins.n.svc.cluster.local",
+                Kind::A,
+                "twin.twins.n.svc.cluster.local 10.244.0.2, twin.twins.n.svc.cluster.local 10.244.0.3",
+            ),
             ("empty.n.svc.cluster.local", Kind::A, NOTHING),
             ("10-244-0-3.n.pod.cluster.local", Kind::A, "10-244-0-3.n.pod.cluster.local 10.244.0.3"),
             ("outside.n.svc.cluster.local", Kind::A, "outside.n.svc.cluster.local -> example.com"),
@@ -470,6 +484,7 @@ mod tests {
     #[test]
     fn ports_are_told_by_their_names_where_they_are() {
         let (db, open, sets) = ("db.n.svc.cluster.local", "open.n.svc.cluster.local", "sets.n.svc.cluster.local");
+        let twins = "twins.n.svc.cluster.local";
         for (name, expected) in [
             (format!("_sql._tcp.{db}"), format!("_sql._tcp.{db} 5432 {db}, ({db} 10.96.0.9)")),
             (format!("_sql._udp.{db}"), NONE.to_owned()),
@@ -484,6 +499,10 @@ mod tests {
                     "_web._tcp.{sets} 8080 10-244-0-3.n.pod.cluster.local, _web._tcp.{sets} 8080 sets-0.{sets}, \
                      (10-244-0-3.n.pod.cluster.local 10.244.0.3), (sets-0.{sets} 10.244.0.2)"
                 ),
+            ),
+            (
+                format!("_web._tcp.{twins}"),
+                format!("_web._tcp.{twins} 8080 twin.{twins}, (twin.{twins} 10.244.0.2), (twin.{twins} 10.244.0.3)"),
             ),
         ] {
             assert_eq!(said(&name, Kind::Srv), expected, "{name}");
