@@ -334,6 +334,7 @@ async fn a_node_s_lease_is_renewed_without_the_log_and_all_who_look_see_it() {
     // As our nodes do it, and as kubelets do.
     let other = server.make(MAPS, config_map("a", json!({}))).await;
     let position = &other["metadata"]["resourceVersion"];
+    let revision = server.keyspace.revision();
     let renewal = json!({"spec": {"renewTime": time(2)}});
     let mut whole = made.clone();
     whole["spec"]["renewTime"] = time(3).into();
