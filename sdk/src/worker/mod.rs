@@ -560,7 +560,7 @@ mod tests {
         // Nobody was asked who could not have kept the answer, nor beside a start that is under way.
         let join = || Some(Join { server: format!("https://{free}"), token: token.clone() });
         for dir in [Path::new("/proc/coracle-node"), &dir] {
-            let _held = lock(dir);
+            let _held = lock(dir).await;
             let error = Worker::start(WorkerOptions { join: join(), ..WorkerOptions::new(dir) }).await.err().unwrap();
             assert!(matches!(error, WorkerError::Directory { .. }), "{error}");
         }
