@@ -26,9 +26,9 @@ use super::cluster::Resident;
 use super::servers::{Server, stop};
 use super::{Error, Figure};
 
-/// Nodes and pods of a rollout, and those that a server shall have room for.
-const FEW: (usize, usize) = (1_000, 5_000);
-const MANY: (usize, usize) = (5_000, 100_000);
+/// Pods and nodes of a rollout, and those that a server shall have room for.
+const FEW: (usize, usize) = (5_000, 1_000);
+const MANY: (usize, usize) = (100_000, 5_000);
 /// Pods of each Deployment beyond the first.
 const REPLICAS: usize = 1_000;
 /// Requests at a time.
@@ -47,9 +47,9 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure), doing: &mut im
     let mut server = Server::start(program, dir.path().join("server"), "server", &[]).await?;
     let client = server.remote.client().clone();
     let measured = async {
-        doing(format!("{} nodes come", FEW.0));
-        make_nodes(&client, 0..FEW.0).await?;
         let (pods, nodes) = FEW;
+        doing(format!("{nodes} nodes come"));
+        make_nodes(&client, 0..nodes).await?;
         doing(format!("a Deployment of {pods}"));
         report(Figure::new(
             format!("many_nodes.{pods}_pods_on_{nodes}_ready"),
@@ -58,10 +58,10 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure), doing: &mut im
         ));
         let (pods, nodes) = MANY;
         doing(format!("{nodes} nodes come"));
-        make_nodes(&client, FEW.0..nodes).await?;
+        make_nodes(&client, FEW.1..nodes).await?;
         doing(format!("Deployments of {pods} pods in all"));
         let begun = Instant::now();
-        let names = (0..(pods - FEW.1) / REPLICAS).map(|at| format!("more-{at}"));
+        let names = (0..(pods - FEW.0) / REPLICAS).map(|at| format!("more-{at}"));
         let rollouts = futures::stream::iter(names).map(|name| {
             let client = client.clone();
             async move { ready(&client, &name, REPLICAS).await }

@@ -27,7 +27,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const TURNS: usize = 20;
 const CALLS_PER_TURN: usize = 500;
 /// How often a workload is woken.
-const WAKES: usize = 100;
+const WAKES: usize = 50;
+/// It has slept for so long when it is woken: controllers space what is done to one workload again and again.
+const ASLEEP: Duration = Duration::from_secs(2);
 /// Until it is put to sleep again where it has not gone by then.
 const SLEEPS_WITHIN: Duration = Duration::from_secs(2);
 /// Requests a second that come, all at once, to a workload without a pod; for how long, and over how many connections.
@@ -189,7 +191,7 @@ impl<R: FnMut(Figure), D: FnMut(String)> Bench<'_, R, D> {
         Ok(())
     }
 
-    /// Puts the workload to sleep; returns when it has no pod. What was asked just before may be told of after that, and wakes it once more.
+    /// Puts the workload to sleep; returns when it has had none for a while. What was asked just before may be told of after that, and wakes it once more.
     async fn sleep(&self, deployments: &Api<Deployment>) -> Result<(), Error> {
         let none = Patch::Merge(json!({"spec": {"replicas": 0}}));
         let pods: Api<Pod> = Api::default_namespaced(self.client.clone());
@@ -198,8 +200,11 @@ impl<R: FnMut(Figure), D: FnMut(String)> Bench<'_, R, D> {
         while begun.elapsed() < DEADLINE {
             deployments.patch("sleeper", &PatchParams::default(), &none).await?;
             let asked = Instant::now();
-            while asked.elapsed() < SLEEPS_WITHIN {
-                if pods.list_metadata(&of_it).await?.items.is_empty() {
+            let mut gone = None;
+            while asked.elapsed() < SLEEPS_WITHIN + ASLEEP {
+                let is_gone = pods.list_metadata(&of_it).await?.items.is_empty();
+                gone = is_gone.then(|| gone.unwrap_or_else(Instant::now));
+                if gone.is_some_and(|gone| gone.elapsed() >= ASLEEP) {
                     return Ok(());
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
